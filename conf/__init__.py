@@ -1,0 +1,1 @@
+"""Every number, as YAML: Hydra's configuration groups, shipped as package data."""

@@ -1,0 +1,141 @@
+"""Time: the one place where the engine meets a clock, and the seam at which a simulator takes over.
+
+Everything else in the engine awaits only what stands here (and what is built from it), so the same coroutines
+run under asyncio on the wall clock and under SimPy on a virtual one. Time inside is integer nanoseconds.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+NS_PER_S = 1_000_000_000
+
+
+def to_ns(seconds: float) -> int:
+    """Seconds, as configuration and reports speak, to integer nanoseconds, rounded to the nearest."""
+    return round(seconds * NS_PER_S)
+
+
+def utc_now() -> datetime:
+    """The date, for the name of a run folder and its manifest; never for a decision or a digest."""
+    return datetime.now(UTC)
+
+
+def stopwatch_ns() -> int:
+    """A monotonic reading of the real machine's time, to measure real work with."""
+    return time.perf_counter_ns()
+
+
+class Signal(Protocol):
+    """Something that happens once and then stays so. Setting it twice is allowed and changes nothing."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it has happened."""
+
+    def set(self) -> None:
+        """Let it happen: all who wait go on, in the order in which they came. Never blocks."""
+
+    async def wait(self) -> None:
+        """Return when it has happened, at once if it has already."""
+
+
+class Timer(Protocol):
+    """A callback that is due at a time."""
+
+    def cancel(self) -> None:
+        """Do not call it after all. Harmless when it has been called."""
+
+
+class Clock(Protocol):
+    """What the engine knows of time and of running things side by side."""
+
+    def now_ns(self) -> int:
+        """Nanoseconds since the clock's own zero; never goes back."""
+
+    async def sleep(self, delay_ns: int) -> None:
+        """Return `delay_ns` (>= 0) later."""
+
+    def call_later(self, delay_ns: int, callback: Callable[[], None]) -> Timer:
+        """Call `callback` once, `delay_ns` (>= 0) later, unless the timer is cancelled before."""
+
+    def signal(self) -> Signal:
+        """A new signal, not set."""
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> object:
+        """Run `work` beside the caller. An exception that leaves it ends the program: it is a defect."""
+
+    async def compute(self, work: Callable[[], T]) -> tuple[T, int]:
+        """Do blocking `work`; its result and how long it took, in ns.
+
+        On the wall clock it runs in a worker thread, so that the loop stays free. On a virtual clock it runs
+        at once, and the time it took on the real machine then passes on the virtual one (hardware in the
+        loop)."""
+
+
+class WallSignal:
+    """A signal on the running asyncio loop."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    @property
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def set(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+class WallClock:
+    """The engine's clock in production: asyncio and the machine's monotonic time. Made inside a running loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[Any]] = set()  # the loop itself holds tasks only weakly
+        self._zero_ns = time.monotonic_ns()
+
+    def now_ns(self) -> int:
+        return time.monotonic_ns() - self._zero_ns
+
+    async def sleep(self, delay_ns: int) -> None:
+        await asyncio.sleep(delay_ns / NS_PER_S)
+
+    def call_later(self, delay_ns: int, callback: Callable[[], None]) -> Timer:
+        return self._loop.call_later(delay_ns / NS_PER_S, callback)
+
+    def signal(self) -> Signal:
+        return WallSignal()
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> object:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def compute(self, work: Callable[[], T]) -> tuple[T, int]:
+        def timed() -> tuple[T, int]:
+            begun_ns = stopwatch_ns()
+            return work(), stopwatch_ns() - begun_ns
+
+        return await asyncio.to_thread(timed)
+
+    async def close(self) -> None:
+        """Cancel what still runs beside (replica loops, health probes) and wait until it is gone."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._loop.call_exception_handler({"message": "spawned work failed", "exception": error})

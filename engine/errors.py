@@ -1,0 +1,88 @@
+"""What can go wrong, as one tree. A message is one sentence: the thing, its value, what would be right.
+
+EngineError
+├── BadSettings            the engine or a run cannot start like this; raised before any work begins
+│   └── UnknownName        no strategy, policy, executor or scenario is called that
+├── BadRequest        400  the caller asked for something impossible
+├── NotFound          404  no such model
+├── OverQuota         429  a limit is reached; carries retry_after_s
+├── ReplicaLost       502  a replica died with the request in its hands
+├── NoReplica         503  nothing healthy can serve the model
+└── DeadlinePassed    504  the deadline came first
+"""
+
+from typing import ClassVar
+
+
+class EngineError(Exception):
+    """Anything that the engine refuses or fails to do.
+
+    `status` is the HTTP status of the answer, `outcome` the terminal outcome and `reason` the stable word
+    that stands in the requests table and in metrics.
+    """
+
+    status: ClassVar[int] = 500
+    outcome: ClassVar[str] = "failed"
+    reason: ClassVar[str] = "engine_error"
+
+
+class BadSettings(EngineError):
+    """The engine or a run cannot start like this."""
+
+    reason = "bad_settings"
+
+
+class UnknownName(BadSettings):
+    """Nothing of this kind has that name."""
+
+    reason = "unknown_name"
+
+
+class BadRequest(EngineError):
+    """The caller asked for something impossible."""
+
+    status = 400
+    outcome = "rejected"
+    reason = "bad_request"
+
+
+class NotFound(EngineError):
+    """No such model."""
+
+    status = 404
+    outcome = "rejected"
+    reason = "not_found"
+
+
+class OverQuota(EngineError):
+    """A limit is reached; `retry_after_s` is when trying again makes sense."""
+
+    status = 429
+    outcome = "rejected"
+    reason = "over_quota"
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ReplicaLost(EngineError):
+    """A replica died with the request in its hands."""
+
+    status = 502
+    reason = "replica_lost"
+
+
+class NoReplica(EngineError):
+    """Nothing healthy can serve the model."""
+
+    status = 503
+    reason = "no_replica"
+
+
+class DeadlinePassed(EngineError):
+    """The deadline came first."""
+
+    status = 504
+    outcome = "timed_out"
+    reason = "deadline_passed"

@@ -1,0 +1,28 @@
+"""Serving on one device: a scheduler forms batches, an executor runs them, a replica keeps both going."""
+
+from engine.execution.executor import (
+    Batch,
+    Chunk,
+    Executor,
+    KVBlock,
+    Machine,
+    Sequence,
+    StepResult,
+    executors,
+)
+from engine.execution.replica import Answer, Replica
+from engine.execution.scheduler import Scheduler
+
+__all__ = [
+    "Answer",
+    "Batch",
+    "Chunk",
+    "Executor",
+    "KVBlock",
+    "Machine",
+    "Replica",
+    "Scheduler",
+    "Sequence",
+    "StepResult",
+    "executors",
+]

@@ -1,0 +1,115 @@
+"""The roofline executor: what a step would take on an accelerator, from its datasheet alone. No tensors."""
+
+from dataclasses import dataclass
+
+from engine.clock import NS_PER_S
+from engine.errors import BadSettings
+from engine.execution.executor import Batch, KVBlock, Machine, Sequence, StepResult, executors
+from engine.settings import at_least, require
+
+
+@dataclass(slots=True, kw_only=True)
+class RooflineOptions:
+    """How much of the datasheet is reached, and what the host adds to each step.
+
+    The defaults are the usual range of published serving measurements, not a fit: dense matrix products of
+    prefill reach about half of the peak, streaming reads about four fifths, and a step costs the host some
+    hundred microseconds. `kv_share` of the memory that the weights leave free holds KV.
+    """
+
+    compute_efficiency: float = 0.5
+    memory_efficiency: float = 0.8
+    overhead_us: float = 200.0
+    kv_share: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name in ("compute_efficiency", "memory_efficiency", "kv_share"):
+            value = getattr(self, name)
+            require(f"executor.{name}", value, 0 < value <= 1, "above 0 and at most 1")
+        at_least("executor.overhead_us", self.overhead_us, 0)
+
+
+@executors("roofline")
+class RooflineExecutor:
+    """max(compute, memory) + overhead (Williams, Waterman, Patterson: Roofline, CACM 52(4), 2009).
+
+    compute = (2 P t + 4 L H D sum(t_i c_i)) / (FLOP/s x efficiency): two operations a weight and token, and for
+    each of the t_i new tokens of a sequence two products of H D numbers with each of its c_i keys and values in
+    L layers (c_i: the mean context of these tokens).
+    memory = (weights + KV read and written) / (bytes/s x efficiency): the weights once a step, the KV of each
+    sequence once.
+    KV that comes from the cache or goes there crosses the link: bytes / link bandwidth, added to the step.
+    """
+
+    Options = RooflineOptions
+
+    def __init__(self, machine: Machine, options: RooflineOptions) -> None:
+        """Raises BadSettings when the weights leave no room for KV on this hardware."""
+        model, hardware = machine.model, machine.hardware
+        shape = model.architecture
+        self.vocab = shape.vocab
+        self.context_tokens = shape.context_tokens
+        self.kv_bytes_per_token = round(shape.kv_values_per_token * model.kv_bytes)
+        weights_bytes = shape.parameters * model.weight_bytes
+        free_bytes = (hardware.memory_bytes - weights_bytes) * options.kv_share
+        self.kv_capacity_tokens = int(free_bytes // self.kv_bytes_per_token)
+        if self.kv_capacity_tokens < 1:
+            raise BadSettings(
+                f"{model.name} weighs {weights_bytes / 1e9:.1f} GB and leaves no room for KV in the "
+                f"{hardware.memory_bytes / 1e9:.1f} GB of {hardware.name}; choose larger hardware or a smaller model"
+            )
+        self._clock = machine.clock
+        ns_per_flop = NS_PER_S / (hardware.flops * options.compute_efficiency)
+        ns_per_byte = NS_PER_S / (hardware.memory_bytes_per_s * options.memory_efficiency)
+        self._token_ns = 2 * shape.parameters * ns_per_flop
+        self._pair_ns = 4 * shape.layers * shape.heads * shape.head_dim * ns_per_flop
+        self._weights_ns = weights_bytes * ns_per_byte
+        self._kv_token_ns = self.kv_bytes_per_token * ns_per_byte
+        self._link_token_ns = self.kv_bytes_per_token * NS_PER_S / hardware.link_bytes_per_s
+        self._overhead_ns = options.overhead_us * 1_000
+        self._owed_ns = 0.0
+
+    async def step(self, batch: Batch) -> StepResult:
+        duration_ns = self.duration_ns(batch)
+        self._owed_ns = 0.0
+        await self._clock.sleep(duration_ns)
+        return StepResult(
+            duration_ns,
+            [
+                self._token(int(chunk.sequence.tokens[-1]), len(chunk.sequence.tokens))
+                if chunk.is_last
+                else None
+                for chunk in batch.chunks
+            ],
+            [self._token(each.new_tokens[-1], each.computed_tokens + 1) for each in batch.decodes],
+        )
+
+    def duration_ns(self, batch: Batch) -> int:
+        """What the step will take. See the formula of the class."""
+        tokens = len(batch.decodes)
+        pairs = kv_tokens = sum(sequence.computed_tokens + 1 for sequence in batch.decodes)
+        loaded_tokens = 0
+        for chunk in batch.chunks:
+            before, new = chunk.sequence.computed_tokens, chunk.num_tokens
+            tokens += new
+            pairs += new * before + new * (new + 1) // 2
+            kv_tokens += before + new
+            if before == chunk.sequence.cached_tokens:
+                loaded_tokens += before
+        compute_ns = tokens * self._token_ns + pairs * self._pair_ns
+        memory_ns = self._weights_ns + kv_tokens * self._kv_token_ns
+        moved_ns = loaded_tokens * self._link_token_ns + self._owed_ns
+        return round(max(compute_ns, memory_ns) + moved_ns + self._overhead_ns)
+
+    def retire(
+        self, sequence: Sequence, first_block: int, last_block: int, block_tokens: int
+    ) -> list[KVBlock]:
+        self._owed_ns += (last_block - first_block) * block_tokens * self._link_token_ns
+        return [None] * (last_block - first_block)
+
+    def reset(self) -> None:
+        self._owed_ns = 0.0
+
+    def _token(self, last_token: int, position: int) -> int:
+        """A stand-in for a greedy choice: the same tokens before it, the same token after them."""
+        return (last_token * 1_103_515_245 + position * 12_345 + 1) % self.vocab

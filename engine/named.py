@@ -1,0 +1,59 @@
+"""Ask for things by name: strategies, eviction policies, executors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from inspect import signature
+from typing import Any, Generic, TypeVar
+
+from engine.errors import BadSettings, UnknownName
+
+T = TypeVar("T")
+Class = TypeVar("Class", bound=type[Any])
+
+
+@dataclass(slots=True)
+class Named(Generic[T]):
+    """A table of classes by name: filled by decoration at import, read by `make`.
+
+    `homes` names the modules of classes that are imported only when asked for, because they bring a heavy
+    library with them; importing such a module decorates its class and so fills the table.
+    """
+
+    kind: str
+    homes: dict[str, str] = field(default_factory=dict)
+    classes: dict[str, Callable[..., T]] = field(default_factory=dict)
+
+    def __call__(self, name: str) -> Callable[[Class], Class]:
+        def register(cls: Class) -> Class:
+            if name in self.classes:
+                raise ValueError(f"{self.kind} {name!r} has two owners: {self.classes[name]} and {cls}")
+            self.classes[name] = cls
+            return cls
+
+        return register
+
+    def names(self) -> list[str]:
+        """Every name that `find` answers to, sorted."""
+        return sorted({**self.classes, **self.homes})
+
+    def find(self, name: str) -> Callable[..., T]:
+        """The class of that name. Raises UnknownName with the names there are."""
+        if name not in self.classes and name in self.homes:
+            import_module(self.homes[name])
+        if name not in self.classes:
+            known = ", ".join(self.names())
+            raise UnknownName(f"no {self.kind} is called {name!r}; choose from {known}")
+        return self.classes[name]
+
+    def make(self, name: str, *arguments: object, **options: object) -> T:
+        """A new instance of the class of that name.
+
+        Raises UnknownName with the names there are, or BadSettings for options that it does not take.
+        """
+        cls = self.find(name)
+        try:
+            signature(cls).bind(*arguments, **options)
+        except TypeError as error:
+            raise BadSettings(f"{self.kind} {name!r} does not take these options: {error}") from error
+        return cls(*arguments, **options)

@@ -1,0 +1,122 @@
+"""The facts that the engine tells, one class each. No prompt, completion or key is in any of them."""
+
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, ClassVar
+
+
+@dataclass(slots=True)
+class Event:
+    """A fact and its time on the engine's clock. `kind` is its stable name in every sink."""
+
+    kind: ClassVar[str] = "event"
+    at_ns: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Name and fields, ready for JSON."""
+        return {"event": self.kind, **{name: getattr(self, name) for name in self.names()}}
+
+    @classmethod
+    @cache
+    def names(cls) -> tuple[str, ...]:
+        """The names of the fields, in order."""
+        return tuple([field.name for field in fields(cls)])
+
+
+@dataclass(slots=True)
+class Arrived(Event):
+    """A request stands at the door."""
+
+    kind: ClassVar[str] = "request_arrived"
+    request_id: int
+    tenant: str
+    session: str | None
+    model: str
+    prompt_tokens: int
+    max_output_tokens: int
+
+
+@dataclass(slots=True)
+class Routed(Event):
+    """The strategy chose a replica: the decision log. `loads` are the candidates' tokens in flight before it."""
+
+    kind: ClassVar[str] = "request_routed"
+    request_id: int
+    attempt: int
+    strategy: str
+    chosen: str
+    candidates: tuple[str, ...]
+    loads: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Admitted(Event):
+    """The quota let the request in, after waiting so long for its turn."""
+
+    kind: ClassVar[str] = "request_admitted"
+    request_id: int
+    waited_ns: int
+
+
+@dataclass(slots=True)
+class PrefixFound(Event):
+    """So many tokens of the prompt lie in the cache and need no prefill."""
+
+    kind: ClassVar[str] = "prefix_found"
+    request_id: int
+    replica: str
+    cached_tokens: int
+
+
+@dataclass(slots=True)
+class AttemptLost(Event):
+    """A replica died with the request in its hands, or before it took it; `new_tokens` had been generated."""
+
+    kind: ClassVar[str] = "attempt_lost"
+    request_id: int
+    attempt: int
+    replica: str
+    new_tokens: int
+
+
+@dataclass(slots=True)
+class HealthChanged(Event):
+    """A replica is seen in another state than before."""
+
+    kind: ClassVar[str] = "health_changed"
+    replica: str
+    before: str
+    after: str
+    cause: str
+
+
+@dataclass(slots=True)
+class Ended(Event):
+    """The one terminal outcome of a request, with all that is known of it: a row of the requests table.
+
+    `at_ns` is the time of the outcome (`finished_ns` of the table). `replica` and the times of execution are
+    those of the last attempt, `first_token_ns` that of the first token the caller got, at whichever attempt.
+    """
+
+    kind: ClassVar[str] = "request_ended"
+    request_id: int
+    tenant: str
+    session: str | None
+    model_requested: str
+    arrival_ns: int
+    prompt_tokens: int
+    outcome: str
+    reason: str | None = None
+    model: str | None = None
+    replica: str | None = None
+    arm: str | None = None
+    attempts: int = 0
+    admitted_ns: int | None = None
+    started_ns: int | None = None
+    first_token_ns: int | None = None
+    output_tokens: int = 0
+    cached_tokens_gpu: int = 0
+    cached_tokens_ram: int = 0
+    cached_tokens_ssd: int = 0
+    cached_tokens_network: int = 0
+    cached_tokens_cloud: int = 0

@@ -1,0 +1,78 @@
+"""Checks: what must hold of a run, with the value seen, the bound and a verdict.
+
+A check whose value could not be measured (nothing happened in its window) is inconclusive, never a pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+LEAST_SAMPLES_P99 = 100
+
+
+@dataclass(slots=True, frozen=True)
+class Check:
+    """One claim: `value op limit`. `verdict` is pass, fail or inconclusive; `note` says what it rests on."""
+
+    name: str
+    value: float | None
+    op: str
+    limit: float
+    verdict: str
+    note: str = ""
+
+
+def at_most(name: str, value: float | None, limit: float, note: str = "") -> Check:
+    return Check(name, value, "<=", limit, _verdict(value, value is not None and value <= limit), note)
+
+
+def at_least(name: str, value: float | None, limit: float, note: str = "") -> Check:
+    return Check(name, value, ">=", limit, _verdict(value, value is not None and value >= limit), note)
+
+
+def p99_at_most(name: str, values: npt.NDArray[np.float64], limit: float) -> Check:
+    """The 99th percentile of `values` is at most `limit`.
+
+    Under 100 samples there is no p99. Then the maximum, which bounds it, can show that the claim holds; that it
+    does not hold, nothing can.
+    """
+    if len(values) >= LEAST_SAMPLES_P99:
+        return at_most(name, float(np.percentile(values, 99)), limit, f"n={len(values)}")
+    if not len(values):
+        return at_most(name, None, limit, "n=0")
+    largest = float(np.max(values))
+    note = f"n={len(values)}: the maximum, which bounds p99"
+    return Check(name, largest, "<=", limit, "pass" if largest <= limit else "inconclusive", note)
+
+
+def overall(checks: Sequence[Check]) -> str:
+    """The verdict of a run: fail before inconclusive before pass. A run without checks shows nothing."""
+    verdicts = [check.verdict for check in checks]
+    if not verdicts:
+        return "inconclusive"
+    return next((verdict for verdict in ("fail", "inconclusive") if verdict in verdicts), "pass")
+
+
+def table(checks: Sequence[Check]) -> str:
+    """The checks as text, a line each: verdict, name, value, bound, what it rests on."""
+    rows = [
+        (check.verdict, check.name, _number(check.value), check.op, _number(check.limit), check.note)
+        for check in checks
+    ]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(5)]
+    return "\n".join(
+        f"{verdict:<{widths[0]}}  {name:<{widths[1]}}  {value:>{widths[2]}} {op} {limit:<{widths[4]}}  {note}".rstrip()
+        for verdict, name, value, op, limit, note in rows
+    )
+
+
+def _verdict(value: float | None, holds: bool) -> str:
+    if value is None:
+        return "inconclusive"
+    return "pass" if holds else "fail"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

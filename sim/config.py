@@ -1,0 +1,315 @@
+"""The door: Hydra composes, and what it composed becomes plain, checked dataclasses before anything runs.
+
+A DictConfig never gets further than this file. Whatever is wrong with a configuration leaves here as one
+BadSettings (or UnknownName): the key, its value, what is allowed.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from importlib import import_module
+from itertools import count, islice, product
+from pathlib import Path
+from string import ascii_lowercase
+from types import ModuleType
+from typing import Any, TypeVar
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from engine.cache import eviction
+from engine.errors import BadSettings, UnknownName
+from engine.execution import executors
+from engine.routing import strategy
+from engine.settings import (
+    CacheSettings,
+    EngineSettings,
+    ExecutorSettings,
+    FleetSettings,
+    HardwareSettings,
+    HealthSettings,
+    ModelSettings,
+    QuotaSettings,
+    RoutingSettings,
+    above,
+    at_least,
+    require,
+)
+from sim.faults import Crash, Fault, Recover
+from sim.traffic import Workload, workloads
+
+CONFIG_MODULE = "conf"
+GROUPS = (
+    "scenario",
+    "workload",
+    "strategy",
+    "eviction",
+    "quotas",
+    "tiers",
+    "fleet",
+    "executor",
+    "hardware",
+    "report",
+)
+FAULTS: dict[str, type[Crash | Recover]] = {"crash": Crash, "recover": Recover}
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, kw_only=True)
+class ReportSettings:
+    """Where the run folder goes and what it holds."""
+
+    folder: str = "runs"
+    sample_every_s: float = 1.0
+    plots: bool = True
+
+    def __post_init__(self) -> None:
+        require("report.folder", self.folder, self.folder != "", "the path of a folder")
+        above("report.sample_every_s", self.sample_every_s, 0)
+
+
+@dataclass(slots=True, kw_only=True)
+class TimedFault:
+    """A fault and when it strikes."""
+
+    at_s: float
+    fault: Fault
+
+
+@dataclass(slots=True, kw_only=True)
+class RunSettings:
+    """One run, whole: what `sim.play` needs and nothing else."""
+
+    engine: EngineSettings
+    workload: Workload
+    story: ModuleType  # a module of `scenarios`: Settings, script, checks
+    scenario: Any  # the story's own Settings
+    report: ReportSettings
+    faults: list[TimedFault]
+    seed: int
+    overrides: list[str]
+    config: dict[str, Any]  # as composed, for the run folder
+
+
+def read(overrides: Sequence[str]) -> RunSettings:
+    """Compose a configuration from override lines, as on the command line. Raises BadSettings."""
+    return settle(composed(overrides), overrides)
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """What Hydra makes of the override lines. Raises BadSettings."""
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+            return compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explained(error, overrides) from error
+
+
+def settle(config: DictConfig, overrides: Sequence[str]) -> RunSettings:
+    """The composed configuration as plain dataclasses. Raises BadSettings."""
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise explained(error, overrides) from error
+    assert isinstance(plain, dict)
+    parts: dict[str, Any] = {str(key): value for key, value in plain.items()}
+    seed = _seed(parts["seed"])
+    story = _story(parts["scenario"])
+    fleet = _fleet(parts["fleet"])
+    return RunSettings(
+        engine=EngineSettings(
+            fleet=fleet,
+            executor=_executor(parts["executor"]),
+            hardware=typed(HardwareSettings, parts["hardware"], "hardware"),
+            routing=_routing(parts["routing"], parts["strategy"]),
+            health=typed(HealthSettings, parts["health"], "health"),
+            quotas=typed(QuotaSettings, parts["quotas"], "quotas"),
+            cache=_cache(parts["tiers"], parts["eviction"]),
+            seed=seed,
+        ),
+        workload=_workload(parts["workload"]),
+        story=story,
+        scenario=typed(story.Settings, parts["scenario"], "scenario"),
+        report=typed(ReportSettings, parts["report"], "report"),
+        faults=[_fault(f"faults[{index}]", entry) for index, entry in enumerate(parts["faults"])],
+        seed=seed,
+        overrides=list(overrides),
+        config=parts,
+    )
+
+
+def typed(cls: type[T], values: Any, key: str) -> T:
+    """`values` as an instance of the dataclass `cls`, types converted and names checked. Raises BadSettings."""
+    if not isinstance(values, dict):
+        raise BadSettings(f"{key} is {values!r}, but must be a group of settings: {_names(cls)}")
+    for name in values:
+        if name not in {field.name for field in fields(cls)}:  # type: ignore[arg-type]
+            raise BadSettings(
+                f"no setting is called {f'{key}.{name}'!r}; the settings of {key} are {_names(cls)}"
+            )
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(cls), values)
+        made = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise BadSettings(_sentence(error, key)) from error
+    assert isinstance(made, cls)
+    return made
+
+
+def explained(error: Exception, overrides: Sequence[str]) -> BadSettings:
+    """Hydra's complaint in one sentence of ours."""
+    missing = error if isinstance(error, MissingConfigException) else error.__cause__
+    if isinstance(missing, MissingConfigException) and missing.missing_cfg_file:
+        group, _, name = missing.missing_cfg_file.rpartition("/")
+        return UnknownName(
+            f"no {group or 'configuration'} is called {name!r}; choose from {_options(missing.options)}"
+        )
+    text = " ".join(str(error).split())
+    if match := re.search(r"You must specify '(\w+)'", text):
+        return BadSettings(
+            f"no {match[1]} is given; choose one with {match[1]}=NAME from {_options(_group(match[1]))}"
+        )
+    if match := re.search(r"Could not override '([\w.@/]+)'", text):
+        return UnknownName(_unknown_key(match[1], overrides))
+    if match := re.search(r"Missing mandatory value: ([\w.]+)", text):
+        return BadSettings(f"{match[1]} has no value; give it one with {match[1]}=VALUE")
+    return BadSettings(text)
+
+
+def _unknown_key(key: str, overrides: Sequence[str]) -> str:
+    """A sentence on a key that does not exist, with those that stand beside it."""
+    parent, _, _ = key.rpartition(".")
+    others = [line for line in overrides if line.split("=")[0].lstrip("+~") != key]
+    try:
+        node = OmegaConf.select(composed(others), parent) if parent else composed(others)
+    except BadSettings:
+        node = None
+    if not isinstance(node, DictConfig):
+        return f"no setting is called {key!r}"
+    return f"no setting is called {key!r}; {f'the settings of {parent}' if parent else 'they'} are {_options(map(str, node))}"
+
+
+def _group(name: str) -> list[str]:
+    """The choices of a configuration group."""
+    folder = import_module(CONFIG_MODULE).__path__[0]
+    return sorted(path.stem for path in Path(folder, name).glob("*.yaml"))
+
+
+def _options(names: Iterable[str] | None) -> str:
+    return ", ".join(names or ())
+
+
+def _names(cls: type[Any]) -> str:
+    return _options(field.name for field in fields(cls))
+
+
+def _sentence(error: OmegaConfBaseException, key: str) -> str:
+    """OmegaConf's complaint about a value, with the whole key before it."""
+    first = str(error).split("\n")[0].rstrip(".")
+    full = f"{key}.{error.full_key}" if error.full_key else key
+    return f"{full}: {first[:1].lower()}{first[1:]}"
+
+
+def _seed(value: Any) -> int:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    require("seed", value, is_whole and 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
+    return int(value)
+
+
+def _story(values: dict[str, Any]) -> ModuleType:
+    name = str(values.get("name"))
+    known = _group("scenario")
+    if name not in known:
+        raise UnknownName(f"no scenario is called {name!r}; choose from {_options(known)}")
+    return import_module(f"scenarios.{name}")
+
+
+def _fleet(values: dict[str, Any]) -> FleetSettings:
+    models = [typed(ModelSettings, model, f"fleet.models[{i}]") for i, model in enumerate(values["models"])]
+    require("fleet.models", values["models"], len(models) > 0, "at least one model")
+    replicas = values["replicas"]
+    if isinstance(replicas, int) and not isinstance(replicas, bool):
+        at_least("fleet.replicas", replicas, 1)
+        replicas = dict.fromkeys(islice(_letters(), replicas), models[0].name)
+    if not isinstance(replicas, dict):
+        raise BadSettings(
+            f"fleet.replicas is {replicas!r}, but must be a number or a map from names to models"
+        )
+    sizes = {name: value for name, value in values.items() if name not in ("models", "replicas")}
+    limits = typed(_Limits, sizes, "fleet")
+    names = {str(name): str(model) for name, model in replicas.items()}
+    return FleetSettings(
+        models=models, replicas=names, max_batch=limits.max_batch, step_tokens=limits.step_tokens
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Limits:
+    """What a fleet sets besides its models and replicas."""
+
+    max_batch: int
+    step_tokens: int
+
+
+def _letters() -> Iterable[str]:
+    """a, b, ..., z, aa, ab, ..."""
+    for length in count(1):
+        for letters in product(ascii_lowercase, repeat=length):
+            yield "".join(letters)
+
+
+def _executor(values: dict[str, Any]) -> ExecutorSettings:
+    name, options = _named(values, "executor")
+    made = typed(executors.find(name).Options, options, "executor")
+    return ExecutorSettings(
+        name=name, options={field.name: getattr(made, field.name) for field in fields(made)}
+    )
+
+
+def _routing(values: dict[str, Any], chosen: dict[str, Any]) -> RoutingSettings:
+    name, options = _named(chosen, "strategy")
+    strategy.make(name, **options)
+    return typed(RoutingSettings, {**values, "strategy": name, "options": options}, "routing")
+
+
+def _cache(values: dict[str, Any], chosen: dict[str, Any]) -> CacheSettings:
+    name, options = _named(chosen, "eviction")
+    eviction.make(name, **options)
+    return typed(CacheSettings, {**values, "eviction": name, "options": options}, "tiers")
+
+
+def _workload(values: dict[str, Any]) -> Workload:
+    kind = str(values.get("kind"))
+    made: Workload = typed(workloads.find(kind), values, "workload")  # type: ignore[arg-type]
+    return made
+
+
+def _fault(key: str, entry: Any) -> TimedFault:
+    if not isinstance(entry, dict) or "fault" not in entry or "at_s" not in entry:
+        raise BadSettings(f"{key} is {entry!r}, but must look like {{fault: crash, replica: b, at_s: 5}}")
+    name = entry["fault"]
+    if name not in FAULTS:
+        raise UnknownName(f"no fault is called {name!r}; choose from {_options(FAULTS)}")
+    options = {option: value for option, value in entry.items() if option not in ("fault", "at_s")}
+    at_s = typed(_At, {"at_s": entry["at_s"]}, key).at_s
+    at_least(f"{key}.at_s", at_s, 0)
+    return TimedFault(at_s=at_s, fault=typed(FAULTS[name], options, key))
+
+
+@dataclass(slots=True, kw_only=True)
+class _At:
+    """When a fault strikes."""
+
+    at_s: float
+
+
+def _named(values: Any, key: str) -> tuple[str, dict[str, Any]]:
+    """A group that has a name and options besides."""
+    if not isinstance(values, dict) or not isinstance(values.get("name"), str):
+        raise BadSettings(f"{key} is {values!r}, but must have a name and options")
+    return values["name"], {name: value for name, value in values.items() if name != "name"}

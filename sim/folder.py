@@ -1,0 +1,103 @@
+"""The run folder: written as `<name>.partial`, made durable, renamed when it is whole."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+import yaml
+
+from engine.clock import utc_now
+from engine.errors import BadSettings
+from sim import perfetto, plots, report
+from sim.runs import Run
+
+
+class RunFolder:
+    """A folder of its own for one run. Until `publish` its name says that it is partial."""
+
+    def __init__(self, runs: Path, name: str) -> None:
+        """Raises BadSettings when it cannot be made."""
+        stamp = utc_now().strftime("%Y%m%dT%H%M%SZ")
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            self.path = _claim(runs, f"{stamp}_{name}")
+            self.events: IO[str] = (self.path / "events.jsonl").open("w", encoding="utf-8")
+        except OSError as error:
+            raise BadSettings(
+                f"report.folder is {str(runs)!r}, but no run can be written there: {error.strerror}"
+            ) from error
+
+    def write(self, run: Run, exposition: str, overrides: Sequence[str], with_plots: bool) -> None:
+        """Everything that is said of the run. What a reader needs most is written first."""
+        self.events.flush()
+        _write_json(self.path / "manifest.json", run.manifest)
+        (self.path / "config.yaml").write_text(yaml.safe_dump(run.config, sort_keys=False), encoding="utf-8")
+        (self.path / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)), encoding="utf-8")
+        _write_table(self.path / "requests.parquet", run.requests)
+        _write_table(self.path / "timeseries.parquet", run.timeseries)
+        _write_table(self.path / "decisions.parquet", run.decisions)
+        _write_json(self.path / "checks.json", [asdict(check) for check in run.checks])
+        _write_json(self.path / "summary.json", run.summary)
+        (self.path / "metrics.prom").write_text(exposition, encoding="utf-8")
+        perfetto.write_trace(run, self.path / "trace.json.gz")
+        if with_plots:
+            plots.save_all(run, self.path / "plots")
+            report.write_report(run, self.path)
+
+    def close(self) -> None:
+        """No more events; what was written stays."""
+        self.events.close()
+
+    def publish(self) -> Path:
+        """Make it durable and give it its final name, which it returns."""
+        self.close()
+        for path in sorted(self.path.rglob("*")):
+            _sync(path)
+        _sync(self.path)
+        final = self.path.with_name(self.path.name.removesuffix(".partial"))
+        self.path.rename(final)
+        _sync(final.parent)
+        self.path = final
+        return final
+
+    def discard(self) -> None:
+        """Take the folder away again: nothing has happened that is worth keeping."""
+        self.close()
+        (self.path / "events.jsonl").unlink()
+        self.path.rmdir()
+
+
+def _claim(runs: Path, name: str) -> Path:
+    """Make the first folder of that name, or of that name and a number, that nobody has."""
+    number = 1
+    while True:
+        final = runs / (name if number == 1 else f"{name}-{number}")
+        partial = final.with_name(final.name + ".partial")
+        if not final.exists():
+            try:
+                partial.mkdir()
+            except FileExistsError:
+                pass
+            else:
+                return partial
+        number += 1
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    table.to_parquet(path, compression="zstd", index=False)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

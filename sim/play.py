@@ -1,0 +1,130 @@
+"""`sim.run`: from override lines to a run folder."""
+
+import json
+import os
+import platform
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from engine.clock import NS_PER_S, stopwatch_ns
+from engine.telemetry import JsonLines, Meter
+from sim.config import RunSettings, read
+from sim.folder import RunFolder
+from sim.progress import Progress
+from sim.runs import Run
+from sim.stage import Stage
+from sim.traffic import draw
+
+SCHEMA_VERSION = 1
+LIBRARIES = ("modelyard", "simpy", "numpy", "pandas", "hydra-core", "torch")
+
+
+def run(scenario: str, overrides: Sequence[str] = (), *, progress: bool = False) -> Run:
+    """Play a scenario and write its run folder.
+
+    `overrides` are lines as on the command line: `["strategy=least_loaded", "seed=7"]`. Raises BadSettings before
+    anything runs; checks that fail do not raise, they stand in `run.checks` and `run.verdict`. Ctrl-C ends the run
+    early: what had finished by then is in the run, and in a folder that is still called `.partial`.
+    """
+    return play(read([f"scenario={scenario}", *overrides]), progress=progress)
+
+
+def play(settings: RunSettings, *, progress: bool = False) -> Run:
+    """Play what was configured. See `run`."""
+    trace = draw(settings.workload, settings.seed, settings.engine.fleet.models[0].name)
+    stage = Stage(settings.engine, trace, settings.report.sample_every_s)
+    try:
+        for timed in settings.faults:
+            stage.at(timed.at_s, timed.fault)
+        settings.story.script(stage, settings.scenario)
+        folder = RunFolder(Path(settings.report.folder), f"{settings.scenario.name}_{_fingerprint(settings)}")
+        try:
+            return _play(settings, stage, folder, progress)
+        finally:
+            folder.close()
+    finally:
+        stage.close()
+
+
+def _play(settings: RunSettings, stage: Stage, folder: RunFolder, progress: bool) -> Run:
+    meter = Meter()
+    stage.engine.telemetry.sinks += [JsonLines(folder.events), meter]
+    begun_ns = stopwatch_ns()
+    with Progress(stage.trace, shown=progress) as bar, interruptible(bar.stop):
+        stage.play(bar.advance)
+    stage.sample()
+    manifest = _manifest(settings, stage, stopwatch_ns() - begun_ns)
+    recorder = stage.recorder
+    run = Run(
+        folder.path,
+        settings.config,
+        manifest,
+        recorder.requests(),
+        recorder.timeseries(),
+        recorder.decisions(),
+    )
+    run.checks = list(settings.story.checks(run, settings.scenario))
+    folder.write(run, meter.exposition(), settings.overrides, settings.report.plots)
+    if not stage.stopped:
+        run.path = folder.publish()
+    return run
+
+
+@contextmanager
+def interruptible(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C calls `stop`; a second one ends the program as ever. Only the main thread may do this."""
+
+    def once(number: int, frame: FrameType | None) -> None:
+        stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        before = signal.signal(signal.SIGINT, once)
+    except ValueError:  # not the main thread: whoever runs us there also says when to stop
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _fingerprint(settings: RunSettings) -> str:
+    """Eight digits that tell configurations apart, for the folder's name."""
+    return sha256(json.dumps(settings.config, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _manifest(settings: RunSettings, stage: Stage, wall_ns: int) -> dict[str, Any]:
+    """What a reader needs to know of the run besides its tables. Wall-clock figures stand here and only here."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "scenario": settings.scenario.name,
+        "seed": settings.seed,
+        "overrides": settings.overrides,
+        "executor": settings.engine.executor.name,
+        "strategy": settings.engine.routing.strategy,
+        "replicas": list(settings.engine.fleet.replicas),
+        "interrupted": stage.stopped,
+        "digest": stage.recorder.digest(),
+        "trace": {
+            "source": stage.trace.source,
+            "dropped_rows": stage.trace.dropped_rows,
+            **stage.trace.summary(),
+        },
+        "in_flight": stage.census.in_flight,
+        "virtual_s": stage.clock.now_ns() / NS_PER_S,
+        "busy_s": {name: replica.busy_ns / NS_PER_S for name, replica in stage.engine.replicas.items()},
+        "steps": {name: replica.num_steps for name, replica in stage.engine.replicas.items()},
+        "wall_s": wall_ns / NS_PER_S,
+        "events": stage.events,
+        "events_per_s": stage.events / (wall_ns / NS_PER_S),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "versions": {library: version(library) for library in LIBRARIES},
+    }

@@ -1,0 +1,204 @@
+"""A run: what happened, as tables, and the questions that checks and notebooks ask of it."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import yaml
+
+from engine.clock import NS_PER_S, to_ns
+from engine.errors import BadSettings
+from sim import metrics
+from sim.checks import Check, overall
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Window:
+    """The requests that arrived within a part of a run."""
+
+    requests: pd.DataFrame
+
+    @property
+    def count(self) -> int:
+        return len(self.requests)
+
+    @property
+    def completed(self) -> pd.DataFrame:
+        return self.requests[self.requests["outcome"] == "completed"]
+
+    @property
+    def not_completed(self) -> int:
+        return self.count - len(self.completed)
+
+    @property
+    def second_tries(self) -> int:
+        """Requests that more than one replica had in its hands."""
+        return int((self.requests["attempts"] > 1).sum())
+
+    @property
+    def ttft_s(self) -> Floats:
+        """Time to first token of the completed requests."""
+        return metrics.ttft_s(self.completed)
+
+    @property
+    def e2e_s(self) -> Floats:
+        """Time from arrival to the last token of the completed requests."""
+        return metrics.e2e_s(self.completed)
+
+    def served_by(self, replica: str) -> int:
+        """How many requests that replica completed."""
+        return int((self.completed["replica"] == replica).sum())
+
+    def share(self, replica: str, fewest: int = 1) -> float | None:
+        """That replica's part of all completed requests; None when there are fewer than `fewest`."""
+        count = len(self.completed)
+        return self.served_by(replica) / count if count >= max(fewest, 1) else None
+
+    def share_error(self, replicas: list[str], fewest: int = 1) -> float | None:
+        """The largest distance of one of `replicas` from an equal share; None as in `share`."""
+        shares = [self.share(replica, fewest) for replica in replicas]
+        return max((abs(share - 1 / len(replicas)) for share in shares if share is not None), default=None)
+
+
+@dataclass
+class Run:
+    """One run, played or loaded from its folder."""
+
+    path: Path
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+    requests: pd.DataFrame
+    timeseries: pd.DataFrame
+    decisions: pd.DataFrame
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The scenario's name."""
+        return str(self.manifest["scenario"])
+
+    @property
+    def replicas(self) -> list[str]:
+        """The names of the fleet's replicas, in its order."""
+        return list(self.manifest["replicas"])
+
+    @property
+    def verdict(self) -> str:
+        """pass, fail or inconclusive: what the checks say together."""
+        return overall(self.checks)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Figures of the whole run, with units in their names; definitions in `sim.metrics`."""
+        return metrics.summary(self)
+
+    @cached_property
+    def whole(self) -> Window:
+        """All requests."""
+        return Window(self.requests)
+
+    def between(self, begin_s: float | None, end_s: float | None) -> Window:
+        """The requests that arrived from `begin_s` on and before `end_s`; none when one of them never came."""
+        if begin_s is None or end_s is None:
+            return Window(self.requests.iloc[:0])
+        arrival_ns = self.requests["arrival_ns"]
+        return Window(self.requests[(arrival_ns >= to_ns(begin_s)) & (arrival_ns < to_ns(end_s))])
+
+    def after(self, begin_s: float | None) -> Window:
+        """The requests that arrived from `begin_s` on."""
+        last_ns = self.requests["arrival_ns"].max() if len(self.requests) else 0
+        return self.between(begin_s, int(last_ns) / NS_PER_S + 1)
+
+    def mark_s(self, metric: str, subject: str, after_s: float = 0.0) -> float | None:
+        """When that mark (crash, recover, unhealthy, healthy) was first set from `after_s` on; None if never."""
+        marks = self._points(metric, subject)
+        times_ns = marks.loc[marks["at_ns"] >= to_ns(after_s), "at_ns"]
+        return int(times_ns.iloc[0]) / NS_PER_S if len(times_ns) else None
+
+    def at_mark(self, metric: str, mark: str, subject: str) -> int | None:
+        """The value of a count that was taken when that mark was first set; None if it never was."""
+        marks, points = self._points(mark, subject), self._points(metric, subject)
+        if marks.empty:
+            return None
+        taken = points.loc[points["at_ns"] == marks["at_ns"].iloc[0], "value"]
+        return int(taken.iloc[0])
+
+    def first_mark_after(self, metric: str, subject: str, begin_s: float | None) -> float | None:
+        """How long after `begin_s` that mark was set; None if it never was."""
+        marked_s = None if begin_s is None else self.mark_s(metric, subject, begin_s)
+        return None if begin_s is None or marked_s is None else marked_s - begin_s
+
+    def first_served_after(self, replica: str, begin_s: float | None) -> float | None:
+        """How long after `begin_s` the first request came that this replica completed; None if none came."""
+        served = self.after(begin_s).completed
+        arrivals_ns = served.loc[served["replica"] == replica, "arrival_ns"]
+        return None if begin_s is None or arrivals_ns.empty else int(arrivals_ns.min()) / NS_PER_S - begin_s
+
+    def _points(self, metric: str, subject: str) -> pd.DataFrame:
+        series = self.timeseries
+        return series[(series["metric"] == metric) & (series["subject"] == subject)]
+
+
+def open_run(path: Path | str) -> Run:
+    """The run in that folder; an interrupted one (`.partial`) too. Raises BadSettings when there is none."""
+    folder = Path(path)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        checks = [Check(**check) for check in json.loads((folder / "checks.json").read_text())]
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        tables = [
+            pd.read_parquet(folder / f"{name}.parquet") for name in ("requests", "timeseries", "decisions")
+        ]
+    except FileNotFoundError as error:
+        raise BadSettings(f"{folder} is not a run folder: it has no {Path(error.filename).name}") from error
+    return Run(folder, config, manifest, *tables, checks)
+
+
+def load(pattern: str | Path, table: str = "summary") -> pd.DataFrame:
+    """Many runs as one DataFrame, with scenario, overrides and seed as columns.
+
+    `pattern` is a glob over run folders, such as `runs/**`; folders that are not finished are left out. `table`
+    is `summary` (one row a run) or `requests`, `timeseries`, `decisions`, `checks` (their rows, one run after
+    the other). Raises BadSettings for another table, or when no run matches.
+    """
+    if table not in TABLES:
+        raise BadSettings(f"table is {table!r}, but must be one of {', '.join(TABLES)}")
+    runs = [open_run(folder) for folder in _folders(pattern)]
+    if not runs:
+        raise BadSettings(f"no finished run matches {str(pattern)!r}")
+    return pd.concat([_labelled(run, table) for run in runs], ignore_index=True)
+
+
+TABLES = ("summary", "requests", "timeseries", "decisions", "checks")
+
+
+def _folders(pattern: str | Path) -> Iterable[Path]:
+    found = sorted(Path(name) for name in glob(str(pattern), recursive=True))  # noqa: PTH207  absolute patterns too
+    return [path for path in found if path.suffix != ".partial" and (path / "manifest.json").is_file()]
+
+
+def _labelled(run: Run, table: str) -> pd.DataFrame:
+    if table == "summary":
+        rows = pd.DataFrame([run.summary])
+    elif table == "checks":
+        rows = pd.DataFrame(run.checks)
+    else:
+        rows = getattr(run, table).copy()
+    labels = {
+        "scenario": run.name,
+        "seed": run.manifest["seed"],
+        "overrides": " ".join(run.manifest["overrides"]),
+    }
+    labels["path"] = str(run.path)
+    for position, (name, value) in enumerate(labels.items()):
+        rows.insert(position, name, value)
+    return rows

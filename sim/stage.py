@@ -1,0 +1,109 @@
+"""The stage: an engine under a virtual clock, traffic that walks in, and faults that strike on time."""
+
+from collections.abc import Callable
+
+from engine.clock import to_ns
+from engine.engine import Engine
+from engine.errors import EngineError
+from engine.request import Request
+from engine.settings import EngineSettings
+from sim.audit import Census, audit
+from sim.faults import Fault, check_replica
+from sim.recorder import Recorder
+from sim.traffic import Trace
+from sim.world import SimClock
+
+EVENTS_A_LOOK = 512  # how often the loop looks up from its events to show progress and to see whether to stop
+
+Watcher = Callable[[int, int, int], bool]
+"""Told now and then: now_ns, requests ended, events; its answer is whether to stop."""
+
+
+class Stage:
+    """One run: make it, set faults with `at`, then `play` it."""
+
+    def __init__(self, settings: EngineSettings, trace: Trace, sample_every_s: float) -> None:
+        """Raises BadSettings before anything runs."""
+        self.clock = SimClock()
+        self.recorder = Recorder()
+        self.census = Census()
+        self.engine = Engine(settings, self.clock, [self.census, self.recorder])
+        self.trace = trace
+        self.events = 0
+        self.stopped = False
+        self._sample_every_ns = to_ns(sample_every_s)
+        self._drained = self.clock.signal()
+        self._all_arrived = False
+
+    def at(self, at_s: float, fault: Fault) -> None:
+        """Let `fault` strike at that time. Raises BadSettings when the fleet has no such replica."""
+        check_replica("the fault", fault.replica, self.engine)
+        self.clock.spawn(self._strike(at_s, fault))
+
+    def play(self, watcher: Watcher | None = None) -> None:
+        """Run until every request of the trace has ended, or the watcher says stop.
+
+        Raises Broken when the books of the finished run do not add up.
+        """
+        self.engine.start()
+        self.clock.spawn(self._arrive())
+        self.clock.spawn(self._sample())
+        step, drained = self.clock.env.step, self._drained
+        while not drained.is_set:
+            step()
+            self.events += 1
+            if watcher is not None and self.events % EVENTS_A_LOOK == 0:
+                if watcher(self.clock.now_ns(), self.census.ended, self.events):
+                    self.stopped = True
+                    return
+        audit(self.engine, self.recorder, self.census)
+
+    def close(self) -> None:
+        """End what still runs; requests in flight are told to nobody any more."""
+        self.engine.telemetry.sinks.clear()
+        self.clock.close()
+
+    async def _arrive(self) -> None:
+        """Requests walk in, each at its time, whatever becomes of those before it (an open loop)."""
+        clock, trace = self.clock, self.trace
+        for number in range(len(trace)):
+            request = trace.request(number)
+            await clock.sleep(request.arrival_ns - clock.now_ns())
+            clock.spawn(self._serve(request))
+        self._all_arrived = True
+        self._look_for_the_end()
+
+    async def _serve(self, request: Request) -> None:
+        try:
+            await self.engine.serve(request)
+        except EngineError:
+            pass  # its outcome and reason are told already: that is the caller's answer
+        self._look_for_the_end()
+
+    def _look_for_the_end(self) -> None:
+        if self._all_arrived and self.census.ended == len(self.trace):
+            self._drained.set()
+
+    async def _strike(self, at_s: float, fault: Fault) -> None:
+        await self.clock.sleep(to_ns(at_s))
+        self.engine.telemetry.emit(await fault.strike(self.engine))
+
+    async def _sample(self) -> None:
+        while True:
+            self.sample()
+            await self.clock.sleep(self._sample_every_ns)
+
+    def sample(self) -> None:
+        """Take a point of each time series."""
+        now_ns, engine, note = self.clock.now_ns(), self.engine, self.recorder.sample
+        for name, replica in engine.replicas.items():
+            note(now_ns, name, "running", replica.num_running)
+            note(now_ns, name, "waiting", replica.num_waiting)
+            note(now_ns, name, "tokens_in_flight", replica.tokens_in_flight)
+            note(now_ns, name, "is_healthy", engine.is_available(name))
+        note(now_ns, "cache", "bytes", engine.cache.used_bytes)
+        note(now_ns, "cache", "capacity_bytes", engine.cache.capacity_bytes)
+        note(now_ns, "cache", "blocks", len(engine.cache))
+        note(now_ns, "quota", "in_service", engine.quotas.in_service)
+        note(now_ns, "quota", "waiting", engine.quotas.num_waiting)
+        note(now_ns, "quota", "limit", engine.settings.quotas.max_concurrent_requests)
