@@ -25,46 +25,46 @@ BAD_CONFIGURATION = 2
 INTERRUPTED = 130
 
 
-class ChecksFailed(Exception):
-    """A run's verdict is not pass. Raised after the run is saved, so that the other jobs of a sweep go on."""
+class Unsatisfied(Exception):
+    """A job of a sweep did not pass. Raised after its run is saved, so that the other jobs go on."""
 
-    def __init__(self, verdict: str) -> None:
-        super().__init__(verdict)
-        self.verdict = verdict
-
-
-class Interrupted(Exception):
-    """The user ended the run."""
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def main() -> None:
-    """The command line. Exits with the code of the verdict."""
+    """The command line. Exits with the code of the verdict; a sweep with that of its first job that did not pass."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing and exiting with 1
+    exit_codes = [0]
+
+    @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
+    def job(config: DictConfig) -> None:
+        alone = HydraConfig.get().mode is RunMode.RUN
+        exit_code = play_and_show(config, list(HydraConfig.get().overrides.task), progress=alone)
+        exit_codes.append(exit_code)
+        if exit_code and not alone:
+            raise Unsatisfied(" ".join(HydraConfig.get().overrides.task), exit_code)
+
     try:
         job()
-    except ChecksFailed as failed:
-        sys.exit(EXIT_CODES[failed.verdict])
-    except (Interrupted, KeyboardInterrupt):
-        sys.exit(INTERRUPTED)
-    except BadSettings as error:
-        sys.exit(complain(error))
+    except Unsatisfied as job_error:
+        exit_codes.append(job_error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(complain(explained(error, sys.argv[1:])))
-
-
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
-def job(config: DictConfig) -> None:
-    """One run, alone or as part of a sweep."""
-    settings = settle(config, list(HydraConfig.get().overrides.task))
-    try:
-        run = play(settings, progress=HydraConfig.get().mode is RunMode.RUN)
+        exit_codes.append(complain(explained(error, sys.argv[1:])))
     except KeyboardInterrupt:
-        raise Interrupted from None
+        exit_codes.append(INTERRUPTED)
+    sys.exit(exit_codes[-1])
+
+
+def play_and_show(config: DictConfig, overrides: list[str], *, progress: bool) -> int:
+    """One run, from its configuration to what is said of it; its exit code."""
+    try:
+        run = play(settle(config, overrides), progress=progress)
+    except BadSettings as error:
+        return complain(error)
     show(run)
-    if run.manifest["interrupted"]:
-        raise Interrupted
-    if run.verdict != "pass":
-        raise ChecksFailed(run.verdict)
+    return INTERRUPTED if run.manifest["interrupted"] else EXIT_CODES[run.verdict]
 
 
 def show(run: Run) -> None:

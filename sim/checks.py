@@ -32,6 +32,19 @@ def at_least(name: str, value: float | None, limit: float, note: str = "") -> Ch
     return Check(name, value, ">=", limit, _verdict(value, value is not None and value >= limit), note)
 
 
+def evidence(name: str, value: float | None, least: float, note: str = "") -> Check:
+    """The run shows enough for the other checks to mean something. If not, it is undecided, not a failure."""
+    shown = value is not None and value >= least
+    return Check(name, value, ">=", least, "pass" if shown else "inconclusive", note)
+
+
+def within(name: str, delay_s: float | None, limit_s: float, *, was_due: bool) -> Check:
+    """Something came at most `limit_s` after its cause. When it was due and never came, that is a failure."""
+    if delay_s is None and was_due:
+        return Check(name, None, "<=", limit_s, "fail", "never")
+    return at_most(name, delay_s, limit_s)
+
+
 def p99_at_most(name: str, values: npt.NDArray[np.float64], limit: float) -> Check:
     """The 99th percentile of `values` is at most `limit`.
 
@@ -45,6 +58,16 @@ def p99_at_most(name: str, values: npt.NDArray[np.float64], limit: float) -> Che
     largest = float(np.max(values))
     note = f"n={len(values)}: the maximum, which bounds p99"
     return Check(name, largest, "<=", limit, "pass" if largest <= limit else "inconclusive", note)
+
+
+def grown(calm: npt.NDArray[np.float64], factor: float, floor: float) -> float:
+    """A bound on a p99 in trouble: `factor` times the p99 in calm, never less than `floor`.
+
+    Traffic that bursts has a long tail without any trouble; that is not to be blamed on it.
+    """
+    if len(calm) < LEAST_SAMPLES_P99:
+        return floor
+    return max(floor, factor * float(np.percentile(calm, 99)))
 
 
 def overall(checks: Sequence[Check]) -> str:

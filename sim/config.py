@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from engine.cache import eviction
 from engine.errors import BadSettings, UnknownName
@@ -42,17 +42,21 @@ from sim.faults import Crash, Fault, Recover
 from sim.traffic import Workload, workloads
 
 CONFIG_MODULE = "conf"
-GROUPS = (
-    "scenario",
-    "workload",
-    "strategy",
-    "eviction",
-    "quotas",
-    "tiers",
-    "fleet",
+SECTIONS = (
     "executor",
     "hardware",
+    "fleet",
+    "workload",
+    "strategy",
+    "tiers",
+    "eviction",
+    "quotas",
     "report",
+    "scenario",
+    "seed",
+    "routing",
+    "health",
+    "faults",
 )
 FAULTS: dict[str, type[Crash | Recover]] = {"crash": Crash, "recover": Recover}
 
@@ -118,6 +122,7 @@ def settle(config: DictConfig, overrides: Sequence[str]) -> RunSettings:
         raise explained(error, overrides) from error
     assert isinstance(plain, dict)
     parts: dict[str, Any] = {str(key): value for key, value in plain.items()}
+    _check_sections(parts)
     seed = _seed(parts["seed"])
     story = _story(parts["scenario"])
     fleet = _fleet(parts["fleet"])
@@ -166,8 +171,11 @@ def explained(error: Exception, overrides: Sequence[str]) -> BadSettings:
     missing = error if isinstance(error, MissingConfigException) else error.__cause__
     if isinstance(missing, MissingConfigException) and missing.missing_cfg_file:
         group, _, name = missing.missing_cfg_file.rpartition("/")
-        return UnknownName(
-            f"no {group or 'configuration'} is called {name!r}; choose from {_options(missing.options)}"
+        choices = missing.options or _group(group)
+        return UnknownName(f"no {group} is called {name!r}; choose from {_options(choices)}")
+    if isinstance(error, OverrideParseException):
+        return BadSettings(
+            f"{error.override!r} is no setting: write KEY=VALUE, and quote a VALUE with special characters"
         )
     text = " ".join(str(error).split())
     if match := re.search(r"You must specify '(\w+)'", text):
@@ -176,8 +184,8 @@ def explained(error: Exception, overrides: Sequence[str]) -> BadSettings:
         )
     if match := re.search(r"Could not override '([\w.@/]+)'", text):
         return UnknownName(_unknown_key(match[1], overrides))
-    if match := re.search(r"Missing mandatory value: ([\w.]+)", text):
-        return BadSettings(f"{match[1]} has no value; give it one with {match[1]}=VALUE")
+    if isinstance(error, MissingMandatoryValue):
+        return BadSettings(f"{error.full_key} has no value; give it one with {error.full_key}=VALUE")
     return BadSettings(text)
 
 
@@ -189,9 +197,19 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
         node = OmegaConf.select(composed(others), parent) if parent else composed(others)
     except BadSettings:
         node = None
+    if not parent:
+        return f"no setting is called {key!r}; the settings are {_options(SECTIONS)}"
     if not isinstance(node, DictConfig):
         return f"no setting is called {key!r}"
     return f"no setting is called {key!r}; {f'the settings of {parent}' if parent else 'they'} are {_options(map(str, node))}"
+
+
+def _check_sections(parts: dict[str, Any]) -> None:
+    for name in parts:
+        if name not in SECTIONS:
+            raise UnknownName(f"no setting is called {name!r}; the settings are {_options(SECTIONS)}")
+    for name in SECTIONS:
+        require(name, parts.get(name), parts.get(name) is not None, "given")
 
 
 def _group(name: str) -> list[str]:
@@ -212,7 +230,11 @@ def _sentence(error: OmegaConfBaseException, key: str) -> str:
     """OmegaConf's complaint about a value, with the whole key before it."""
     first = str(error).split("\n")[0].rstrip(".")
     full = f"{key}.{error.full_key}" if error.full_key else key
-    return f"{full}: {first[:1].lower()}{first[1:]}"
+    if match := re.match(r"Value (.+) of type .+ could not be converted to (\w+)", first):
+        return f"{full} is {match[1]}, but must be of type {match[2].lower()}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{full} has no value; give it one with {full}=VALUE"
+    return f"{full}: {first}"
 
 
 def _seed(value: Any) -> int:

@@ -78,4 +78,4 @@ def check_replica(key: str, replica: str, engine: Engine) -> None:
     """Raise BadSettings when the fleet has no such replica."""
     if replica not in engine.replicas:
         known = ", ".join(engine.replicas)
-        raise BadSettings(f"{key} names replica {replica!r}, but the fleet has {known}")
+        raise BadSettings(f"{key} is {replica!r}, but must be a replica of the fleet: {known}")

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -40,8 +40,8 @@ def play(settings: RunSettings, *, progress: bool = False) -> Run:
     trace = draw(settings.workload, settings.seed, settings.engine.fleet.models[0].name)
     stage = Stage(settings.engine, trace, settings.report.sample_every_s)
     try:
-        for timed in settings.faults:
-            stage.at(timed.at_s, timed.fault)
+        for number, timed in enumerate(settings.faults):
+            stage.at(timed.at_s, timed.fault, f"faults[{number}].replica")
         settings.story.script(stage, settings.scenario)
         folder = RunFolder(Path(settings.report.folder), f"{settings.scenario.name}_{_fingerprint(settings)}")
         try:
@@ -126,5 +126,13 @@ def _manifest(settings: RunSettings, stage: Stage, wall_ns: int) -> dict[str, An
         "events_per_s": stage.events / (wall_ns / NS_PER_S),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "versions": {library: version(library) for library in LIBRARIES},
+        "versions": {library: _version(library) for library in LIBRARIES},
     }
+
+
+def _version(library: str) -> str | None:
+    """Its version; None where it is not installed as a package (a source tree on the path, an executor left out)."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None

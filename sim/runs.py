@@ -113,13 +113,19 @@ class Run:
         arrival_ns = self.requests["arrival_ns"]
         return Window(self.requests[(arrival_ns >= to_ns(begin_s)) & (arrival_ns < to_ns(end_s))])
 
+    def outside(self, begin_s: float | None, end_s: float | None) -> Window:
+        """The requests that did not arrive in that part of the run."""
+        return Window(self.requests.drop(index=self.between(begin_s, end_s).requests.index))
+
     def after(self, begin_s: float | None) -> Window:
         """The requests that arrived from `begin_s` on."""
         last_ns = self.requests["arrival_ns"].max() if len(self.requests) else 0
         return self.between(begin_s, int(last_ns) / NS_PER_S + 1)
 
-    def mark_s(self, metric: str, subject: str, after_s: float = 0.0) -> float | None:
+    def mark_s(self, metric: str, subject: str, after_s: float | None = 0.0) -> float | None:
         """When that mark (crash, recover, unhealthy, healthy) was first set from `after_s` on; None if never."""
+        if after_s is None:
+            return None
         marks = self._points(metric, subject)
         times_ns = marks.loc[marks["at_ns"] >= to_ns(after_s), "at_ns"]
         return int(times_ns.iloc[0]) / NS_PER_S if len(times_ns) else None
@@ -132,13 +138,13 @@ class Run:
         taken = points.loc[points["at_ns"] == marks["at_ns"].iloc[0], "value"]
         return int(taken.iloc[0])
 
-    def first_mark_after(self, metric: str, subject: str, begin_s: float | None) -> float | None:
+    def delay_s(self, metric: str, subject: str, begin_s: float | None) -> float | None:
         """How long after `begin_s` that mark was set; None if it never was."""
-        marked_s = None if begin_s is None else self.mark_s(metric, subject, begin_s)
+        marked_s = self.mark_s(metric, subject, begin_s)
         return None if begin_s is None or marked_s is None else marked_s - begin_s
 
-    def first_served_after(self, replica: str, begin_s: float | None) -> float | None:
-        """How long after `begin_s` the first request came that this replica completed; None if none came."""
+    def served_again_s(self, replica: str, begin_s: float | None) -> float | None:
+        """How long after `begin_s` the first request arrived that this replica completed; None if none did."""
         served = self.after(begin_s).completed
         arrivals_ns = served.loc[served["replica"] == replica, "arrival_ns"]
         return None if begin_s is None or arrivals_ns.empty else int(arrivals_ns.min()) / NS_PER_S - begin_s

@@ -35,9 +35,12 @@ class Stage:
         self._drained = self.clock.signal()
         self._all_arrived = False
 
-    def at(self, at_s: float, fault: Fault) -> None:
-        """Let `fault` strike at that time. Raises BadSettings when the fleet has no such replica."""
-        check_replica("the fault", fault.replica, self.engine)
+    def at(self, at_s: float, fault: Fault, setting: str) -> None:
+        """Let `fault` strike at that time.
+
+        Raises BadSettings when the fleet has no such replica; `setting` is the key that names it.
+        """
+        check_replica(setting, fault.replica, self.engine)
         self.clock.spawn(self._strike(at_s, fault))
 
     def play(self, watcher: Watcher | None = None) -> None:

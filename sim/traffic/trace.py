@@ -1,0 +1,178 @@
+"""A trace: every request of a run as columns, the one record that each workload and trace format becomes."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.clock import NS_PER_S
+from engine.errors import BadSettings
+from engine.request import Request, Tokens
+from engine.settings import require
+from sim.streams import stream
+
+MAX_TOKENS = 10_000_000  # of a prompt or an output: beyond any model, so a defect of the file
+COUNTER_BITS = 24  # of a position in a prompt: MAX_TOKENS fit
+LONGEST_NS = 2**62  # 146 years: sums of two times still fit into an int64
+
+Times = npt.NDArray[np.int64]
+Lengths = npt.NDArray[np.int32]
+
+_WEYL = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_SHIFT_1, _SHIFT_2, _SHIFT_3, _HALF = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)
+
+
+class BadTrace(BadSettings):
+    """The file is not a whole and well-formed trace; the message says where and what is allowed there."""
+
+    reason = "bad_trace"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Trace:
+    """The requests of a run in order of arrival, as columns of equal length: 20 bytes a request.
+
+    `prefix` is the index of a request's template in `prefixes`, -1 for none; a prompt is its template, then
+    tokens of its own, `prompt_tokens` together. `dropped_rows` counts the rows of the source that nobody
+    can serve. Tokens are drawn from `seed` when a request is asked for, the same ones in any order.
+    """
+
+    arrival_ns: Times
+    prompt_tokens: Lengths
+    output_tokens: Lengths
+    prefix: Lengths
+    prefixes: list[Tokens]
+    model: str
+    tenant: str = "default"
+    vocab: int
+    seed: int
+    source: str
+    dropped_rows: int = 0
+    _content: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        columns = (self.prompt_tokens, self.output_tokens, self.prefix)
+        assert len(self) > 0, "a trace has requests"
+        assert all(len(column) == len(self) for column in columns), "columns are equally long"
+        assert self.arrival_ns[0] >= 0, "no request arrives before the run"
+        assert (np.diff(self.arrival_ns) >= 0).all(), "requests are in order of arrival"
+        assert self.prompt_tokens.min() > 0, "every prompt has a token"
+        assert self.prefix.max() < len(self.prefixes), "every prefix has a template"
+        self._content = stream(self.seed, "content").bit_generator.random_raw()
+
+    def __len__(self) -> int:
+        return len(self.arrival_ns)
+
+    @property
+    def span_ns(self) -> int:
+        """From the first arrival to the last."""
+        return int(self.arrival_ns[-1] - self.arrival_ns[0])
+
+    def arrival_s(self, share: float) -> float:
+        """When that share (from 0 to below 1) of the requests has arrived."""
+        return int(self.arrival_ns[int(share * len(self))]) / NS_PER_S
+
+    def request(self, index: int) -> Request:
+        """The request of that index, made now: about 12 us for 1,000 tokens. Raises IndexError."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"there is no request {index} in a trace of {len(self)}")
+        return Request(
+            id=index,
+            model=self.model,
+            prompt_tokens=self._prompt(index),
+            max_output_tokens=int(self.output_tokens[index]),
+            arrival_ns=int(self.arrival_ns[index]),
+            tenant=self.tenant,
+        )
+
+    def summary(self) -> dict[str, float | int]:
+        """Figures of the whole trace. The rate counts gaps, not requests; it is 0 without a span."""
+        rate = (len(self) - 1) * NS_PER_S / self.span_ns if self.span_ns else 0.0
+        return {
+            "requests": len(self),
+            "dropped_rows": self.dropped_rows,
+            "span_s": self.span_ns / NS_PER_S,
+            "requests_per_s": rate,
+            **_figures("prompt_tokens", self.prompt_tokens),
+            **_figures("output_tokens", self.output_tokens),
+        }
+
+    def _prompt(self, index: int) -> Tokens:
+        length, prefix = int(self.prompt_tokens[index]), int(self.prefix[index])
+        if prefix < 0:
+            return tokens(self._content, index, length, self.vocab)
+        template = self.prefixes[prefix]
+        if len(template) >= length:
+            return template[:length].copy()  # a view would let one request change the prompts of others
+        own = tokens(self._content, index, length - len(template), self.vocab)
+        return np.concatenate((template, own))
+
+
+def tokens(key: int, index: int, count: int, vocab: int) -> Tokens:
+    """`count` tokens below `vocab`, a function of `key` (64 bits) and `index` alone; int32, one dimension.
+
+    SplitMix64 as a counter hash (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+    OOPSLA 2014): 10 us for 1,000 tokens where a generator seeded anew for each request takes 14, and the same
+    tokens under every version of numpy. A longer answer begins with the shorter one.
+    """
+    first = index << COUNTER_BITS
+    bits = np.arange(first, first + count, dtype=np.uint64)
+    bits *= _WEYL
+    bits += np.uint64(key)
+    bits ^= bits >> _SHIFT_1
+    bits *= _MIX_1
+    bits ^= bits >> _SHIFT_2
+    bits *= _MIX_2
+    bits ^= bits >> _SHIFT_3
+    bits >>= _HALF
+    bits *= np.uint64(vocab)  # multiply and shift: no division, bias below vocab / 2**32
+    bits >>= _HALF
+    return bits.astype(np.int32)
+
+
+def from_rows(
+    arrival_ns: Times,
+    prompt_tokens: Lengths,
+    output_tokens: Lengths,
+    *,
+    time_scale: float,
+    model: str,
+    vocab: int,
+    seed: int,
+    source: str,
+    dropped_rows: int,
+) -> Trace:
+    """The trace of a file's rows, in any order and of any epoch: sorted (stable), rebased to 0, stretched.
+
+    `time_scale` multiplies every arrival: 2 is half the rate. Raises BadSettings when it leaves no room.
+    """
+    order = np.argsort(arrival_ns, kind="stable")
+    return Trace(
+        arrival_ns=_stretched(arrival_ns[order] - arrival_ns.min(), time_scale),
+        prompt_tokens=prompt_tokens[order],
+        output_tokens=output_tokens[order],
+        prefix=np.full(len(order), -1, np.int32),
+        prefixes=[],
+        model=model,
+        vocab=vocab,
+        seed=seed,
+        source=source,
+        dropped_rows=dropped_rows,
+    )
+
+
+def _stretched(arrival_ns: Times, time_scale: float) -> Times:
+    if time_scale == 1.0:
+        return arrival_ns  # a float would round spans above 104 days
+    span_ns = int(arrival_ns[-1])
+    allowed = f"small enough to keep a span of {span_ns / NS_PER_S:g} s below 146 years"
+    require("workload.time_scale", time_scale, span_ns * time_scale < LONGEST_NS, allowed)
+    stretched: Times = np.rint(arrival_ns * time_scale).astype(np.int64)
+    return stretched
+
+
+def _figures(name: str, column: Lengths) -> dict[str, float]:
+    p50, p99 = np.percentile(column, (50, 99))
+    return {f"{name}_mean": float(column.mean()), f"{name}_p50": float(p50), f"{name}_p99": float(p99)}

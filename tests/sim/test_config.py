@@ -1,0 +1,154 @@
+"""The door: what may come in, and the one sentence for what may not."""
+
+from pathlib import Path
+
+import pytest
+
+import conf
+from engine.errors import BadSettings, UnknownName
+from sim.config import SECTIONS, read
+
+ROOFLINE = ["scenario=failover", "executor=roofline"]
+GROUPS = sorted(
+    path for path in Path(conf.__file__).parent.iterdir() if path.is_dir() and any(path.glob("*.yaml"))
+)
+CHOICES = [(group.name, path.stem) for group in GROUPS for path in sorted(group.glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_yaml_there_is_composes(group, name):
+    overrides = [f"{group}={name}"]
+    overrides += ["workload.path=trace.csv"] if name == "azure" else []
+    overrides += [] if group == "executor" else ["executor=roofline"]
+    overrides += [] if group == "scenario" else ["scenario=steady"]
+    settings = read(overrides)
+    assert settings.config[group] is not None
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_yaml_opens_with_the_command_that_uses_it(group, name):
+    text = (Path(conf.__file__).parent / group / f"{name}.yaml").read_text()
+    command = next(line for line in text.splitlines() if line.startswith("# python -m sim"))
+    assert f"{group}={name}" in command
+
+
+def test_everything_composed_is_known_and_everything_known_is_composed():
+    assert set(read(ROOFLINE).config) == set(SECTIONS)
+
+
+def test_an_experiment_is_a_few_override_lines():
+    overrides = [*ROOFLINE, "strategy=least_loaded", "seed=7", "fleet.replicas=28", "workload.rate=3"]
+    settings = read(overrides)
+    assert settings.engine.routing.strategy == "least_loaded"
+    assert settings.seed == settings.engine.seed == 7
+    assert list(settings.engine.fleet.replicas)[:3] == ["a", "b", "c"]
+    assert list(settings.engine.fleet.replicas)[25:] == ["z", "aa", "ab"]
+    assert settings.workload.rate == 3.0
+    assert settings.overrides == overrides
+
+
+def test_replicas_may_be_named_one_by_one():
+    lines = [*ROOFLINE, "fleet.replicas=null", "+fleet.replicas.left=llama-3.2-1b"]
+    with pytest.raises(BadSettings, match=r"fleet\.replicas"):
+        read([*ROOFLINE, "fleet.replicas=null"])
+    named = read([*ROOFLINE, "fleet.replicas={left: llama-3.2-1b, right: llama-3.2-1b}"])
+    assert named.engine.fleet.replicas == {"left": "llama-3.2-1b", "right": "llama-3.2-1b"}
+    assert lines
+
+
+BAD = [
+    ([], BadSettings, "no scenario is given", "failover, steady"),
+    (["scenario=nope"], UnknownName, "no scenario is called 'nope'", "failover, steady"),
+    ([*ROOFLINE, "scenario.name=nope"], UnknownName, "no scenario is called 'nope'", "failover, steady"),
+    ([*ROOFLINE, "strategy=nope"], UnknownName, "no strategy is called 'nope'", "least_loaded, round_robin"),
+    (
+        [*ROOFLINE, "strategy.name=nope"],
+        UnknownName,
+        "no strategy is called 'nope'",
+        "least_loaded, round_robin",
+    ),
+    ([*ROOFLINE, "+strategy.x=3"], BadSettings, "strategy 'round_robin' does not take", "'x'"),
+    ([*ROOFLINE, "eviction.name=mru"], UnknownName, "no eviction policy is called 'mru'", "lru"),
+    (["scenario=failover", "executor=nope"], UnknownName, "no executor is called 'nope'", "roofline, torch"),
+    ([*ROOFLINE, "executor.name=nope"], UnknownName, "no executor is called 'nope'", "roofline, torch"),
+    ([*ROOFLINE, "workload=nope"], UnknownName, "no workload is called 'nope'", "azure, chat"),
+    ([*ROOFLINE, "workload.kind=nope"], UnknownName, "no workload is called 'nope'", "azure, synthetic"),
+    ([*ROOFLINE, "foo=1"], UnknownName, "no setting is called 'foo'", "seed"),
+    ([*ROOFLINE, "+foo=1"], UnknownName, "no setting is called 'foo'", "seed"),
+    ([*ROOFLINE, "workload.foo=1"], UnknownName, "no setting is called 'workload.foo'", "rate"),
+    ([*ROOFLINE, "+workload.foo=1"], BadSettings, "no setting is called 'workload.foo'", "rate"),
+    (
+        [*ROOFLINE, "executor.threads=2"],
+        UnknownName,
+        "no setting is called 'executor.threads'",
+        "overhead_us",
+    ),
+    (
+        [*ROOFLINE, "+executor.threads=2"],
+        BadSettings,
+        "no setting is called 'executor.threads'",
+        "overhead_us",
+    ),
+    ([*ROOFLINE, "hydra.foo=1"], UnknownName, "no setting is called 'hydra.foo'", ""),
+    ([*ROOFLINE, "seed.x=1"], UnknownName, "no setting is called 'seed.x'", ""),
+    ([*ROOFLINE, "~fleet"], BadSettings, "fleet is None", "given"),
+    ([*ROOFLINE, "workload"], BadSettings, "'workload' is no setting", "KEY=VALUE"),
+    ([*ROOFLINE, "health=3"], BadSettings, "health is 3", "probe_every_s"),
+    ([*ROOFLINE, "executor=[a,b]"], BadSettings, "'b'", "roofline, torch"),
+    ([*ROOFLINE, "strategy.name=3"], BadSettings, "strategy is {'name': 3}", "name"),
+    ([*ROOFLINE, "workload.requests=0"], BadSettings, "workload.requests is 0", "from 1"),
+    ([*ROOFLINE, "workload.rate=0"], BadSettings, "workload.rate is 0.0", "above 0"),
+    ([*ROOFLINE, "workload.rate=-1"], BadSettings, "workload.rate is -1.0", "above 0"),
+    ([*ROOFLINE, "workload.rate=fast"], BadSettings, "workload.rate is 'fast'", "float"),
+    ([*ROOFLINE, "workload=azure"], BadSettings, "workload.path has no value", "workload.path=VALUE"),
+    ([*ROOFLINE, "seed=-1"], BadSettings, "seed is -1", "whole number"),
+    ([*ROOFLINE, "seed=1.5"], BadSettings, "seed is 1.5", "whole number"),
+    ([*ROOFLINE, "seed=true"], BadSettings, "seed is True", "whole number"),
+    ([*ROOFLINE, "fleet.replicas=0"], BadSettings, "fleet.replicas is 0", "at least 1"),
+    ([*ROOFLINE, "fleet.replicas={a: nope}"], BadSettings, "fleet.replicas.a is 'nope'", "llama-3.2-1b"),
+    ([*ROOFLINE, "fleet.replicas=many"], BadSettings, "fleet.replicas is 'many'", "a number or a map"),
+    ([*ROOFLINE, "fleet.models=[]"], BadSettings, "fleet.models is []", "at least one"),
+    ([*ROOFLINE, "fleet.max_batch=0"], BadSettings, "fleet.max_batch is 0", "at least 1"),
+    ([*ROOFLINE, "fleet.step_tokens=8"], BadSettings, "fleet.step_tokens is 8", "at least fleet.max_batch"),
+    ([*ROOFLINE, "tiers.ram_gib=nan"], BadSettings, "tiers.ram_gib is nan", "at least 0"),
+    ([*ROOFLINE, "report.folder=''"], BadSettings, "report.folder is ''", "path"),
+    ([*ROOFLINE, "report.sample_every_s=0"], BadSettings, "report.sample_every_s is 0.0", "above 0"),
+    ([*ROOFLINE, "scenario.dies_at_share=1"], BadSettings, "scenario.dies_at_share is 1.0", "below 1"),
+    ([*ROOFLINE, "scenario.dies_at_s=-1"], BadSettings, "scenario.dies_at_s is -1.0", "at least 0"),
+    ([*ROOFLINE, "faults=[5]"], BadSettings, "faults[0] is 5", "fault: crash"),
+    (
+        [*ROOFLINE, "faults=[{fault: boom, at_s: 1}]"],
+        UnknownName,
+        "no fault is called 'boom'",
+        "crash, recover",
+    ),
+    (
+        [*ROOFLINE, "faults=[{fault: crash, at_s: -1, replica: a}]"],
+        BadSettings,
+        "faults[0].at_s is -1.0",
+        "at least 0",
+    ),
+    (
+        [*ROOFLINE, "faults=[{fault: crash, at_s: x, replica: a}]"],
+        BadSettings,
+        "faults[0].at_s is 'x'",
+        "float",
+    ),
+    ([*ROOFLINE, "faults=[{fault: crash, at_s: 1}]"], BadSettings, "faults[0].replica has no value", ""),
+    (
+        [*ROOFLINE, "faults=[{fault: crash, at_s: 1, replica: a, y: 2}]"],
+        BadSettings,
+        "'faults[0].y'",
+        "replica",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "kind", "thing", "allowed"), BAD, ids=lambda value: str(value)[:60])
+def test_bad_input_is_one_sentence_with_the_thing_and_what_is_allowed(overrides, kind, thing, allowed):
+    with pytest.raises(kind) as caught:
+        read(overrides)
+    message = str(caught.value)
+    assert thing in message
+    assert allowed in message
+    assert "\n" not in message

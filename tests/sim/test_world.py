@@ -1,0 +1,61 @@
+"""The virtual clock runs the engine's coroutines; the conformance suite of clocks stands in tests/engine."""
+
+import pytest
+
+from sim.world import SimClock
+
+
+def test_measured_work_passes_as_virtual_time():
+    clock, seen = SimClock(), []
+
+    async def work():
+        result, duration_ns = await clock.compute(lambda: sum(range(1000)))
+        seen.extend([result, duration_ns, clock.now_ns()])
+
+    clock.spawn(work())
+    clock.env.run()
+    assert seen[0] == 499500
+    assert seen[1] > 0
+    assert seen[2] == seen[1]
+
+
+def test_virtual_time_stays_an_integer():
+    clock = SimClock()
+
+    async def work():
+        await clock.sleep(3)
+        clock.call_later(4, lambda: None)
+
+    clock.spawn(work())
+    clock.env.run()
+    assert clock.now_ns() == 7
+    assert isinstance(clock.now_ns(), int)
+
+
+def test_an_error_in_spawned_work_ends_the_run():
+    clock = SimClock()
+
+    async def work():
+        await clock.sleep(1)
+        raise ZeroDivisionError("a defect")
+
+    clock.spawn(work())
+    with pytest.raises(ZeroDivisionError, match="a defect"):
+        clock.env.run()
+
+
+def test_close_runs_the_finally_of_what_still_runs_and_of_nothing_else():
+    clock, left = SimClock(), []
+
+    async def work(name, delay_ns):
+        try:
+            await clock.sleep(delay_ns)
+        finally:
+            left.append(name)
+
+    clock.spawn(work("short", 1))
+    clock.spawn(work("long", 100))
+    clock.env.run(until=10)
+    assert left == ["short"]
+    clock.close()
+    assert left == ["short", "long"]
