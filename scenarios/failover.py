@@ -6,7 +6,7 @@ from math import ceil
 
 from engine.settings import above, require
 from engine.settings import at_least as least
-from sim.checks import Check, at_least, at_most, evidence, grown, p99_at_most, within
+from sim.checks import Check, at_least, at_most, equal_share, evidence, grown, p99_at_most, within
 from sim.faults import crash, recover
 from sim.runs import Run
 from sim.stage import Stage
@@ -74,7 +74,8 @@ def checks(run: Run, s: Settings) -> Iterator[Check]:
     yield evidence("requests in its hands when it died", in_hand, s.dies_holding)
     yield at_most("requests of the outage that it served", outage.served_by(s.victim), 0, f"n={outage.count}")
     error = outage.share_error(survivors, s.fewest_to_share)
-    yield at_most("distance of a survivor from an equal share", error, s.max_share_error, served)
+    name = "distance of a survivor from an equal share"
+    yield equal_share(name, error, s.max_share_error, outage.count, len(survivors), served)
     delay_s = run.delay_s("unhealthy", s.victim, died_s)
     yield within(
         "unhealthy after its death, s", delay_s, s.max_unhealthy_after_s, was_due=returned_s is not None

@@ -4,7 +4,7 @@ A check whose value could not be measured (nothing happened in its window) is in
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,24 @@ def p99_at_most(name: str, values: npt.NDArray[np.float64], limit: float) -> Che
     return Check(name, largest, "<=", limit, "pass" if largest <= limit else "inconclusive", note)
 
 
+def equal_share(
+    name: str, error: float | None, limit: float, count: int, parts: int, note: str = ""
+) -> Check:
+    """The largest distance of one of `parts` from an equal share of `count` requests is at most `limit`.
+
+    A larger distance is a failure only beyond three standard deviations of a fair lottery, sqrt(p (1 - p) / n):
+    with few requests, chance alone goes further than `limit`, and then nothing is decided.
+    """
+    check = at_most(name, error, limit, note)
+    fair = 1 / parts
+    by_chance = 3 * (fair * (1 - fair) / max(count, 1)) ** 0.5
+    if check.verdict == "fail" and error is not None and error <= by_chance:
+        return replace(
+            check, verdict="inconclusive", note=f"{note}: chance alone gives up to {by_chance:.3f}"
+        )
+    return check
+
+
 def grown(calm: npt.NDArray[np.float64], factor: float, floor: float) -> float:
     """A bound on a p99 in trouble: `factor` times the p99 in calm, never less than `floor`.
 
@@ -81,7 +99,7 @@ def overall(checks: Sequence[Check]) -> str:
 def table(checks: Sequence[Check]) -> str:
     """The checks as text, a line each: verdict, name, value, bound, what it rests on."""
     rows = [
-        (check.verdict, check.name, _number(check.value), check.op, _number(check.limit), check.note)
+        (check.verdict, check.name, number(check.value), check.op, number(check.limit), check.note)
         for check in checks
     ]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(5)]
@@ -97,5 +115,6 @@ def _verdict(value: float | None, holds: bool) -> str:
     return "pass" if holds else "fail"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A figure as people read it; a dash for one that does not exist."""
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

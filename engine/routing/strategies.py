@@ -33,33 +33,61 @@ class Strategy(Protocol):
 strategy: Named[Strategy] = Named("strategy")
 
 
+class _Turn:
+    """Whose turn it is in a list that may shrink and grow between two looks.
+
+    The turn goes to whoever stands after the last one chosen, in the order in which replicas became known. A
+    mere counter would favour some of them whenever a fallback is chosen from a shorter list.
+    """
+
+    __slots__ = ("_last", "_order", "_place", "_seen")
+
+    def __init__(self) -> None:
+        self._order: dict[str, int] = {}
+        self._seen: Sequence[Replica] = ()
+        self._place = -1  # of the last one chosen, in `_seen`
+        self._last = -1  # of the last one chosen, in `_order`
+
+    def next(self, replicas: Sequence[Replica]) -> int:
+        """The index of the one whose turn it is. O(1) as long as the list stays the same."""
+        if replicas is self._seen:
+            place = self._place + 1
+            return place if place < len(replicas) else 0
+        order = self._order
+        places = [order.setdefault(replica.name, len(order)) for replica in replicas]
+        return next((index for index, place in enumerate(places) if place > self._last), 0)
+
+    def take(self, replicas: Sequence[Replica], index: int) -> Replica:
+        """Note that the one at `index` is chosen."""
+        chosen = replicas[index]
+        self._seen, self._place, self._last = replicas, index, self._order[chosen.name]
+        return chosen
+
+
 @strategy("round_robin")
 class RoundRobin:
     """Each in turn."""
 
     def __init__(self) -> None:
-        self._turn = -1
+        self._turn = _Turn()
 
     def pick(self, request: Request, replicas: Sequence[Replica], now_ns: int) -> Replica:
-        self._turn = turn = (self._turn + 1) % len(replicas)
-        return replicas[turn]
+        return self._turn.take(replicas, self._turn.next(replicas))
 
 
 @strategy("least_loaded")
 class LeastLoaded:
-    """Whoever has the fewest tokens in flight; among equals each in turn, so that an idle fleet shares evenly."""
+    """Whoever has the fewest tokens in flight; among equals each in turn: an idle fleet shares evenly."""
 
     def __init__(self) -> None:
-        self._turn = -1
+        self._turn = _Turn()
 
     def pick(self, request: Request, replicas: Sequence[Replica], now_ns: int) -> Replica:
         count = len(replicas)
-        self._turn = turn = (self._turn + 1) % count
-        best = replicas[turn]
-        for offset in range(
-            1 - count, 0
-        ):  # from the one after `turn`, around; negative indices wrap for free
-            replica = replicas[turn + offset]
-            if replica.tokens_in_flight < best.tokens_in_flight:
-                best = replica
-        return best
+        best = self._turn.next(replicas)
+        least = replicas[best].tokens_in_flight
+        for index in range(best + 1 - count, best):  # the others, in turn; negative indices wrap for free
+            load = replicas[index].tokens_in_flight
+            if load < least:
+                best, least = index, load
+        return self._turn.take(replicas, best % count)

@@ -98,7 +98,8 @@ def test_twin_that_answers_for_the_dead_is_seen(tmp_path, monkeypatch):
 
 
 def test_twin_with_slow_survivors_breaks_the_bound_on_p99(tmp_path):
-    run = play(tmp_path, "fleet.max_batch=6", "workload.rate=40", "workload.requests=1200")
+    lines = ["fleet.max_batch=6", "workload.rate=40", "scenario.max_p99_growth=1"]
+    run = play(tmp_path, "workload.requests=2400", *lines)
     assert {"p99 TTFT in the outage, s", "p99 E2E in the outage, s"} & set(failed(run))
 
 

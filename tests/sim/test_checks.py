@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sim.checks import Check, at_least, at_most, evidence, grown, overall, p99_at_most, table, within
+from sim.checks import Check, at_least, at_most, equal_share, evidence, grown, overall, p99_at_most, table, within
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,11 @@ def test_table_lines_up_and_says_what_each_check_rests_on():
         "inconclusive  share               - >= 0.2  n=0",
     ]
     assert not table([])
+
+
+def test_a_share_is_only_wrong_when_chance_does_not_explain_it():
+    assert equal_share("x", 0.04, 0.05, 20, 2).verdict == "pass"
+    assert equal_share("x", 0.10, 0.05, 20, 2).verdict == "inconclusive"  # 3 sigma of 20 tosses: 0.335
+    assert equal_share("x", 0.10, 0.05, 1_000, 2).verdict == "fail"
+    assert equal_share("x", None, 0.05, 0, 2).verdict == "inconclusive"
+    assert "0.335" in equal_share("x", 0.10, 0.05, 20, 2, "a 12 b 8").note

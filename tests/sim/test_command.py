@@ -38,7 +38,7 @@ def only_run(folder):
 def test_a_run_leaves_its_folder_and_its_verdict(tmp_path):
     done = command(tmp_path, "scenario=failover", "executor=roofline")
     assert done.returncode == 0, done.stderr
-    assert "PASS  failover  round_robin on roofline, seed 1: 600 of 600 requests completed" in done.stdout
+    assert "PASS  failover  round_robin on roofline, seed 1: 1200 of 1200 requests completed" in done.stdout
     path = only_run(tmp_path)
     assert str(path.relative_to(tmp_path)) in done.stdout
     names = {each.name for each in path.iterdir()}
@@ -61,8 +61,8 @@ def test_a_run_leaves_its_folder_and_its_verdict(tmp_path):
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["digest"] in done.stdout
     assert yaml.safe_load((path / "overrides.yaml").read_text()) == ["scenario=failover", "executor=roofline"]
-    assert len(pd.read_parquet(path / "requests.parquet")) == 600
-    assert len(json.loads(gzip.decompress((path / "trace.json.gz").read_bytes()))["traceEvents"]) > 600
+    assert len(pd.read_parquet(path / "requests.parquet")) == 1200
+    assert len(json.loads(gzip.decompress((path / "trace.json.gz").read_bytes()))["traceEvents"]) > 1200
 
 
 def test_the_same_config_and_seed_give_the_same_bytes_in_another_process(tmp_path):

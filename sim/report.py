@@ -1,0 +1,158 @@
+"""The report of a run: one HTML file that needs nothing else, and the same facts as Markdown."""
+
+import base64
+import json
+import shlex
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from sim.checks import Check, number
+from sim.plots import CAPTIONS, plots
+from sim.runs import Run
+
+STYLE = """
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
+body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
+td, th { border-bottom: 1px solid #8884; padding: .3rem .6rem; text-align: left; }
+td.figure { text-align: right; font-variant-numeric: tabular-nums; }
+.verdict { font-weight: 700; } .pass { color: #00734f; } .fail { color: #c04a00; } .inconclusive { color: #8a6d00; }
+@media (prefers-color-scheme: dark) {
+  .pass { color: #3ec99a; } .fail { color: #ff8a4c; } .inconclusive { color: #e6c34d; }
+}
+figure { margin: 2rem 0; break-inside: avoid; } img { max-width: 100%; background: white; }
+figcaption { font-size: .9rem; opacity: .8; } pre { overflow-x: auto; background: #8881; padding: .8rem; }
+"""
+KEY_FIGURES = (
+    ("completed", "requests completed"),
+    ("second_tries", "requests that needed a second try"),
+    ("request_throughput_per_s", "completed requests a second"),
+    ("output_throughput_tokens_per_s", "output tokens a second"),
+    ("token_hit_ratio", "prompt tokens found in the cache"),
+    ("p50_ttft_s", "TTFT p50, s"),
+    ("p99_ttft_s", "TTFT p99, s"),
+    ("p50_tpot_s", "TPOT p50, s"),
+    ("p99_tpot_s", "TPOT p99, s"),
+    ("p50_e2e_s", "E2E p50, s"),
+    ("p99_e2e_s", "E2E p99, s"),
+)
+CHECK_HEADS = ("verdict", "check", "value", "bound", "rests on")
+
+
+def write_report(run: Run, folder: Path) -> None:
+    """Write report.html and report.md beside `plots/`, whose pictures must be there."""
+    (folder / "report.html").write_text(html(run, folder / "plots"), encoding="utf-8")
+    (folder / "report.md").write_text(markdown(run), encoding="utf-8")
+
+
+def html(run: Run, pictures: Path) -> str:
+    """The whole report as one page, pictures inside."""
+    parts = [
+        f"<h1>{escape(headline(run))}</h1>",
+        *(f"<p>{escape(sentence)}</p>" for sentence in facts(run)),
+        "<h2>Checks</h2>",
+        _html_table(CHECK_HEADS, [_check_cells(check) for check in run.checks]),
+        "<h2>Key figures</h2>",
+        _html_table(("figure", "value"), figures(run)),
+        "<h2>Pictures</h2>",
+        *(_html_picture(name, pictures / f"{name}.png") for name in plots),
+        "<h2>Run it again</h2>",
+        f"<pre>{escape(command(run))}</pre>",
+        f"<details><summary>Configuration</summary><pre>{escape(_pretty(run.config))}</pre></details>",
+        f"<details><summary>Manifest</summary><pre>{escape(_pretty(run.manifest))}</pre></details>",
+    ]
+    head = f'<meta charset="utf-8"><title>{escape(headline(run))}</title><style>{STYLE}</style>'
+    body = "\n".join(parts)
+    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
+
+
+def markdown(run: Run) -> str:
+    """The same facts, with links to the pictures."""
+    blocks = [
+        f"# {headline(run)}",
+        *facts(run),
+        "## Checks",
+        _markdown_table(CHECK_HEADS, [_check_cells(check) for check in run.checks]),
+        "## Key figures",
+        _markdown_table(("figure", "value"), figures(run)),
+        "## Pictures",
+        *(f"![{CAPTIONS[name]}](plots/{name}.png)\n\n{CAPTIONS[name]}" for name in plots),
+        "## Run it again",
+        f"```bash\n{command(run)}\n```",
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def headline(run: Run) -> str:
+    """The verdict first."""
+    passed = sum(check.verdict == "pass" for check in run.checks)
+    return f"{run.verdict.upper()}: {passed} of {len(run.checks)} checks hold in {run.name}"
+
+
+def facts(run: Run) -> list[str]:
+    """What the run was, in sentences."""
+    manifest = run.manifest
+    sentences = [
+        f"Strategy {manifest['strategy']} on executor {manifest['executor']}, seed {manifest['seed']}, traffic "
+        f"{manifest['trace']['source']}: {len(run.requests)} requests in {manifest['virtual_s']:.1f} s of virtual time, "
+        f"{manifest['wall_s']:.1f} s of real time.",
+        f"Digest {manifest['digest']}.",
+    ]
+    if manifest["interrupted"]:
+        sentences.insert(
+            0,
+            f"Interrupted: {manifest['in_flight']} requests were in flight; only what had finished is in here.",
+        )
+    return sentences
+
+
+def figures(run: Run) -> list[tuple[str, str]]:
+    """The key figures, those that exist."""
+    shares = [(f"share_{replica}", f"share of replica {replica}") for replica in run.replicas]
+    summary = run.summary
+    return [(label, number(summary[key])) for key, label in (*KEY_FIGURES, *shares)]
+
+
+def command(run: Run) -> str:
+    """The line that plays this run again."""
+    overrides = list(run.manifest["overrides"])
+    if not any(line.startswith("scenario=") for line in overrides):
+        overrides.insert(0, f"scenario={run.name}")
+    return shlex.join(["python", "-m", "sim", *overrides])
+
+
+def _check_cells(check: Check) -> tuple[str, ...]:
+    return check.verdict, check.name, number(check.value), f"{check.op} {number(check.limit)}", check.note
+
+
+def _html_table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = ["<table>", "<tr>" + "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr>"]
+    for row in rows:
+        cells = [
+            f"<td{_html_class(head, cell)}>{escape(cell)}</td>" for head, cell in zip(heads, row, strict=True)
+        ]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return "\n".join([*lines, "</table>"])
+
+
+def _html_class(head: str, cell: str) -> str:
+    if head == "verdict":
+        return f' class="verdict {escape(cell)}"'
+    return ' class="figure"' if head in ("value", "bound") else ""
+
+
+def _html_picture(name: str, path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    caption = escape(CAPTIONS[name])
+    image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _markdown_table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [heads, tuple("---" for _ in heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False)
