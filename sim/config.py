@@ -68,7 +68,7 @@ class ReportSettings:
     """Where the run folder goes and what it holds."""
 
     folder: str = "runs"
-    sample_every_s: float = 1.0
+    sample_every_s: float = 0.25
     plots: bool = True
 
     def __post_init__(self) -> None:

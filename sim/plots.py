@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from engine.clock import NS_PER_S
 from sim import metrics
@@ -26,7 +26,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 STYLES = ("-", "--", "-.", ":")
 MARKS = {"crash": "#D55E00", "unhealthy": "#000000", "recover": "#009E73", "healthy": "#0072B2"}
 MOST_POINTS = 5_000
-MOST_BARS = 300
+MOST_BARS = 120
 DPI = 110
 TIME_LABEL = "virtual time, s"
 
@@ -34,7 +34,8 @@ TIME_LABEL = "virtual time, s"
 def served_by_replica(run: Run) -> Figure:
     """Who served: requests by second of arrival, a panel a replica; lost and refused ones on top of all."""
     replicas = run.replicas
-    figure, panels = _panels(run, "Who served the requests that arrived in each second", len(replicas))
+    title = "Who served the requests that arrived in each second"
+    figure, panels = _panels(run, title, len(replicas), sharey=True)
     edges = _edges(run)
     for index, (replica, axes) in enumerate(zip(replicas, panels, strict=True)):
         done = run.whole.completed
@@ -154,7 +155,7 @@ def cache_over_time(run: Run) -> Figure:
 
 def gantt(run: Run) -> Figure:
     """Each request around the first mark as a bar on the replica that finished it: waiting, prefill, decode."""
-    figure, panels = _panels(run, "Requests one by one, around the first mark", len(run.replicas))
+    figure, panels = _panels(run, "Requests one by one, around the first mark", len(run.replicas), sharey=True)
     shown = _around_first_mark(run)
     for replica, axes in zip(run.replicas, panels, strict=True):
         rows = shown[shown["replica"] == replica]
@@ -170,6 +171,7 @@ def gantt(run: Run) -> Figure:
         for begin, end, colour, label in spans:
             axes.barh(slots, end - begin, left=begin, height=0.8, color=colour, label=label)
         axes.set_ylabel(f"{replica}\nslot")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         if len(shown):
             axes.set_xlim(_seconds(shown["arrival_ns"]).min(), _seconds(shown["finished_ns"]).max())
         _draw_marks(run, axes, labelled=axes is panels[0], only=replica)
@@ -221,7 +223,7 @@ def pack(begin: Floats, end: Floats) -> npt.NDArray[np.intp]:
     return slots
 
 
-def _panels(run: Run, title: str, count: int) -> tuple[Figure, list[Axes]]:
+def _panels(run: Run, title: str, count: int, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
     """A titled figure with `count` panels over one time axis."""
     figure = Figure(figsize=(9, 1.2 + 1.9 * max(count, 2)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -230,7 +232,7 @@ def _panels(run: Run, title: str, count: int) -> tuple[Figure, list[Axes]]:
     figure.suptitle(
         f"{title}\n{facts}" if len(run.requests) else f"{title}\n{facts} (no request has ended)", fontsize=11
     )
-    panels = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
+    panels = figure.subplots(count, 1, sharex=True, sharey=sharey, squeeze=False)[:, 0]
     for axes in panels:
         axes.grid(visible=True, color="#DDDDDD", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -241,7 +243,7 @@ def _panels(run: Run, title: str, count: int) -> tuple[Figure, list[Axes]]:
 def _draw_marks(run: Run, axes: Axes, *, only: str | None = None, labelled: bool) -> None:
     """Vertical lines where a replica crashed, was seen to be ill, came back, was seen to be well; the outage shaded."""
     for at_s, mark, replica in _marks(run):
-        if only is None or replica == only:
+        if (only is None or replica == only) and _is_shown(axes, at_s):
             axes.axvline(
                 at_s,
                 color=MARKS[mark],
@@ -261,6 +263,12 @@ def _draw_marks(run: Run, axes: Axes, *, only: str | None = None, labelled: bool
     for begin_s, end_s, replica in outages(run):
         if only is None or replica == only:
             axes.axvspan(begin_s, end_s, color="#D55E00", alpha=0.08, linewidth=0)
+
+
+def _is_shown(axes: Axes, at_s: float) -> bool:
+    """Whether a time lies within the limits that were set; without such limits every time does."""
+    begin_s, end_s = axes.get_xlim()
+    return bool(axes.get_autoscalex_on()) or begin_s <= at_s <= end_s
 
 
 def outages(run: Run) -> Iterator[tuple[float, float, str]]:

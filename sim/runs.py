@@ -113,10 +113,6 @@ class Run:
         arrival_ns = self.requests["arrival_ns"]
         return Window(self.requests[(arrival_ns >= to_ns(begin_s)) & (arrival_ns < to_ns(end_s))])
 
-    def outside(self, begin_s: float | None, end_s: float | None) -> Window:
-        """The requests that did not arrive in that part of the run."""
-        return Window(self.requests.drop(index=self.between(begin_s, end_s).requests.index))
-
     def after(self, begin_s: float | None) -> Window:
         """The requests that arrived from `begin_s` on."""
         last_ns = self.requests["arrival_ns"].max() if len(self.requests) else 0
