@@ -74,7 +74,8 @@ class Clock(Protocol):
 
         On the wall clock it runs in a worker thread, so that the loop stays free. On a virtual clock it runs
         at once, and the time it took on the real machine then passes on the virtual one (hardware in the
-        loop)."""
+        loop).
+        """
 
 
 class WallSignal:

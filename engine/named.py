@@ -22,7 +22,7 @@ class Named(Generic[T]):
 
     kind: str
     homes: dict[str, str] = field(default_factory=dict)
-    classes: dict[str, Callable[..., T]] = field(default_factory=dict)
+    classes: dict[str, type[T]] = field(default_factory=dict)
 
     def __call__(self, name: str) -> Callable[[Class], Class]:
         def register(cls: Class) -> Class:
@@ -37,7 +37,7 @@ class Named(Generic[T]):
         """Every name that `find` answers to, sorted."""
         return sorted({**self.classes, **self.homes})
 
-    def find(self, name: str) -> Callable[..., T]:
+    def find(self, name: str) -> type[T]:
         """The class of that name. Raises UnknownName with the names there are."""
         if name not in self.classes and name in self.homes:
             import_module(self.homes[name])

@@ -1,6 +1,7 @@
 """Always on: what holds in every run, whatever its traffic and its faults. A breach is a defect of ours."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +72,7 @@ def audit(engine: Engine, recorder: Recorder, census: Census) -> None:
 
 def _check_order(columns: "dict[str, npt.NDArray[np.int64]]") -> None:
     names = ("arrival_ns", "admitted_ns", "first_token_ns", "finished_ns")
-    for before, after in zip(names, names[1:], strict=False):
+    for before, after in pairwise(names):
         both = (columns[before] != MISSING) & (columns[after] != MISSING)
         _require(bool((columns[before] <= columns[after])[both].all()), f"{after} lies before {before}")
 

@@ -102,11 +102,14 @@ def table(checks: Sequence[Check]) -> str:
         (check.verdict, check.name, number(check.value), check.op, number(check.limit), check.note)
         for check in checks
     ]
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(5)]
-    return "\n".join(
-        f"{verdict:<{widths[0]}}  {name:<{widths[1]}}  {value:>{widths[2]}} {op} {limit:<{widths[4]}}  {note}".rstrip()
-        for verdict, name, value, op, limit, note in rows
+    first, second, third, _, fifth = (
+        max((len(row[column]) for row in rows), default=0) for column in range(5)
     )
+    lines = [
+        f"{verdict:<{first}}  {name:<{second}}  {value:>{third}} {op} {limit:<{fifth}}  {note}"
+        for verdict, name, value, op, limit, note in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _verdict(value: float | None, holds: bool) -> str:

@@ -192,16 +192,16 @@ def explained(error: Exception, overrides: Sequence[str]) -> BadSettings:
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     """A sentence on a key that does not exist, with those that stand beside it."""
     parent, _, _ = key.rpartition(".")
-    others = [line for line in overrides if line.split("=")[0].lstrip("+~") != key]
-    try:
-        node = OmegaConf.select(composed(others), parent) if parent else composed(others)
-    except BadSettings:
-        node = None
     if not parent:
         return f"no setting is called {key!r}; the settings are {_options(SECTIONS)}"
+    others = [line for line in overrides if line.split("=")[0].lstrip("+~") != key]
+    try:
+        node = OmegaConf.select(composed(others), parent)
+    except BadSettings:
+        node = None
     if not isinstance(node, DictConfig):
         return f"no setting is called {key!r}"
-    return f"no setting is called {key!r}; {f'the settings of {parent}' if parent else 'they'} are {_options(map(str, node))}"
+    return f"no setting is called {key!r}; the settings of {parent} are {_options(map(str, node))}"
 
 
 def _check_sections(parts: dict[str, Any]) -> None:
@@ -307,7 +307,7 @@ def _cache(values: dict[str, Any], chosen: dict[str, Any]) -> CacheSettings:
 
 def _workload(values: dict[str, Any]) -> Workload:
     kind = str(values.get("kind"))
-    made: Workload = typed(workloads.find(kind), values, "workload")  # type: ignore[arg-type]
+    made: Workload = typed(workloads.find(kind), values, "workload")
     return made
 
 

@@ -16,6 +16,8 @@ from sim.plots import MARKS, pack
 from sim.runs import Run
 
 ENGINE_PID = 0
+PHASE_ENDS = ("arrival_ns", "started_ns", "first_token_ns", "finished_ns")
+FACTS = ("request_id", "attempts", "prompt_tokens", "cached_tokens_ram", "output_tokens", "outcome")
 COUNTERS = ("running", "waiting", "tokens_in_flight", "in_service", "bytes")
 
 Event = dict[str, Any]
@@ -59,27 +61,28 @@ def _slices(requests: pd.DataFrame, pid: int) -> Iterator[Event]:
     """Queue, prefill and decode of each request, in a slot of its own from arrival to end."""
     arrival_ns = requests["arrival_ns"].to_numpy(dtype=np.float64)
     finished_ns = requests["finished_ns"].to_numpy(dtype=np.float64)
-    for row, slot in zip(requests.itertuples(), pack(arrival_ns, finished_ns), strict=True):
-        args = {
-            "request_id": int(row.request_id),
-            "attempts": int(row.attempts),
-            "prompt_tokens": int(row.prompt_tokens),
-            "cached_tokens": int(row.cached_tokens_ram),
-            "output_tokens": int(row.output_tokens),
-            "outcome": row.outcome,
-        }
-        begin_ns = int(row.arrival_ns)
-        for name, end_ns in (
-            ("queue", row.started_ns),
-            ("prefill", row.first_token_ns),
-            ("decode", row.finished_ns),
-        ):
-            end = begin_ns if end_ns is pd.NA else max(begin_ns, int(end_ns))
-            if name == "decode" and row.first_token_ns is pd.NA:
-                name = "queue" if row.started_ns is pd.NA else "prefill"  # noqa: PLW2901  it ended in that phase
-            if end > begin_ns:
-                yield _slice(name, pid, int(slot) + 1, begin_ns, end, args)
-            begin_ns = end
+    rows = zip(
+        _rows(requests, *PHASE_ENDS), _rows(requests, *FACTS), pack(arrival_ns, finished_ns), strict=True
+    )
+    for (begin_ns, started_ns, first_token_ns, end_ns), facts, slot in rows:
+        args = dict(zip(FACTS, facts, strict=True))
+        for name, phase_begin_ns, phase_end_ns in _phases(begin_ns, started_ns, first_token_ns, end_ns):
+            yield _slice(name, pid, int(slot) + 1, phase_begin_ns, phase_end_ns, args)
+
+
+def _phases(
+    begin_ns: int, started_ns: Any, first_token_ns: Any, end_ns: int
+) -> Iterator[tuple[str, int, int]]:
+    """The phases that a request went through, none of them empty; the last one lasts until its end.
+
+    A request that carried on after a lost replica got its first token before its last start: no prefill is shown.
+    """
+    begun_ns = end_ns if started_ns is pd.NA else int(started_ns)
+    answered_ns = end_ns if first_token_ns is pd.NA else int(first_token_ns)
+    edges = (begin_ns, min(begun_ns, answered_ns), answered_ns, end_ns)
+    for name, begin, end in zip(("queue", "prefill", "decode"), edges, edges[1:], strict=False):
+        if end > begin:
+            yield name, begin, end
 
 
 def _slice(name: str, pid: int, tid: int, begin_ns: int, end_ns: int, args: Event) -> Event:
@@ -95,13 +98,19 @@ def _slice(name: str, pid: int, tid: int, begin_ns: int, end_ns: int, args: Even
 
 
 def _marks(series: pd.DataFrame, pids: dict[str, int]) -> Iterator[Event]:
-    for row in series[series["metric"].isin(list(MARKS))].itertuples():
-        pid = pids[row.subject]
-        yield {"ph": "i", "s": "p", "name": row.metric, "pid": pid, "tid": 0, "ts": row.at_ns / 1_000}
+    marks = series[series["metric"].isin(list(MARKS))]
+    for at_ns, subject, metric in _rows(marks, "at_ns", "subject", "metric"):
+        yield {"ph": "i", "s": "p", "name": metric, "pid": pids[subject], "tid": 0, "ts": at_ns / 1_000}
 
 
 def _counters(series: pd.DataFrame, pids: dict[str, int]) -> Iterator[Event]:
-    for row in series[series["metric"].isin(COUNTERS)].itertuples():
-        pid = pids.get(row.subject, ENGINE_PID)
-        name = row.metric if row.subject in pids else f"{row.subject} {row.metric}"
-        yield {"ph": "C", "name": name, "pid": pid, "ts": row.at_ns / 1_000, "args": {"value": row.value}}
+    points = series[series["metric"].isin(COUNTERS)]
+    for at_ns, subject, metric, value in _rows(points, "at_ns", "subject", "metric", "value"):
+        pid = pids.get(subject, ENGINE_PID)
+        name = metric if subject in pids else f"{subject} {metric}"
+        yield {"ph": "C", "name": name, "pid": pid, "ts": at_ns / 1_000, "args": {"value": value}}
+
+
+def _rows(table: pd.DataFrame, *names: str) -> Iterator[tuple[Any, ...]]:
+    """Some columns, row by row, as plain Python values."""
+    return zip(*(table[name].tolist() for name in names), strict=True)

@@ -80,7 +80,7 @@ def _play(settings: RunSettings, stage: Stage, folder: RunFolder, progress: bool
 def interruptible(stop: Callable[[], None]) -> Iterator[None]:
     """The first Ctrl-C calls `stop`; a second one ends the program as ever. Only the main thread may do this."""
 
-    def once(number: int, frame: FrameType | None) -> None:
+    def once(_number: int, _frame: FrameType | None) -> None:
         stop()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

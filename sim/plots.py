@@ -155,7 +155,9 @@ def cache_over_time(run: Run) -> Figure:
 
 def gantt(run: Run) -> Figure:
     """Each request around the first mark as a bar on the replica that finished it: waiting, prefill, decode."""
-    figure, panels = _panels(run, "Requests one by one, around the first mark", len(run.replicas), sharey=True)
+    figure, panels = _panels(
+        run, "Requests one by one, around the first mark", len(run.replicas), sharey=True
+    )
     shown = _around_first_mark(run)
     for replica, axes in zip(run.replicas, panels, strict=True):
         rows = shown[shown["replica"] == replica]

@@ -107,7 +107,7 @@ def facts(run: Run) -> list[str]:
     return sentences
 
 
-def figures(run: Run) -> list[tuple[str, str]]:
+def figures(run: Run) -> list[tuple[str, ...]]:
     """The key figures, those that exist."""
     shares = [(f"share_{replica}", f"share of replica {replica}") for replica in run.replicas]
     summary = run.summary

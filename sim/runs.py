@@ -157,12 +157,12 @@ def open_run(path: Path | str) -> Run:
         manifest = json.loads((folder / "manifest.json").read_text())
         checks = [Check(**check) for check in json.loads((folder / "checks.json").read_text())]
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        tables = [
+        requests, timeseries, decisions = (
             pd.read_parquet(folder / f"{name}.parquet") for name in ("requests", "timeseries", "decisions")
-        ]
+        )
     except FileNotFoundError as error:
         raise BadSettings(f"{folder} is not a run folder: it has no {Path(error.filename).name}") from error
-    return Run(folder, config, manifest, *tables, checks)
+    return Run(folder, config, manifest, requests, timeseries, decisions, checks)
 
 
 def load(pattern: str | Path, table: str = "summary") -> pd.DataFrame:

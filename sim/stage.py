@@ -1,6 +1,7 @@
 """The stage: an engine under a virtual clock, traffic that walks in, and faults that strike on time."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from engine.clock import to_ns
 from engine.engine import Engine
@@ -17,6 +18,11 @@ EVENTS_A_LOOK = 512  # how often the loop looks up from its events to show progr
 
 Watcher = Callable[[int, int, int], bool]
 """Told now and then: now_ns, requests ended, events; its answer is whether to stop."""
+
+
+def keep_going(_now_ns: int, _ended: int, _events: int) -> bool:
+    """The watcher that watches nothing."""
+    return False
 
 
 class Stage:
@@ -43,7 +49,7 @@ class Stage:
         check_replica(setting, fault.replica, self.engine)
         self.clock.spawn(self._strike(at_s, fault))
 
-    def play(self, watcher: Watcher | None = None) -> None:
+    def play(self, watcher: Watcher = keep_going) -> None:
         """Run until every request of the trace has ended, or the watcher says stop.
 
         Raises Broken when the books of the finished run do not add up.
@@ -55,10 +61,11 @@ class Stage:
         while not drained.is_set:
             step()
             self.events += 1
-            if watcher is not None and self.events % EVENTS_A_LOOK == 0:
-                if watcher(self.clock.now_ns(), self.census.ended, self.events):
-                    self.stopped = True
-                    return
+            if self.events % EVENTS_A_LOOK == 0 and watcher(
+                self.clock.now_ns(), self.census.ended, self.events
+            ):
+                self.stopped = True
+                return
         audit(self.engine, self.recorder, self.census)
 
     def close(self) -> None:
@@ -77,10 +84,8 @@ class Stage:
         self._look_for_the_end()
 
     async def _serve(self, request: Request) -> None:
-        try:
+        with suppress(EngineError):  # its outcome and reason are told already: that is the caller's answer
             await self.engine.serve(request)
-        except EngineError:
-            pass  # its outcome and reason are told already: that is the caller's answer
         self._look_for_the_end()
 
     def _look_for_the_end(self) -> None:

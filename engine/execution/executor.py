@@ -98,10 +98,11 @@ class StepResult:
 class Executor(Protocol):
     """Runs the steps of one replica. Owns the KV of that replica's sequences.
 
-    Greedy: the token of a position is a function of the model and of the tokens before it.
+    Greedy: the token of a position is a function of the model and of the tokens before it. A class that is
+    registered has `Options` too: the dataclass of what can be set for this executor alone.
     """
 
-    Options: ClassVar[type[Any]]  # the dataclass of what can be set for this executor alone
+    Options: ClassVar[type[Any]]
     vocab: int
     context_tokens: int
     kv_capacity_tokens: int
@@ -113,7 +114,8 @@ class Executor(Protocol):
         At a sequence's first chunk (`computed_tokens == cached_tokens`) its `prefix` is copied in first. A
         decode feeds `sequence.new_tokens[-1]`, whose position is `computed_tokens`. Does not change the
         sequences: the replica does, from the result. Never called concurrently. Raises ReplicaLost when the
-        device is gone; the KV is then worth nothing."""
+        device is gone; the KV is then worth nothing.
+        """
 
     def retire(
         self, sequence: Sequence, first_block: int, last_block: int, block_tokens: int
@@ -121,7 +123,8 @@ class Executor(Protocol):
         """Copy out the KV of blocks `first_block` to `last_block` (exclusive) and forget the sequence.
 
         A block spans `block_tokens` tokens; all of them have been computed. What the copy takes is charged to
-        the next step. A sequence that never ran gives no blocks."""
+        the next step. A sequence that never ran gives no blocks.
+        """
 
     def reset(self) -> None:
         """Forget every sequence: the device came back empty."""

@@ -46,7 +46,8 @@ def seeded_weights(shape: Architecture, seed: int, device: torch.device) -> Weig
     random = torch.Generator().manual_seed(seed)
 
     def matrix(rows: int, columns: int) -> Tensor:
-        return (torch.randn(rows, columns, generator=random) * columns**-0.5).to(device)
+        weights: Tensor = torch.randn(rows, columns, generator=random) * columns**-0.5
+        return weights.to(device)
 
     def ones() -> Tensor:
         return torch.ones(shape.hidden, device=device)
