@@ -37,7 +37,7 @@ class Engine:
         self.health = HealthMonitor(settings.health, self._health_changed)
         for model in settings.fleet.models:
             self.registry.add(model)
-        self._limits: dict[str, Limits] = {}
+        self.limits: dict[str, Limits] = {}
         self._block_bytes: dict[str, int] = {}
         self.replicas = self._make_replicas()
 
@@ -94,7 +94,7 @@ class Engine:
         num_before = len(stream.tokens)
         keys = chain.keys if chain is not None else []
         with self.cache.fetch(keys, len(tokens)) as prefix:
-            end.cached_tokens_ram = prefix.num_tokens
+            end.cached_tokens_ram = min(prefix.num_tokens, request.num_prompt_tokens)
             self.telemetry.emit(PrefixFound(self.clock.now_ns(), request.id, replica.name, prefix.num_tokens))
             work = Work(
                 tokens,
@@ -132,7 +132,7 @@ class Engine:
             raise BadRequest("the prompt has 0 tokens, but must have at least 1")
         if request.max_output_tokens < 1:
             raise BadRequest(f"max_output_tokens is {request.max_output_tokens}, but must be at least 1")
-        limits = self._limits[model]
+        limits = self.limits[model]
         if request.max_tokens > limits.request_tokens:
             raise BadRequest(
                 f"{request.num_prompt_tokens} prompt and {request.max_output_tokens} output tokens do not fit "
@@ -170,7 +170,7 @@ class Engine:
             replica = Replica(name, model.name, executor, scheduler, self.clock, settings.cache.block_tokens)
             replicas[name] = replica
             self._block_bytes[name] = executor.kv_bytes_per_token * settings.cache.block_tokens
-            self._limits[model.name] = Limits(
+            self.limits[model.name] = Limits(
                 min(executor.context_tokens, executor.kv_capacity_tokens), executor.vocab
             )
             self.router.add(replica)

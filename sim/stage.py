@@ -7,7 +7,7 @@ from engine.clock import to_ns
 from engine.engine import Engine
 from engine.errors import EngineError
 from engine.request import Request
-from engine.settings import EngineSettings
+from engine.settings import EngineSettings, require
 from sim.audit import Census, audit
 from sim.faults import Fault, check_replica
 from sim.recorder import Recorder
@@ -35,6 +35,10 @@ class Stage:
         self.census = Census()
         self.engine = Engine(settings, self.clock, [self.census, self.recorder])
         self.trace = trace
+        vocab = self.engine.limits[trace.model].vocab
+        require(
+            "workload.vocab", trace.vocab, trace.vocab <= vocab, f"at most {vocab}, which {trace.model!r} has"
+        )
         self.events = 0
         self.stopped = False
         self._sample_every_ns = to_ns(sample_every_s)

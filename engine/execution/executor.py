@@ -56,6 +56,12 @@ class Sequence:
         """The most KV that it can ever need, in tokens."""
         return len(self.tokens) + self.max_new_tokens
 
+    def accept(self, token: int, now_ns: int) -> None:
+        """Take a new token; the stream gets it too, unless nobody waits for it any more."""
+        self.new_tokens.append(token)
+        if not self.is_dropped:
+            self.stream.push(token, now_ns)
+
 
 @dataclass(slots=True)
 class Chunk:

@@ -128,24 +128,25 @@ class Replica:
                 self._wake = self._clock.signal()
                 await self._wake.wait()
                 continue
-            result = await self._executor.step(batch)
-            if life != self._life:
+            try:
+                result = await self._executor.step(batch)
+            except ReplicaLost:
+                if life == self._life:
+                    self.crash()
                 return
-            self._apply(batch, result, self._clock.now_ns())
+            if life == self._life:
+                self._apply(batch, result, self._clock.now_ns())
 
     def _apply(self, batch: Batch, result: StepResult, now_ns: int) -> None:
         self.busy_ns += result.duration_ns
         self.num_steps += 1
         for sequence, token in zip(batch.decodes, result.decode_tokens, strict=True):
             sequence.computed_tokens += 1
-            sequence.new_tokens.append(token)
-            sequence.stream.push(token, now_ns)
+            sequence.accept(token, now_ns)
         for chunk, first_token in zip(batch.chunks, result.chunk_tokens, strict=True):
-            sequence = chunk.sequence
-            sequence.computed_tokens += chunk.num_tokens
+            chunk.sequence.computed_tokens += chunk.num_tokens
             if first_token is not None:
-                sequence.new_tokens.append(first_token)
-                sequence.stream.push(first_token, now_ns)
+                chunk.sequence.accept(first_token, now_ns)
         for sequence in self._scheduler.settle():
             self._retire(sequence)
 

@@ -80,13 +80,14 @@ class Route:
     later sends a whole burst to one replica. Leaving the `with` block takes it out again.
     """
 
-    __slots__ = ("_group", "_held", "_next", "_request", "_router", "tried")
+    __slots__ = ("_group", "_held", "_next", "_request", "_router", "_seen", "tried")
 
     def __init__(self, router: Router, group: _Group, request: Request, now_ns: int) -> None:
         self._router = router
         self._group = group
         self._request = request
         self._held: Replica | None = None
+        self._seen = group.candidates  # a new list at every change of health
         self.tried: list[Replica] = []
         self._next = self._choose(now_ns)
 
@@ -101,7 +102,12 @@ class Route:
 
         One that fell ill since it was chosen (while the request waited for its turn) is not given out.
         """
-        if self._next is not None and self._next not in self._group.candidates:
+        group = self._group
+        if (
+            self._next is not None
+            and group.candidates is not self._seen
+            and self._next not in group.candidates
+        ):
             self._release()
             self._next = None
         replica = self._next or self._choose(now_ns)
