@@ -106,12 +106,15 @@ def read(overrides: Sequence[str]) -> RunSettings:
 
 def composed(overrides: Sequence[str]) -> DictConfig:
     """What Hydra makes of the override lines. Raises BadSettings."""
-    GlobalHydra.instance().clear()
+    hydra = GlobalHydra.instance()
+    of_the_caller, hydra.hydra = hydra.hydra, None  # a program that uses Hydra itself keeps its own
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
             return compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise explained(error, overrides) from error
+    finally:
+        GlobalHydra.instance().hydra = of_the_caller
 
 
 def settle(config: DictConfig, overrides: Sequence[str]) -> RunSettings:

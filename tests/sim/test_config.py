@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
 
 import conf
 from engine.errors import BadSettings, UnknownName
@@ -47,13 +48,17 @@ def test_an_experiment_is_a_few_override_lines():
     assert settings.overrides == overrides
 
 
+def test_a_program_that_uses_hydra_itself_keeps_its_own():
+    with initialize_config_module("conf", version_base="1.3"):
+        read(ROOFLINE)
+        assert compose("config", overrides=ROOFLINE).seed == 1
+
+
 def test_replicas_may_be_named_one_by_one():
-    lines = [*ROOFLINE, "fleet.replicas=null", "+fleet.replicas.left=llama-3.2-1b"]
     with pytest.raises(BadSettings, match=r"fleet\.replicas"):
         read([*ROOFLINE, "fleet.replicas=null"])
     named = read([*ROOFLINE, "fleet.replicas={left: llama-3.2-1b, right: llama-3.2-1b}"])
     assert named.engine.fleet.replicas == {"left": "llama-3.2-1b", "right": "llama-3.2-1b"}
-    assert lines
 
 
 BAD = [
