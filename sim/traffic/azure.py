@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from engine.clock import NS_PER_S
+from engine.settings import above, require
 from sim.traffic.lines import lines
 from sim.traffic.trace import MAX_TOKENS, BadTrace, Trace, from_rows
+from sim.traffic.workload import MAX_REQUESTS, check_kind, check_vocab, whole, workloads
 
 HEADER = b"TIMESTAMP,ContextTokens,GeneratedTokens"
 YEARS = range(1970, 2201)  # nanoseconds of a wider range would not fit into an int64
@@ -30,6 +32,36 @@ _LENGTH = rb"(\d{1,18})"
 _as_timestamp = re.compile(_TIMESTAMP).fullmatch
 _as_length = re.compile(_LENGTH).fullmatch
 _as_row = re.compile(rb"\s*%b\s*,\s*%b\s*,\s*%b\s*" % (_TIMESTAMP, _LENGTH, _LENGTH)).fullmatch
+
+
+@workloads("azure")
+@dataclass(slots=True, kw_only=True)
+class AzureWorkload:
+    """A file in the format of the Azure LLM inference traces, plain or gzip."""
+
+    kind: str = "azure"
+    path: str
+    requests: int | None = 200  # the first so many; None is all
+    time_scale: float = 1.0  # multiplies every arrival: above 1 is slower
+    vocab: int = 4096
+
+    def __post_init__(self) -> None:
+        check_kind(self.kind, "azure")
+        require("workload.path", self.path, self.path != "", "the path of a trace file")
+        if self.requests is not None:
+            whole("workload.requests", self.requests, 1, MAX_REQUESTS)
+        above("workload.time_scale", self.time_scale, 0)
+        check_vocab(self.vocab)
+
+    def draw(self, seed: int, model: str) -> Trace:
+        return read(
+            Path(self.path),
+            requests=self.requests,
+            time_scale=self.time_scale,
+            vocab=self.vocab,
+            seed=seed,
+            model=model,
+        )
 
 
 @dataclass(slots=True)

@@ -1,22 +1,79 @@
 """Synthetic traffic: each column of the trace is drawn from a stream of its own, so none can move another."""
 
+from dataclasses import dataclass
 from math import log
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engine.clock import NS_PER_S
 from engine.request import Tokens
+from engine.settings import above, at_least, require
 from sim.streams import stream
-from sim.traffic.trace import Lengths, Times, Trace
-
-if TYPE_CHECKING:
-    from sim.traffic.workload import SyntheticWorkload
+from sim.traffic.trace import MAX_TOKENS, Lengths, Times, Trace
+from sim.traffic.workload import MAX_REQUESTS, YEAR_S, check_kind, check_vocab, whole, workloads
 
 MAX_PREFIX_TOKENS = 131_072  # the context of today's larger models
+MAX_SIGMA = 10.0  # of a logarithm: the middle half of the draws then spans six orders of magnitude
 
 
-def draw(settings: "SyntheticWorkload", seed: int, model: str) -> Trace:
+@workloads("synthetic")
+@dataclass(slots=True, kw_only=True)
+class SyntheticWorkload:
+    """Poisson arrivals, log-normal lengths, and prefixes that requests share by Zipf's law.
+
+    `prompt_*` is the part of a prompt that is the request's own; a shared prefix comes on top. The least and
+    the most clip what is drawn. `prefix_share` of the requests begin with one of the `prefixes`.
+    """
+
+    kind: str = "synthetic"
+    requests: int
+    rate: float  # requests a second
+    prompt_median_tokens: float
+    prompt_sigma: float  # standard deviation of the logarithm
+    prompt_min_tokens: int
+    prompt_max_tokens: int
+    output_median_tokens: float
+    output_sigma: float
+    output_min_tokens: int
+    output_max_tokens: int
+    prefixes: int = 0
+    prefix_zipf: float = 1.0
+    prefix_median_tokens: float = 256.0
+    prefix_sigma: float = 0.6
+    prefix_share: float = 1.0
+    vocab: int = 4096
+
+    def __post_init__(self) -> None:
+        check_kind(self.kind, "synthetic")
+        whole("workload.requests", self.requests, 1, MAX_REQUESTS)
+        above("workload.rate", self.rate, 0)
+        least = self.requests / YEAR_S
+        require("workload.rate", self.rate, self.rate >= least, f"at least {least:g}: a run ends in a year")
+        for part in ("prompt", "output", "prefix"):
+            self._check_log_normal(part)
+        for part in ("prompt", "output"):
+            self._check_clip(part)
+        whole("workload.prefixes", self.prefixes, 0, MAX_REQUESTS)
+        at_least("workload.prefix_zipf", self.prefix_zipf, 0)
+        require("workload.prefix_share", self.prefix_share, 0 <= self.prefix_share <= 1, "from 0 to 1")
+        check_vocab(self.vocab)
+
+    def draw(self, seed: int, model: str) -> Trace:
+        return trace(self, seed, model)
+
+    def _check_log_normal(self, part: str) -> None:
+        median, sigma = getattr(self, f"{part}_median_tokens"), getattr(self, f"{part}_sigma")
+        above(f"workload.{part}_median_tokens", median, 0)
+        require(f"workload.{part}_median_tokens", median, median <= MAX_TOKENS, f"at most {MAX_TOKENS:,}")
+        require(f"workload.{part}_sigma", sigma, 0 <= sigma <= MAX_SIGMA, f"from 0 to {MAX_SIGMA:g}")
+
+    def _check_clip(self, part: str) -> None:
+        least, most = getattr(self, f"{part}_min_tokens"), getattr(self, f"{part}_max_tokens")
+        whole(f"workload.{part}_min_tokens", least, 1, MAX_TOKENS)
+        whole(f"workload.{part}_max_tokens", most, least, MAX_TOKENS)
+
+
+def trace(settings: SyntheticWorkload, seed: int, model: str) -> Trace:
     """The trace of these settings. With more `requests` it begins with the same ones."""
     prefixes = templates(settings, seed)
     prefix = chosen_prefixes(settings, seed)
@@ -67,7 +124,7 @@ def log_normal_tokens(
     return np.clip(np.rint(drawn), least, most).astype(np.int32)
 
 
-def templates(settings: "SyntheticWorkload", seed: int) -> list[Tokens]:
+def templates(settings: SyntheticWorkload, seed: int) -> list[Tokens]:
     """The shared prefixes, the most popular first. Each has its own stream: one more changes no other."""
     lengths = log_normal_tokens(
         stream(seed, "prefix_lengths"),
@@ -83,7 +140,7 @@ def templates(settings: "SyntheticWorkload", seed: int) -> list[Tokens]:
     ]
 
 
-def chosen_prefixes(settings: "SyntheticWorkload", seed: int) -> Lengths:
+def chosen_prefixes(settings: SyntheticWorkload, seed: int) -> Lengths:
     """Each request's index of a prefix, i with weight (i + 1)^-zipf, or -1 for all but `prefix_share`."""
     if settings.prefixes == 0:
         return np.full(settings.requests, -1, np.int32)
