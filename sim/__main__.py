@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from engine.errors import BadSettings
 from sim.checks import table
-from sim.config import explained, settle
+from sim.config import SECTIONS, choices, explained, settle
 from sim.play import play
 from sim.runs import Run
 
@@ -35,6 +35,9 @@ class Unsatisfied(Exception):
 
 def main() -> None:
     """The command line. Exits with the code of the verdict; a sweep with that of its first job that did not pass."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(usage())
+        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing and exiting with 1
     exit_codes = [0]
 
@@ -79,6 +82,23 @@ def show(run: Run) -> None:
     if manifest["interrupted"]:
         print(f"interrupted with {manifest['in_flight']} requests in flight; the finished ones are kept")
     print(f"digest  {manifest['digest']}\nrun     {run.path}")
+
+
+def usage() -> str:
+    """What `--help` prints: the scenarios and every group of settings, as the configuration folder has them."""
+    groups = [f"  {group}={'|'.join(choices(group))}" for group in SECTIONS if choices(group)]
+    return "\n".join(
+        [
+            "usage: python -m sim scenario=NAME [SETTING=VALUE ...]    one run",
+            "       python -m sim -m scenario=NAME [SETTING=A,B ...]   a run for every combination",
+            "       python -m sim --cfg job scenario=NAME              every setting, and nothing runs",
+            "",
+            "groups of settings:",
+            *groups,
+            "",
+            "exit codes: 0 all checks hold, 1 one failed, 2 bad configuration, 3 undecided, 130 interrupted",
+        ]
+    )
 
 
 def complain(error: BadSettings) -> int:

@@ -174,8 +174,8 @@ def explained(error: Exception, overrides: Sequence[str]) -> BadSettings:
     missing = error if isinstance(error, MissingConfigException) else error.__cause__
     if isinstance(missing, MissingConfigException) and missing.missing_cfg_file:
         group, _, name = missing.missing_cfg_file.rpartition("/")
-        choices = missing.options or _group(group)
-        return UnknownName(f"no {group} is called {name!r}; choose from {_options(choices)}")
+        known = missing.options or choices(group)
+        return UnknownName(f"no {group} is called {name!r}; choose from {_options(known)}")
     if isinstance(error, OverrideParseException):
         return BadSettings(
             f"{error.override!r} is no setting: write KEY=VALUE, and quote a VALUE with special characters"
@@ -183,7 +183,7 @@ def explained(error: Exception, overrides: Sequence[str]) -> BadSettings:
     text = " ".join(str(error).split())
     if match := re.search(r"You must specify '(\w+)'", text):
         return BadSettings(
-            f"no {match[1]} is given; choose one with {match[1]}=NAME from {_options(_group(match[1]))}"
+            f"no {match[1]} is given; choose one with {match[1]}=NAME from {_options(choices(match[1]))}"
         )
     if match := re.search(r"Could not override '([\w.@/]+)'", text):
         return UnknownName(_unknown_key(match[1], overrides))
@@ -215,8 +215,8 @@ def _check_sections(parts: dict[str, Any]) -> None:
         require(name, parts.get(name), parts.get(name) is not None, "given")
 
 
-def _group(name: str) -> list[str]:
-    """The choices of a configuration group."""
+def choices(name: str) -> list[str]:
+    """The choices of a configuration group; none for a setting that is no group."""
     folder = import_module(CONFIG_MODULE).__path__[0]
     return sorted(path.stem for path in Path(folder, name).glob("*.yaml"))
 
@@ -248,7 +248,7 @@ def _seed(value: Any) -> int:
 
 def _story(values: dict[str, Any]) -> ModuleType:
     name = str(values.get("name"))
-    known = _group("scenario")
+    known = choices("scenario")
     if name not in known:
         raise UnknownName(f"no scenario is called {name!r}; choose from {_options(known)}")
     return import_module(f"scenarios.{name}")

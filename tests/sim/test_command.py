@@ -86,6 +86,14 @@ def test_another_seed_gives_another_digest(tmp_path):
     assert one.manifest["digest"] != two.manifest["digest"]
 
 
+def test_help_shows_what_there_is_to_choose_from(tmp_path):
+    done = command(tmp_path, "--help")
+    assert done.returncode == 0
+    assert "scenario=failover|steady" in done.stdout
+    assert "executor=roofline|torch" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_check_exits_with_1_and_keeps_the_run(tmp_path):
     done = command(tmp_path, *ROOFLINE, "routing.max_attempts=1")
     assert done.returncode == 1
