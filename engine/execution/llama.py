@@ -14,6 +14,9 @@ from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, 
 
 from engine.settings import Architecture
 
+EMBEDDING_SCALE = 0.2
+ATTENTION_SCALE = 2.0
+
 
 @dataclass(slots=True)
 class Layer:
@@ -40,8 +43,9 @@ class Weights:
 def seeded_weights(shape: Architecture, seed: int, device: torch.device) -> Weights:
     """Random weights, a function of `shape` and `seed` alone, in float32.
 
-    Matrices keep the variance of what they multiply; embeddings are small beside what the layers add to them, so
-    that a tied head does not answer with the token it was asked, and greedy choices follow the whole prompt.
+    Matrices keep the variance of what they multiply, with two exceptions that make greedy choices follow the whole
+    prompt: q, k and v are larger, so that attention looks at few places instead of averaging over all, and
+    embeddings are smaller, so that a tied head does not answer with the token it was asked.
     """
     random = torch.Generator().manual_seed(seed)
 
@@ -53,11 +57,11 @@ def seeded_weights(shape: Architecture, seed: int, device: torch.device) -> Weig
         return torch.ones(shape.hidden, device=device)
 
     heads_dim, kv_dim = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    embedding = matrix(shape.vocab, shape.hidden)
+    embedding = matrix(shape.vocab, shape.hidden) * EMBEDDING_SCALE
     layers = [
         Layer(
             ones(),
-            matrix(heads_dim + 2 * kv_dim, shape.hidden),
+            matrix(heads_dim + 2 * kv_dim, shape.hidden) * ATTENTION_SCALE,
             matrix(shape.hidden, heads_dim),
             ones(),
             matrix(2 * shape.ffn, shape.hidden),

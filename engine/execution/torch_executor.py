@@ -48,7 +48,7 @@ class Rack:
         """Copy in the KV of a sequence, (layers, 2, G, S, D) with S at most `length`."""
         row = len(self.sequences)
         if row == len(self.kv):
-            grown = self.kv.new_empty((2 * row, *self.kv.shape[1:]))
+            grown = self.kv.new_zeros((2 * row, *self.kv.shape[1:]))
             grown[:row] = self.kv
             self.kv = grown
         self.kv[row, :, :, :, : kv.shape[-2]] = kv
@@ -175,14 +175,21 @@ class TorchExecutor:
             length *= 2
         rack = self._racks.get(length)
         if rack is None:
-            rack = self._racks[length] = Rack(self._empty(length, rows=FIRST_ROWS))
+            rack = self._racks[length] = Rack(self._zeros(FIRST_ROWS, length))
         rack.add(sequence, self._buffers.pop(sequence.id))
         self._homes[sequence.id] = length
 
-    def _empty(self, length: int, rows: int | None = None) -> Tensor:
+    def _empty(self, length: int) -> Tensor:
+        """KV of one sequence that is written before it is read."""
         shape = self._shape
-        size = (shape.layers, 2, shape.kv_heads, length, shape.head_dim)
-        return torch.empty(size if rows is None else (rows, *size), device=self._device)
+        return torch.empty((shape.layers, 2, shape.kv_heads, length, shape.head_dim), device=self._device)
+
+    def _zeros(self, rows: int, length: int) -> Tensor:
+        """KV of a rack. A mask does not hide a NaN that happens to lie in fresh memory: 0 x NaN is NaN."""
+        shape = self._shape
+        return torch.zeros(
+            (rows, shape.layers, 2, shape.kv_heads, length, shape.head_dim), device=self._device
+        )
 
     def _kv(self, sequence: Sequence) -> Tensor | None:
         """The KV of a sequence, (layers, 2, G, S, D), as a view; None when it never ran."""

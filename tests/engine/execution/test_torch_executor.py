@@ -1,0 +1,403 @@
+"""The torch executor: real KV, sequences that come and go, prefixes that save prefill and change no token."""
+
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import sim
+from engine.engine import Engine
+from engine.errors import BadSettings
+from engine.execution import Batch, Chunk, Machine, Replica, Scheduler, Sequence
+from engine.execution.replica import Work
+from engine.execution.torch_executor import (
+    FIRST_ROWS,
+    Rack,
+    TorchExecutor,
+    TorchOptions,
+    usable_device,
+    weights_seed,
+)
+from engine.request import Request, Stream
+from engine.settings import Architecture, HardwareSettings, ModelSettings
+from sim.config import read
+from sim.world import SimClock
+
+pytestmark = pytest.mark.torch
+
+SHAPE = Architecture(
+    layers=2,
+    hidden=32,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    ffn=48,
+    vocab=97,
+    context_tokens=2048,
+    rope_theta=500.0,
+)
+HARDWARE = HardwareSettings(
+    name="x", flops=1, memory_bytes=1, memory_bytes_per_s=1, link_bytes_per_s=1, source="none"
+)
+
+
+def machine(clock, loaded=None, *, seed=1, **changes):
+    model = ModelSettings(**{"name": "tiny", "architecture": SHAPE, "stand_in": SHAPE, **changes})
+    return Machine(model, HARDWARE, clock, 32, seed, {} if loaded is None else loaded)
+
+
+@pytest.fixture
+def clock():
+    clock = SimClock()
+    yield clock
+    clock.close()
+
+
+@pytest.fixture
+def executor(clock):
+    return TorchExecutor(machine(clock), TorchOptions())
+
+
+def prompt(length, seed=0):
+    return np.random.default_rng(seed).integers(97, size=length, dtype=np.int32)
+
+
+def sequence(clock, number, tokens, new_tokens, prefix=(), block_tokens=16):
+    cached = len(prefix) * block_tokens
+    return Sequence(
+        number, tokens, new_tokens, Stream(), clock.signal(), list(prefix), cached, computed_tokens=cached
+    )
+
+
+def run(clock, work):
+    """Run a coroutine of the executor to its end on the virtual clock; its result."""
+    results = []
+
+    async def keep():
+        results.append(await work)
+
+    clock.env.run(until=clock.spawn(keep()))
+    return results[0]
+
+
+def step(clock, executor, chunks=(), decodes=()):
+    """One step, its results applied as a replica would."""
+    batch = Batch([Chunk(each, count) for each, count in chunks], list(decodes))
+    result = run(clock, executor.step(batch))
+    for each, token in zip(decodes, result.decode_tokens, strict=True):
+        each.computed_tokens += 1
+        each.accept(token, 0)
+    for chunk, token in zip(batch.chunks, result.chunk_tokens, strict=True):
+        chunk.sequence.computed_tokens += chunk.num_tokens
+        if token is not None:
+            chunk.sequence.accept(token, 0)
+    return result
+
+
+def generate(clock, executor, each, chunk_tokens=10_000):
+    """Run one sequence alone to its end; its new tokens. Not retired."""
+    while not each.is_prefilled:
+        left = len(each.tokens) - each.computed_tokens
+        step(clock, executor, chunks=[(each, min(left, chunk_tokens))])
+    while not each.is_finished:
+        step(clock, executor, decodes=[each])
+    return each.new_tokens
+
+
+def test_greedy_tokens_follow_the_prompt(clock, executor):
+    one = generate(clock, executor, sequence(clock, 1, prompt(20, seed=1), 40))
+    two = generate(clock, executor, sequence(clock, 2, prompt(20, seed=2), 40))
+    assert len(set(one)) > 8
+    assert one != two
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 49])
+def test_chunks_change_no_token(clock, executor, chunk_tokens):
+    whole = generate(clock, executor, sequence(clock, 1, prompt(50), 12))
+    assert generate(clock, executor, sequence(clock, 2, prompt(50), 12), chunk_tokens) == whole
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_changing_batch_gives_each_sequence_the_tokens_that_it_gets_alone(clock, seed):
+    """Random joins, chunks, pauses of decoding and leaves, over several racks."""
+    draw = random.Random(seed)  # noqa: S311
+    executor = TorchExecutor(machine(clock), TorchOptions())
+    shapes = [(draw.choice([1, 5, 40, 250, 300, 700]), draw.randint(1, 30)) for _ in range(10)]
+    alone = TorchExecutor(machine(clock), TorchOptions())
+    expected = [
+        generate(clock, alone, sequence(clock, number, prompt(length, seed=number), count))
+        for number, (length, count) in enumerate(shapes)
+    ]
+    coming = [sequence(clock, n, prompt(length, seed=n), count) for n, (length, count) in enumerate(shapes)]
+    everybody, running = list(coming), []
+    while coming or running:
+        if coming and draw.random() < 0.4:
+            running.append(coming.pop(0))
+        chunks = [
+            (each, draw.randint(1, len(each.tokens) - each.computed_tokens))
+            for each in running
+            if not each.is_prefilled and draw.random() < 0.7
+        ]
+        decodes = [each for each in running if each.is_prefilled]
+        draw.shuffle(decodes)
+        if chunks or decodes:
+            step(clock, executor, chunks, decodes)
+        for each in [each for each in running if each.is_finished]:
+            executor.retire(each, 0, 0, 16)
+            running.remove(each)
+    assert [each.new_tokens for each in everybody] == expected
+    assert executor.held_bytes == 0
+
+
+@pytest.mark.parametrize("block_tokens", [4, 16, 64])
+def test_a_cached_prefix_saves_prefill_and_changes_no_token(clock, executor, monkeypatch, block_tokens):
+    tokens = prompt(200)
+    first = sequence(clock, 1, tokens, 10)
+    expected = generate(clock, executor, first)
+    blocks = executor.retire(first, 0, first.computed_tokens // block_tokens, block_tokens)
+    usable = blocks[: 199 // block_tokens]
+    again = sequence(clock, 2, tokens, 10, usable, block_tokens)
+    counts, prefill = [], executor._model.prefill
+
+    def counting(chunk, kv, start):
+        counts.append(len(chunk))
+        return prefill(chunk, kv, start)
+
+    monkeypatch.setattr(executor._model, "prefill", counting)
+    assert generate(clock, executor, again) == expected
+    assert sum(counts) == 200 - len(usable) * block_tokens
+    assert sum(counts) < 100
+
+
+def test_a_resumed_sequence_has_the_logits_of_a_full_prefill(clock, executor):
+    tokens = prompt(120)
+    first = sequence(clock, 1, tokens, 1)
+    generate(clock, executor, first)
+    blocks = executor.retire(first, 0, 6, 16)
+    with torch.inference_mode():
+        whole, resumed = executor._empty(120), executor._new_buffer(sequence(clock, 2, tokens, 1, blocks))
+        full = executor._model.prefill(torch.from_numpy(tokens), whole, 0)
+        rest = executor._model.prefill(torch.from_numpy(tokens[96:]), resumed, 96)
+        assert (executor._model.logits(full[96:]) - executor._model.logits(rest)).abs().max() < 1e-5
+
+
+def test_blocks_of_another_replica_of_the_model_are_as_good(clock):
+    loaded = {}
+    one, two = (TorchExecutor(machine(clock, loaded), TorchOptions()) for _ in range(2))
+    first = sequence(clock, 1, prompt(100), 8)
+    expected = generate(clock, one, first)
+    blocks = one.retire(first, 0, 6, 16)
+    assert generate(clock, two, sequence(clock, 1, prompt(100), 8, blocks)) == expected
+
+
+def test_retired_blocks_are_copies_of_their_own(clock, executor):
+    first = sequence(clock, 1, prompt(40), 3)
+    generate(clock, executor, first)
+    blocks = executor.retire(first, 1, 2, 16)
+    assert [block.shape for block in blocks] == [(2, 2, 2, 16, 8)]
+    assert blocks[0].is_contiguous()
+    before = blocks[0].clone()
+    generate(clock, executor, sequence(clock, 2, prompt(40, seed=9), 30))
+    assert torch.equal(blocks[0], before)
+
+
+def test_a_sequence_that_never_ran_leaves_nothing_and_one_that_prefills_leaves_what_it_has(clock, executor):
+    waiting, begun = sequence(clock, 1, prompt(40), 3), sequence(clock, 2, prompt(40), 3)
+    assert executor.retire(waiting, 0, 0, 16) == []
+    step(clock, executor, chunks=[(begun, 20)])
+    assert len(executor.retire(begun, 0, 1, 16)) == 1
+    assert executor.held_bytes == 0
+
+
+def test_memory_comes_back_and_follows_what_is_in_use(clock, executor):
+    many = [sequence(clock, number, prompt(30, seed=number), 200) for number in range(20)]
+    step(clock, executor, chunks=[(each, 30) for each in many])
+    step(clock, executor, decodes=many)
+    full = executor.held_bytes
+    needed = sum(each.max_tokens for each in many) * executor.kv_bytes_per_token
+    assert needed <= full <= 4 * needed
+    for each in many[2:]:
+        executor.retire(each, 0, 0, 16)
+    assert executor.held_bytes < full / 2
+    step(clock, executor, decodes=many[:2])
+    for each in many[:2]:
+        executor.retire(each, 0, 0, 16)
+    assert executor.held_bytes == 0
+
+
+def test_reset_forgets_everything(clock, executor):
+    step(clock, executor, chunks=[(sequence(clock, 1, prompt(30), 9), 30)])
+    executor.reset()
+    assert executor.held_bytes == 0
+    expected = generate(clock, executor, sequence(clock, 1, prompt(30), 9))
+    assert expected == generate(clock, executor, sequence(clock, 5, prompt(30), 9))
+
+
+def test_a_rack_keeps_every_row_through_growing_gaps_and_shrinking(clock):
+    rack, draw, held = Rack(torch.zeros(FIRST_ROWS, 1, 2, 1, 8, 2)), random.Random(1), {}  # noqa: S311
+    for number in range(400):
+        if held and draw.random() < (0.3 if number < 200 else 0.7):
+            row = draw.randrange(len(rack.sequences))
+            del held[rack.sequences[row].id]
+            rack.remove(row)
+        else:
+            each = sequence(clock, number, prompt(3), 1)
+            rack.add(each, torch.full((1, 2, 1, 5, 2), float(number)))
+            held[number] = each
+        assert sorted(each.id for each in rack.sequences) == sorted(held)
+        for row, each in enumerate(rack.sequences):
+            assert (rack.kv[row, ..., :5, :] == each.id).all()
+        assert len(rack.kv) <= max(FIRST_ROWS, 4 * len(rack.sequences) + FIRST_ROWS)
+
+
+def test_replicas_of_a_model_share_weights_and_other_models_have_others(clock):
+    loaded = {}
+    one, two = (TorchExecutor(machine(clock, loaded), TorchOptions()) for _ in range(2))
+    other = TorchExecutor(machine(clock, loaded, name="other"), TorchOptions())
+    assert one._model.weights.embedding.data_ptr() == two._model.weights.embedding.data_ptr()
+    assert not torch.equal(one._model.weights.embedding, other._model.weights.embedding)
+    seeds = {
+        weights_seed(machine(clock, name=name, version=version).model, seed)
+        for name in ("a", "b")
+        for version in ("1.0.0", "1.0.1")
+        for seed in (1, 2)
+    }
+    assert len(seeds) == 8
+
+
+def test_the_same_seed_gives_the_same_tokens_in_another_process(clock, executor):
+    code = (
+        "import runpy; m = runpy.run_path({!r}); clock = m['SimClock']();"
+        "e = m['TorchExecutor'](m['machine'](clock), m['TorchOptions']());"
+        "print(m['generate'](clock, e, m['sequence'](clock, 1, m['prompt'](30), 20)))"
+    ).format(__file__)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": "77"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str(generate(clock, executor, sequence(clock, 1, prompt(30), 20)))
+
+
+def test_measured_time_passes_on_the_clock_and_copies_are_owed_once(clock, executor):
+    each = sequence(clock, 1, prompt(64), 4)
+    result = step(clock, executor, chunks=[(each, 64)])
+    assert clock.now_ns() == result.duration_ns > 0
+    generate(clock, executor, each)
+    executor.retire(each, 0, 4, 16)
+    owed_ns = executor._owed_ns
+    assert owed_ns > 0
+    before_ns = clock.now_ns()
+    result = step(clock, executor, chunks=[(sequence(clock, 2, prompt(8), 1), 8)])
+    assert clock.now_ns() - before_ns == result.duration_ns > owed_ns
+    assert executor._owed_ns == 0
+
+
+def test_staggered_requests_through_a_replica_get_the_tokens_that_they_get_alone(clock):
+    executor = TorchExecutor(machine(clock), TorchOptions())
+    replica = Replica("a", "tiny", executor, Scheduler(4, 48, 4_096), clock, 16)
+    replica.start()
+    shapes = [(1 + 37 * number % 150, 1 + number % 9) for number in range(12)]
+    streams = [Stream() for _ in shapes]
+
+    async def ask(number):
+        await clock.sleep(number * 300_000)
+        length, count = shapes[number]
+        await replica.generate(Work(prompt(length, seed=number), count, []), streams[number])
+
+    asked = [clock.spawn(ask(number)) for number in range(len(shapes))]
+    clock.env.run(until=clock.env.all_of(asked))
+    alone = TorchExecutor(machine(clock), TorchOptions())
+    for number, (length, count) in enumerate(shapes):
+        expected = generate(clock, alone, sequence(clock, 1_000 + number, prompt(length, seed=number), count))
+        assert streams[number].tokens == expected
+    assert executor.held_bytes == 0
+
+
+def answers(crash_at_ns=None, **cache):
+    """The tokens of 12 requests through a whole engine of three replicas, one of which may die under them."""
+    clock = SimClock()
+    settings = read(["scenario=steady", "executor=torch"]).engine
+    settings.cache.enabled = cache.get("enabled", True)
+    engine = Engine(settings, clock)
+    engine.start()
+    streams = [Stream() for _ in range(12)]
+    ends = []
+
+    async def ask(number):
+        await clock.sleep(number * 2_000_000)
+        request = Request(
+            number, "llama-3.2-1b", prompt(100 + number % 3, seed=number % 3), 60, clock.now_ns()
+        )
+        ends.append(await engine.serve(request, streams[number]))
+
+    asked = [clock.spawn(ask(number)) for number in range(12)]
+    if crash_at_ns is not None:
+        clock.call_later(crash_at_ns, engine.replicas["b"].crash)
+    clock.env.run(until=clock.env.all_of(asked))
+    clock.close()
+    return [stream.tokens for stream in streams], ends
+
+
+def test_neither_a_cached_prefix_nor_a_lost_replica_changes_an_answer():
+    expected, _ = answers(enabled=False)
+    assert len({tuple(tokens) for tokens in expected}) == 3
+    with_cache, ends = answers()
+    assert with_cache == expected
+    assert sum(end.usage.cached_tokens for end in ends) > 0
+    with_loss, ends = answers(crash_at_ns=16_000_000)
+    assert with_loss == expected
+    assert max(end.attempts for end in ends) == 2
+
+
+@pytest.mark.slow
+def test_the_main_job_holds_on_real_passes(tmp_path):
+    run_ = sim.run("failover", [f"report.folder={tmp_path}", "workload.requests=600"])
+    assert [check.name for check in run_.checks if check.verdict == "fail"] == []
+    assert run_.summary["completed"] == 600
+    assert run_.summary["token_hit_ratio"] > 0.5
+    assert run_.summary["second_tries"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": 0}, "executor.threads is 0"),
+        ({"kv_capacity_tokens": 0}, "executor.kv_capacity_tokens is 0"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(BadSettings, match=message):
+        TorchOptions(**options)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "cpu:x", "", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(BadSettings, match=f"executor.device is '{name}'"):
+        usable_device(name)
+
+
+def test_threads_are_set_only_when_they_differ(clock):
+    before = torch.get_num_threads()
+    try:
+        TorchExecutor(machine(clock), TorchOptions(threads=2))
+        assert torch.get_num_threads() == 2
+        TorchExecutor(machine(clock), TorchOptions(threads=1))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_tokens_of_the_cpu(clock, executor):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine")
+    on_gpu = TorchExecutor(machine(clock), TorchOptions(device="cuda"))
+    expected = generate(clock, executor, sequence(clock, 1, prompt(80), 24))
+    assert generate(clock, on_gpu, sequence(clock, 1, prompt(80), 24)) == expected
