@@ -25,6 +25,7 @@ from engine.execution.torch_executor import (
 from engine.request import Request, Stream
 from engine.settings import Architecture, HardwareSettings, ModelSettings
 from sim.config import read
+from sim.faults import crash
 from sim.world import SimClock
 
 pytestmark = pytest.mark.torch
@@ -271,10 +272,10 @@ def test_replicas_of_a_model_share_weights_and_other_models_have_others(clock):
 
 def test_the_same_seed_gives_the_same_tokens_in_another_process(clock, executor):
     code = (
-        "import runpy; m = runpy.run_path({!r}); clock = m['SimClock']();"
+        f"import runpy; m = runpy.run_path({__file__!r}); clock = m['SimClock']();"
         "e = m['TorchExecutor'](m['machine'](clock), m['TorchOptions']());"
         "print(m['generate'](clock, e, m['sequence'](clock, 1, m['prompt'](30), 20)))"
-    ).format(__file__)
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONHASHSEED": "77"},
@@ -320,38 +321,33 @@ def test_staggered_requests_through_a_replica_get_the_tokens_that_they_get_alone
     assert executor.held_bytes == 0
 
 
-def answers(crash_at_ns=None, **cache):
-    """The tokens of 12 requests through a whole engine of three replicas, one of which may die under them."""
+def answers(*, cached, dies=False):
+    """The tokens of two waves of 6 requests through an engine of three replicas; one may die with work in hand."""
     clock = SimClock()
-    settings = read(["scenario=steady", "executor=torch"]).engine
-    settings.cache.enabled = cache.get("enabled", True)
+    settings = read(["scenario=steady", "executor=torch", f"tiers.enabled={cached}"]).engine
     engine = Engine(settings, clock)
     engine.start()
-    streams = [Stream() for _ in range(12)]
-    ends = []
+    streams, ends = [Stream() for _ in range(12)], []
 
     async def ask(number):
-        await clock.sleep(number * 2_000_000)
-        request = Request(
-            number, "llama-3.2-1b", prompt(100 + number % 3, seed=number % 3), 60, clock.now_ns()
-        )
+        request = Request(number, "llama-3.2-1b", prompt(100, seed=number % 3), 60, clock.now_ns())
         ends.append(await engine.serve(request, streams[number]))
 
-    asked = [clock.spawn(ask(number)) for number in range(12)]
-    if crash_at_ns is not None:
-        clock.call_later(crash_at_ns, engine.replicas["b"].crash)
-    clock.env.run(until=clock.env.all_of(asked))
+    if dies:
+        clock.spawn(crash("b", holding=1, patience_s=60).strike(engine))
+    for wave in (range(6), range(6, 12)):
+        clock.env.run(until=clock.env.all_of([clock.spawn(ask(number)) for number in wave]))
     clock.close()
     return [stream.tokens for stream in streams], ends
 
 
 def test_neither_a_cached_prefix_nor_a_lost_replica_changes_an_answer():
-    expected, _ = answers(enabled=False)
+    expected, _ = answers(cached=False)
     assert len({tuple(tokens) for tokens in expected}) == 3
-    with_cache, ends = answers()
+    with_cache, ends = answers(cached=True)
     assert with_cache == expected
-    assert sum(end.usage.cached_tokens for end in ends) > 0
-    with_loss, ends = answers(crash_at_ns=16_000_000)
+    assert [end.usage.cached_tokens for end in ends[6:]] == [96] * 6
+    with_loss, ends = answers(cached=True, dies=True)
     assert with_loss == expected
     assert max(end.attempts for end in ends) == 2
 

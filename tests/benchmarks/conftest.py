@@ -1,0 +1,103 @@
+"""Speed is told twice: in seconds of this machine, and in turns of a plain loop timed in the same process."""
+
+from statistics import median
+from time import perf_counter_ns
+
+import numpy as np
+import pytest
+
+from engine.clock import NS_PER_S
+from engine.request import Request
+from sim.config import read
+
+LOOP_TURNS = 10_000
+CALLS = 1_000  # of one round: a mean below a microsecond is not seen by a clock that costs 50 ns to read
+SINGLES = 10_000  # calls timed one by one, for p99
+
+FIGURES = pytest.StashKey[list]()
+
+
+def pytest_configure(config):
+    config.stash[FIGURES] = []
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """What the table of pytest-benchmark cannot say: one unit for all, and the ratio to the loop."""
+    if not config.stash[FIGURES]:
+        return
+    terminalreporter.section("one operation")
+    terminalreporter.write_line(f"{'':<44}{'median us':>12}{'p99 us':>10}{'ratio to loop':>15}")
+    for name, info in config.stash[FIGURES]:
+        rates = " ".join(f"{value:,.0f} {key}" for key, value in info.items() if key.endswith("per_wall_s"))
+        p99 = f"{info['p99_us']:.2f}" if "p99_us" in info else ""
+        terminalreporter.write_line(
+            f"{name:<44}{info['each_us']:>12.3f}{p99:>10}{info['ratio_to_loop']:>15.1f}  {rates}".rstrip()
+        )
+
+
+def loop_ns():
+    """One turn of a plain Python loop, the best of 20 rounds."""
+    rounds = []
+    for _ in range(20):
+        total, begun_ns = 0, perf_counter_ns()
+        for number in range(LOOP_TURNS):
+            total += number
+        rounds.append((perf_counter_ns() - begun_ns) / LOOP_TURNS)
+    return min(rounds)
+
+
+def p99_ns(operation):
+    """The 99th percentile of single calls, what it costs to look at the clock taken off."""
+    looks_ns, calls_ns = np.empty(SINGLES), np.empty(SINGLES)
+    for number in range(SINGLES):
+        begun_ns = perf_counter_ns()
+        looks_ns[number] = perf_counter_ns() - begun_ns
+    for number in range(SINGLES):
+        begun_ns = perf_counter_ns()
+        operation()
+        calls_ns[number] = perf_counter_ns() - begun_ns
+    return float(np.percentile(calls_ns, 99) - np.median(looks_ns))
+
+
+@pytest.fixture
+def measure(benchmark, pytestconfig):
+    """Time `operation`, `calls` to a round; `units` of work in one call stand for what one figure is of."""
+
+    def timed(operation, *, calls=CALLS, rounds=50, units=1, with_p99=False):
+        before_ns = loop_ns()
+        result = benchmark.pedantic(operation, rounds=rounds, iterations=calls, warmup_rounds=1)
+        loop = min(before_ns, loop_ns())
+        if benchmark.stats is not None:  # None under --benchmark-disable
+            each_ns = benchmark.stats.stats.median * NS_PER_S / units
+            benchmark.extra_info |= {
+                "each_us": each_ns / 1e3,
+                "loop_turn_ns": loop,
+                "ratio_to_loop": each_ns / loop,
+            }
+            if with_p99:
+                benchmark.extra_info["p99_us"] = median(p99_ns(operation) for _ in range(3)) / 1e3
+            pytestconfig.stash[FIGURES].append((benchmark.name, benchmark.extra_info))
+        return result
+
+    return timed
+
+
+@pytest.fixture
+def settings():
+    """The settings of a small run on the roofline executor, with any override lines."""
+
+    def made(*lines):
+        return read(["scenario=steady", "executor=roofline", *lines])
+
+    return made
+
+
+@pytest.fixture
+def request_of():
+    """A request with so many prompt tokens."""
+
+    def made(prompt_tokens=256, number=0):
+        tokens = np.random.default_rng(number).integers(0, 4096, prompt_tokens, dtype=np.int32)
+        return Request(number, "llama-3.2-1b", tokens, 64, 0)
+
+    return made

@@ -1,0 +1,225 @@
+"""Both clocks keep one contract; what differs between them stands at the end."""
+
+import asyncio
+import threading
+
+import pytest
+
+from engine.clock import WallClock, to_ns, utc_now
+from sim.world import SimClock
+
+MS = 1_000_000
+
+
+def on_wall(main):
+    async def whole():
+        clock = WallClock()
+        try:
+            return await main(clock)
+        finally:
+            await clock.close()
+
+    return asyncio.run(whole())
+
+
+def on_sim(main):
+    clock = SimClock()
+    try:
+        return clock.env.run(until=clock.spawn(main(clock)))
+    finally:
+        clock.close()
+
+
+@pytest.fixture(params=[on_wall, on_sim])
+def run(request):
+    return request.param
+
+
+def test_sleepers_wake_in_the_order_of_their_times(run):
+    async def main(clock):
+        woken, last = [], clock.signal()
+
+        async def sleeper(delay_ns):
+            await clock.sleep(delay_ns)
+            woken.append(delay_ns)
+            if len(woken) == 3:
+                last.set()
+
+        for delay_ns in (6 * MS, 2 * MS, 4 * MS):
+            clock.spawn(sleeper(delay_ns))
+        await last.wait()
+        return woken
+
+    assert run(main) == [2 * MS, 4 * MS, 6 * MS]
+
+
+def test_a_sleep_lasts_at_least_as_long_as_it_was_asked_to(run):
+    async def main(clock):
+        begun_ns = clock.now_ns()
+        await clock.sleep(2 * MS)
+        return clock.now_ns() - begun_ns
+
+    assert run(main) >= 2 * MS
+
+
+def test_now_never_goes_back_and_stays_an_integer(run):
+    async def main(clock):
+        seen = [clock.now_ns()]
+        for delay_ns in (0, 1, MS, 0):
+            await clock.sleep(delay_ns)
+            seen.append(clock.now_ns())
+        return seen
+
+    seen = run(main)
+    assert seen == sorted(seen)
+    assert {type(now_ns) for now_ns in seen} == {int}
+
+
+def test_waiters_go_on_in_the_order_in_which_they_came(run):
+    async def main(clock):
+        signal, woken, last = clock.signal(), [], clock.signal()
+
+        async def waiter(name):
+            await signal.wait()
+            woken.append(name)
+            if name == "third":
+                last.set()
+
+        for name in ("first", "second", "third"):
+            clock.spawn(waiter(name))
+        await clock.sleep(0)
+        assert woken == []
+        signal.set()
+        await last.wait()
+        return woken
+
+    assert run(main) == ["first", "second", "third"]
+
+
+def test_a_signal_happens_once_and_stays_so(run):
+    async def main(clock):
+        signal = clock.signal()
+        before = signal.is_set
+        signal.set()
+        signal.set()
+        await signal.wait()
+        await clock.sleep(0)
+        await signal.wait()
+        return before, signal.is_set
+
+    assert run(main) == (False, True)
+
+
+def test_a_timer_calls_once_unless_it_is_cancelled_before(run):
+    async def main(clock):
+        called = []
+        kept = clock.call_later(MS, lambda: called.append("kept"))
+        cancelled = clock.call_later(MS, lambda: called.append("cancelled"))
+        cancelled.cancel()
+        await clock.sleep(3 * MS)
+        kept.cancel()
+        cancelled.cancel()
+        return called
+
+    assert run(main) == ["kept"]
+
+
+def test_spawned_work_runs_beside_the_caller(run):
+    async def main(clock):
+        steps, done = [], clock.signal()
+
+        async def beside():
+            steps.append("beside")
+            done.set()
+
+        clock.spawn(beside())
+        steps.append("caller")
+        await done.wait()
+        return steps
+
+    assert run(main) == ["caller", "beside"]
+
+
+def test_closing_runs_the_finally_of_what_still_runs(run):
+    left = []
+
+    async def main(clock):
+        async def beside(name, delay_ns):
+            try:
+                await clock.sleep(delay_ns)
+            finally:
+                left.append(name)
+
+        clock.spawn(beside("short", 0))
+        clock.spawn(beside("long", 3_600_000 * MS))
+        await clock.sleep(MS)
+        assert left == ["short"]
+
+    run(main)
+    assert left == ["short", "long"]
+
+
+def test_work_is_computed_and_measured(run):
+    async def main(clock):
+        begun_ns = clock.now_ns()
+        result, took_ns = await clock.compute(lambda: sum(range(10_000)))
+        return result, type(took_ns), 0 < took_ns <= clock.now_ns() - begun_ns
+
+    assert run(main) == (49_995_000, int, True)
+
+
+def test_an_error_of_computed_work_reaches_who_asked_for_it(run):
+    async def main(clock):
+        with pytest.raises(ZeroDivisionError):
+            await clock.compute(lambda: 1 // 0)
+        return "went on"
+
+    assert run(main) == "went on"
+
+
+def test_the_loop_stays_free_while_a_thread_computes():
+    async def main(clock):
+        released = threading.Event()
+        clock.call_later(0, released.set)  # by the loop itself, while the thread waits for it
+        return await clock.compute(lambda: released.wait(30))
+
+    result, _ = on_wall(main)
+    assert result
+
+
+def test_an_error_in_spawned_work_reaches_the_loop():
+    told = []
+
+    async def main(clock):
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+
+        async def broken():
+            raise ZeroDivisionError("a defect")
+
+        clock.spawn(broken())
+        await clock.sleep(MS)
+
+    on_wall(main)
+    assert [str(context["exception"]) for context in told] == ["a defect"]
+
+
+def test_an_error_in_spawned_work_ends_the_virtual_world():
+    async def main(clock):
+        async def broken():
+            raise ZeroDivisionError("a defect")
+
+        clock.spawn(broken())
+        await clock.sleep(MS)
+
+    with pytest.raises(ZeroDivisionError, match="a defect"):
+        on_sim(main)
+
+
+@pytest.mark.parametrize(("seconds", "ns"), [(0, 0), (1, 10**9), (1e-9, 1), (0.1, 10**8), (2.5e-9, 2)])
+def test_seconds_become_the_nearest_nanosecond(seconds, ns):
+    assert to_ns(seconds) == ns
+    assert isinstance(to_ns(seconds), int)
+
+
+def test_the_date_knows_its_zone():
+    assert utc_now().utcoffset().total_seconds() == 0

@@ -1,0 +1,89 @@
+"""Things are asked for by name."""
+
+import sys
+
+import pytest
+
+from engine.errors import BadSettings, UnknownName
+from engine.named import Named
+
+
+@pytest.fixture
+def shape():
+    shape = Named("shape")
+
+    @shape("square")
+    class Square:
+        def __init__(self, side=1):
+            self.side = side
+
+    @shape("circle")
+    class Circle:
+        pass
+
+    return shape
+
+
+def test_a_name_makes_an_instance_with_its_options(shape):
+    assert shape.make("square", side=3).side == 3
+    assert shape.make("square", 4).side == 4
+    assert shape.make("square") is not shape.make("square")
+
+
+def test_decoration_gives_the_class_back(shape):
+    class Line:
+        pass
+
+    assert shape("line")(Line) is Line
+    assert shape.find("line") is Line
+
+
+def test_an_unknown_name_is_answered_with_the_choices(shape):
+    with pytest.raises(UnknownName, match=r"^no shape is called 'cube'; choose from circle, square$"):
+        shape.make("cube")
+
+
+def test_a_name_has_one_owner(shape):
+    with pytest.raises(ValueError, match=r"shape 'square' has two owners: .*Square.* and .*int"):
+        shape("square")(int)
+
+
+@pytest.mark.parametrize("options", [{"corners": 4}, {"side": 1, "colour": "red"}])
+def test_options_that_do_not_fit_are_refused(shape, options):
+    with pytest.raises(BadSettings, match=r"shape 'square' does not take these options: .*unexpected"):
+        shape.make("square", **options)
+
+
+def test_a_type_error_inside_the_class_is_not_taken_for_bad_options():
+    shape = Named("shape")
+
+    @shape("broken")
+    class Broken:
+        def __init__(self):
+            raise TypeError("inside")
+
+    with pytest.raises(TypeError, match="inside"):
+        shape.make("broken")
+
+
+HOME = """
+from lazy_table import shape
+
+@shape("far")
+class Far:
+    pass
+"""
+
+
+def test_a_class_with_a_home_is_imported_only_when_asked_for(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    table = type(sys)("lazy_table")
+    table.shape = Named("shape", homes={"far": "lazy_home", "lost": "lazy_home"})
+    monkeypatch.setitem(sys.modules, "lazy_table", table)
+    (tmp_path / "lazy_home.py").write_text(HOME)
+    assert table.shape.names() == ["far", "lost"]
+    assert "lazy_home" not in sys.modules
+    assert type(table.shape.make("far")).__name__ == "Far"
+    with pytest.raises(UnknownName, match="no shape is called 'lost'"):
+        table.shape.find("lost")
+    monkeypatch.delitem(sys.modules, "lazy_home")

@@ -1,0 +1,113 @@
+"""Settings check themselves: key, value and what is allowed, in one sentence."""
+
+import re
+from math import inf, nan
+
+import pytest
+
+from engine.errors import BadSettings
+from engine.settings import (
+    Architecture,
+    CacheSettings,
+    EngineSettings,
+    FleetSettings,
+    HardwareSettings,
+    HealthSettings,
+    ModelSettings,
+    QuotaSettings,
+    RoutingSettings,
+)
+
+SHAPE = {
+    "layers": 16,
+    "hidden": 2048,
+    "heads": 32,
+    "kv_heads": 8,
+    "head_dim": 64,
+    "ffn": 8192,
+    "vocab": 128_256,
+    "context_tokens": 131_072,
+}
+LLAMA = Architecture(**SHAPE)
+MODEL = {"name": "llama", "architecture": LLAMA, "stand_in": LLAMA}
+FLEET = {"models": [ModelSettings(**MODEL)], "replicas": {"a": "llama"}}
+L4 = {
+    "name": "L4",
+    "flops": 121e12,
+    "memory_bytes": 24e9,
+    "memory_bytes_per_s": 300e9,
+    "link_bytes_per_s": 32e9,
+    "source": "datasheet",
+}
+PATHS = {
+    Architecture: ("architecture.", SHAPE),
+    ModelSettings: ("fleet.models.llama.", MODEL),
+    FleetSettings: ("fleet.", FLEET),
+    HardwareSettings: ("hardware.", L4),
+    RoutingSettings: ("routing.", {}),
+    HealthSettings: ("health.", {}),
+    QuotaSettings: ("quotas.", {}),
+    CacheSettings: ("tiers.", {}),
+}
+
+BOUNDS = [
+    *[(Architecture, name, 0, "at least 1") for name in SHAPE],
+    (Architecture, "heads", 30, "a multiple of kv_heads"),
+    (Architecture, "head_dim", 63, "even: RoPE turns pairs"),
+    (ModelSettings, "weight_bytes", 0, "above 0"),
+    (ModelSettings, "kv_bytes", -1, "above 0"),
+    (FleetSettings, "max_batch", 0, "at least 1"),
+    (FleetSettings, "step_tokens", 31, "at least fleet.max_batch (32)"),
+    (FleetSettings, "replicas", {}, "at least one replica"),
+    *[
+        (HardwareSettings, name, 0, "above 0")
+        for name in ("flops", "memory_bytes", "memory_bytes_per_s", "link_bytes_per_s")
+    ],
+    (HardwareSettings, "flops", inf, "above 0"),
+    (RoutingSettings, "max_attempts", 0, "at least 1"),
+    (HealthSettings, "probe_every_s", 0, "above 0"),
+    (HealthSettings, "probe_timeout_s", nan, "above 0"),
+    (HealthSettings, "fall", 0, "at least 1"),
+    (HealthSettings, "rise", 0, "at least 1"),
+    (QuotaSettings, "max_concurrent_requests", 0, "at least 1"),
+    (QuotaSettings, "queue_capacity", -1, "at least 0"),
+    (CacheSettings, "block_tokens", 0, "at least 1"),
+    (CacheSettings, "ram_gib", -0.5, "at least 0"),
+    (CacheSettings, "ram_gib", nan, "at least 0"),
+]
+
+
+@pytest.mark.parametrize(("cls", "name", "value", "allowed"), BOUNDS)
+def test_a_value_out_of_bounds_is_named_with_what_is_allowed(cls, name, value, allowed):
+    prefix, valid = PATHS[cls]
+    cls(**valid)
+    message = re.escape(f"{prefix}{name} is {value!r}, but must be {allowed}")
+    with pytest.raises(BadSettings, match=f"^{message}"):
+        cls(**{**valid, name: value})
+
+
+def test_a_replica_of_an_unknown_model_is_named_with_the_models_there_are():
+    with pytest.raises(BadSettings, match=r"^fleet\.replicas\.b is 'gpt', but must be one of llama$"):
+        FleetSettings(**{**FLEET, "replicas": {"a": "llama", "b": "gpt"}})
+
+
+def test_a_negative_seed_is_refused(settings):
+    with pytest.raises(BadSettings, match="seed is -1, but must be at least 0"):
+        EngineSettings(fleet=settings.fleet, executor=settings.executor, hardware=settings.hardware, seed=-1)
+
+
+def test_values_on_their_bounds_are_allowed():
+    QuotaSettings(max_concurrent_requests=1, queue_capacity=0)
+    CacheSettings(block_tokens=1, ram_gib=0)
+    FleetSettings(**FLEET, max_batch=32, step_tokens=32)
+    assert HealthSettings(fall=1, rise=1).enabled
+
+
+def test_llama_3_2_1b_has_as_many_parameters_as_its_card_says():
+    assert LLAMA.parameters == 1_235_814_400
+    assert LLAMA.kv_values_per_token == 2 * 16 * 8 * 64
+
+
+def test_embeddings_of_their_own_count_twice():
+    untied = Architecture(**SHAPE, tied_embeddings=False)
+    assert untied.parameters - LLAMA.parameters == 128_256 * 2048
