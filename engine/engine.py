@@ -95,7 +95,9 @@ class Engine:
         keys = chain.keys if chain is not None else []
         with self.cache.fetch(keys, len(tokens)) as prefix:
             end.cached_tokens_ram = min(prefix.num_tokens, request.num_prompt_tokens)
-            self.telemetry.emit(PrefixFound(self.clock.now_ns(), request.id, replica.name, prefix.num_tokens))
+            self.telemetry.emit(
+                PrefixFound(self.clock.now_ns(), request.id, replica.name, end.cached_tokens_ram)
+            )
             work = Work(
                 tokens,
                 request.max_output_tokens - num_before,
@@ -112,7 +114,7 @@ class Engine:
             if chain is not None:
                 known = chain.keys[: answer.computed_tokens // self.cache.block_tokens]
                 self.cache.keep(known, answer.blocks, self._block_bytes[replica.name])
-        usage = Usage(request.num_prompt_tokens, len(stream.tokens), prefix.num_tokens)
+        usage = Usage(request.num_prompt_tokens, len(stream.tokens), end.cached_tokens_ram)
         completion = Completion(
             request.id, replica.model, replica.name, end.attempts, stream.tokens, usage, self.clock.now_ns()
         )
@@ -127,12 +129,14 @@ class Engine:
             self.health.probed(replica.name, answered, self.clock.now_ns())
 
     def _check(self, request: Request, model: str) -> None:
-        """Raise BadRequest for what nobody could serve, DeadlinePassed for what nobody waits for."""
+        """Raise BadRequest or NoReplica for what nobody could serve, DeadlinePassed for what nobody waits for."""
         if request.num_prompt_tokens < 1:
             raise BadRequest("the prompt has 0 tokens, but must have at least 1")
         if request.max_output_tokens < 1:
             raise BadRequest(f"max_output_tokens is {request.max_output_tokens}, but must be at least 1")
-        limits = self.limits[model]
+        limits = self.limits.get(model)
+        if limits is None:
+            raise NoReplica(f"the fleet has no replica of {model!r}")
         if request.max_tokens > limits.request_tokens:
             raise BadRequest(
                 f"{request.num_prompt_tokens} prompt and {request.max_output_tokens} output tokens do not fit "
@@ -167,7 +171,9 @@ class Engine:
             machine = Machine(model, settings.hardware, self.clock, fleet.max_batch, settings.seed, loaded)
             executor = executors.make(settings.executor.name, machine, options)
             scheduler = Scheduler(fleet.max_batch, fleet.step_tokens, executor.kv_capacity_tokens)
-            replica = Replica(name, model.name, executor, scheduler, self.clock, settings.cache.block_tokens)
+            # without a cache no block is worth copying out: no sequence fills one that is so long
+            block_tokens = self.cache.block_tokens if self.cache.enabled else executor.context_tokens + 1
+            replica = Replica(name, model.name, executor, scheduler, self.clock, block_tokens)
             replicas[name] = replica
             self._block_bytes[name] = executor.kv_bytes_per_token * settings.cache.block_tokens
             self.limits[model.name] = Limits(

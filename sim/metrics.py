@@ -47,8 +47,8 @@ def queue_s(requests: pd.DataFrame) -> Floats:
 def tpot_s(requests: pd.DataFrame) -> Floats:
     """Time per output token after the first, (l - f) / (n - 1), over requests with n > 1."""
     several = requests[requests["output_tokens"] > 1]
-    spans_s = _seconds(several["finished_ns"] - several["first_token_ns"])
-    return spans_s / (several["output_tokens"].to_numpy(dtype=np.float64) - 1)
+    gaps: Floats = several["output_tokens"].to_numpy(dtype=np.float64) - 1
+    return _seconds(several["finished_ns"] - several["first_token_ns"]) / gaps
 
 
 def percentile(values: Floats, q: float) -> float | None:
@@ -70,8 +70,12 @@ def request_hit_ratio(requests: pd.DataFrame) -> float | None:
 
 
 def cached_tokens(requests: pd.DataFrame) -> npt.NDArray[np.int64]:
-    """c of each request, over all tiers."""
-    return requests[[f"cached_tokens_{tier}" for tier in TIERS]].to_numpy(dtype=np.int64).sum(axis=1)
+    """The c of each request, over all tiers."""
+    by_tier: npt.NDArray[np.int64] = requests[[f"cached_tokens_{tier}" for tier in TIERS]].to_numpy(
+        dtype=np.int64
+    )
+    total: npt.NDArray[np.int64] = by_tier.sum(axis=1)
+    return total
 
 
 def jain_index(shares: Floats) -> float | None:
@@ -142,4 +146,5 @@ def _spread(name: str, values: Floats) -> dict[str, float | int | None]:
 
 
 def _seconds(durations_ns: "pd.Series[Any]") -> Floats:
-    return durations_ns.to_numpy(dtype=np.float64) / NS_PER_S
+    nanoseconds: Floats = durations_ns.to_numpy(dtype=np.float64)
+    return nanoseconds / NS_PER_S

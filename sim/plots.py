@@ -230,10 +230,9 @@ def _panels(run: Run, title: str, count: int, *, sharey: bool = False) -> tuple[
     figure = Figure(figsize=(9, 1.2 + 1.9 * max(count, 2)), layout="constrained")
     FigureCanvasAgg(figure)
     manifest = run.manifest
-    facts = f"{run.name}: n={len(run.requests)}, seed {manifest['seed']}, {manifest['strategy']} on {manifest['executor']}"
-    figure.suptitle(
-        f"{title}\n{facts}" if len(run.requests) else f"{title}\n{facts} (no request has ended)", fontsize=11
-    )
+    engine = f"{manifest['strategy']} on {manifest['executor']}"
+    requests = f"n={len(run.requests)}" if len(run.requests) else "no request has ended"
+    figure.suptitle(f"{title}\n{run.name}: {requests}, seed {manifest['seed']}, {engine}", fontsize=11)
     panels = figure.subplots(count, 1, sharex=True, sharey=sharey, squeeze=False)[:, 0]
     for axes in panels:
         axes.grid(visible=True, color="#DDDDDD", linewidth=0.6)
@@ -243,7 +242,7 @@ def _panels(run: Run, title: str, count: int, *, sharey: bool = False) -> tuple[
 
 
 def _draw_marks(run: Run, axes: Axes, *, only: str | None = None, labelled: bool) -> None:
-    """Vertical lines where a replica crashed, was seen to be ill, came back, was seen to be well; the outage shaded."""
+    """Vertical lines where a replica crashed, fell ill in the router's eyes, came back, was well; outages shaded."""
     for at_s, mark, replica in _marks(run):
         if (only is None or replica == only) and _is_shown(axes, at_s):
             axes.axvline(
@@ -311,7 +310,9 @@ def _counts(requests: pd.DataFrame, edges: Floats, weights: Floats | None = None
 def _thinned(requests: pd.DataFrame) -> pd.DataFrame:
     """At most about MOST_POINTS of them, evenly, and all that needed a second try."""
     step = max(1, len(requests) // MOST_POINTS)
-    return requests[(np.arange(len(requests)) % step == 0) | (requests["attempts"] > 1).to_numpy()]
+    shown = (np.arange(len(requests)) % step == 0) | (requests["attempts"] > 1).to_numpy()
+    thinned: pd.DataFrame = requests.loc[shown]
+    return thinned
 
 
 def _around_first_mark(run: Run) -> pd.DataFrame:

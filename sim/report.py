@@ -93,12 +93,12 @@ def headline(run: Run) -> str:
 def facts(run: Run) -> list[str]:
     """What the run was, in sentences."""
     manifest = run.manifest
-    sentences = [
+    played = (
         f"Strategy {manifest['strategy']} on executor {manifest['executor']}, seed {manifest['seed']}, traffic "
-        f"{manifest['trace']['source']}: {len(run.requests)} requests in {manifest['virtual_s']:.1f} s of virtual time, "
-        f"{manifest['wall_s']:.1f} s of real time.",
-        f"Digest {manifest['digest']}.",
-    ]
+        f"{manifest['trace']['source']}: {len(run.requests)} requests in {manifest['virtual_s']:.1f} s of virtual "
+        f"time, {manifest['wall_s']:.1f} s of real time."
+    )
+    sentences = [played, f"Digest {manifest['digest']}."]
     if manifest["interrupted"]:
         sentences.insert(
             0,

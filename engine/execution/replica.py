@@ -54,6 +54,10 @@ class Replica:
         self._block_tokens = block_tokens
         self._life = 0  # the loop of an earlier life must not touch what the present one owns
         self._wake: Signal | None = None
+        self._is_stepping = False
+        self._step_over: Signal | None = (
+            None  # made by a new life that waits for the last step of an earlier one
+        )
         self._num_sequences = 0
 
     def start(self) -> None:
@@ -93,15 +97,20 @@ class Replica:
         return Answer(sequence.started_ns or 0, sequence.computed_tokens, sequence.kept)
 
     async def probe(self, timeout_ns: int) -> bool:
-        """Whether one token is generated within `timeout_ns`, on the way of every request but first in line."""
+        """Whether one token is generated within `timeout_ns`, on the way of every request but first in line.
+
+        Busy is not ill: where no slot comes free in that time, steps that were finished in it are an answer too.
+        """
         if not self.is_alive:
             return False
-        sequence = self._sequence(Work(PROBE_TOKENS, 1, []), Stream())
+        sequence, steps_before = self._sequence(Work(PROBE_TOKENS, 1, []), Stream()), self.num_steps
         self._scheduler.add_first(sequence)
         self._rouse()
         timer = self._clock.call_later(timeout_ns, partial(self._expire, sequence))
         await sequence.done.wait()
         timer.cancel()
+        if isinstance(sequence.error, DeadlinePassed) and sequence.started_ns is None:
+            return self.num_steps > steps_before
         return sequence.error is None
 
     def crash(self) -> None:
@@ -109,33 +118,58 @@ class Replica:
         self.is_alive = False
         self._life += 1
         for sequence in self._scheduler.clear():
-            sequence.error = ReplicaLost(f"replica {self.name!r} died with the request in its hands")
-            sequence.done.set()
+            if not sequence.done.is_set:
+                sequence.error = ReplicaLost(f"replica {self.name!r} died with the request in its hands")
+                sequence.done.set()
         self._rouse()
 
     def recover(self) -> None:
         """The device is back, empty. Harmless when it was never gone."""
         if not self.is_alive:
-            self._executor.reset()
             self.is_alive = True
-            self.start()
+            self._clock.spawn(self._revive(self._life))
+
+    async def _revive(self, life: int) -> None:
+        """Begin a new life when the last step of the earlier one is over: steps never run concurrently."""
+        if self._is_stepping:
+            if self._step_over is None:
+                self._step_over = self._clock.signal()
+            await self._step_over.wait()
+        if life == self._life:
+            self._executor.reset()
+            await self._serve(life)
 
     async def _serve(self, life: int) -> None:
-        """The loop: a batch, a step, its results, until this life ends."""
+        """The loop of one life. Whatever ends it, nobody is left waiting for it."""
+        try:
+            await self._live(life)
+        except BaseException as error:
+            if life == self._life:
+                self.crash()
+            if not isinstance(error, ReplicaLost):
+                raise
+
+    async def _live(self, life: int) -> None:
+        """A batch, a step, its results, until this life ends."""
         while life == self._life:
             batch = self._scheduler.next_batch(self._clock.now_ns())
             if not batch.num_tokens:
                 self._wake = self._clock.signal()
                 await self._wake.wait()
                 continue
-            try:
-                result = await self._executor.step(batch)
-            except ReplicaLost:
-                if life == self._life:
-                    self.crash()
-                return
+            result = await self._step(batch)
             if life == self._life:
                 self._apply(batch, result, self._clock.now_ns())
+
+    async def _step(self, batch: Batch) -> StepResult:
+        self._is_stepping = True
+        try:
+            return await self._executor.step(batch)
+        finally:
+            self._is_stepping = False
+            if self._step_over is not None:
+                self._step_over.set()
+                self._step_over = None
 
     def _apply(self, batch: Batch, result: StepResult, now_ns: int) -> None:
         self.busy_ns += result.duration_ns

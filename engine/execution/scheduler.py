@@ -35,7 +35,7 @@ class Scheduler:
         self.waiting.appendleft(sequence)
 
     def drop(self, sequence: Sequence) -> None:
-        """Nobody waits for this sequence any more; a running one leaves with the next `next_batch`."""
+        """Nobody waits for this sequence any more; a running one leaves when its step has ended."""
         sequence.is_dropped = True
         if sequence.started_ns is None:
             self.waiting.remove(sequence)

@@ -1,6 +1,6 @@
 """A limit on the requests of one model that are in service together, with a bounded first-come queue before it."""
 
-from collections import deque
+from collections import OrderedDict
 from typing import Self
 
 from engine.clock import NS_PER_S, Clock, Signal
@@ -13,26 +13,24 @@ UNKNOWN_RETRY_AFTER_S = 1.0  # before anything was served there is nothing to go
 
 
 class _Turn:
-    """A place in the queue. `is_granted` is set by whoever frees a slot; `has_left` by who gave up waiting."""
+    """A place in the queue. `is_granted` is set by whoever frees a slot."""
 
-    __slots__ = ("has_left", "is_granted", "signal")
+    __slots__ = ("is_granted", "signal")
 
     def __init__(self, signal: Signal) -> None:
         self.signal = signal
         self.is_granted = False
-        self.has_left = False
 
 
 class _Lane:
     """One model's slots and queue."""
 
-    __slots__ = ("in_service", "mean_service_ns", "num_waiting", "queue")
+    __slots__ = ("in_service", "mean_service_ns", "queue")
 
     def __init__(self) -> None:
         self.in_service = 0
-        self.num_waiting = 0
         self.mean_service_ns = 0.0
-        self.queue: deque[_Turn] = deque()
+        self.queue: OrderedDict[_Turn, None] = OrderedDict()  # by arrival; left in O(1) from anywhere
 
 
 class Grant:
@@ -74,7 +72,7 @@ class ConcurrencyQuota:
     @property
     def num_waiting(self) -> int:
         """Requests of all models that wait for a slot."""
-        return sum(lane.num_waiting for lane in self._lanes.values())
+        return sum(len(lane.queue) for lane in self._lanes.values())
 
     def reserve(self, model: str, now_ns: int) -> Grant | None:
         """A slot at once, or None when the request has to wait. Raises OverQuota when the queue is full too.
@@ -87,9 +85,9 @@ class ConcurrencyQuota:
         if not self._settings.enabled or lane.in_service < self._settings.max_concurrent_requests:
             lane.in_service += 1
             return Grant(self, lane, now_ns)
-        if lane.num_waiting >= self._settings.queue_capacity:
+        if len(lane.queue) >= self._settings.queue_capacity:
             raise OverQuota(
-                f"{model!r} has {lane.in_service} requests in service and {lane.num_waiting} waiting, the most that "
+                f"{model!r} has {lane.in_service} requests in service and {len(lane.queue)} waiting, the most that "
                 f"its quota allows; try again in {self._retry_after_s(lane):.3f} s",
                 retry_after_s=self._retry_after_s(lane),
             )
@@ -103,25 +101,25 @@ class ConcurrencyQuota:
         return grant
 
     def free(self, lane: _Lane, granted_ns: int) -> None:
-        """A slot of `lane` is free: whoever has waited longest has it now, at this very moment."""
-        now_ns = self._clock.now_ns()
-        served_ns = now_ns - granted_ns
+        """The service of a request, granted at `granted_ns`, has ended: its slot goes on."""
+        served_ns = self._clock.now_ns() - granted_ns
         lane.mean_service_ns += (
             SERVICE_SMOOTHING * (served_ns - lane.mean_service_ns) if lane.mean_service_ns else served_ns
         )
-        while lane.queue:
-            turn = lane.queue.popleft()
-            if not turn.has_left:
-                lane.num_waiting -= 1
-                turn.is_granted = True
-                turn.signal.set()
-                return
-        lane.in_service -= 1
+        self._pass_on(lane)
+
+    def _pass_on(self, lane: _Lane) -> None:
+        """A slot of `lane` is free: whoever has waited longest has it now, at this very moment."""
+        if lane.queue:
+            turn, _ = lane.queue.popitem(last=False)
+            turn.is_granted = True
+            turn.signal.set()
+        else:
+            lane.in_service -= 1
 
     async def _wait(self, request: Request, lane: _Lane) -> Grant:
         turn = _Turn(self._clock.signal())
-        lane.queue.append(turn)
-        lane.num_waiting += 1
+        lane.queue[turn] = None
         timer = None
         if request.deadline_ns is not None:
             left_ns = max(0, request.deadline_ns - self._clock.now_ns())
@@ -143,14 +141,13 @@ class ConcurrencyQuota:
 
     def _leave(self, turn: _Turn, lane: _Lane) -> None:
         if turn.is_granted:
-            self.free(lane, self._clock.now_ns())
+            self._pass_on(lane)  # nothing was served, so the mean service time learns nothing
         else:
-            turn.has_left = True
-            lane.num_waiting -= 1
+            del lane.queue[turn]
 
     def _retry_after_s(self, lane: _Lane) -> float:
         """When a slot and all places before it should have come free, at the mean service time seen so far."""
         if not lane.mean_service_ns:
             return UNKNOWN_RETRY_AFTER_S
-        turns = (lane.num_waiting + 1) / self._settings.max_concurrent_requests
+        turns = (len(lane.queue) + 1) / self._settings.max_concurrent_requests
         return turns * lane.mean_service_ns / NS_PER_S

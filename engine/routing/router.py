@@ -42,7 +42,7 @@ class Router:
         if group is None:
             group = self._groups[replica.model] = _Group(strategy.make(self.strategy_name, **self._options))
         group.all.append(replica)
-        group.candidates.append(replica)
+        group.candidates = [*group.candidates, replica]  # a new list: strategies know a list by its identity
 
     def set_available(self, replica: Replica, available: bool) -> None:
         """Give it requests, or none any more. Lists change here, on health changes, never per request."""

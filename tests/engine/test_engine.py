@@ -382,6 +382,18 @@ def test_two_models_have_their_own_replicas_and_slots(settings, clock):
     assert isinstance(world.run()[3], NoReplica)
 
 
+def test_a_model_that_no_replica_serves_is_known_but_not_available(settings, clock):
+    (model,) = settings.fleet.models
+    settings.fleet.models.append(
+        ModelSettings(name="phi", architecture=model.architecture, stand_in=model.stand_in)
+    )
+    world = Play(settings, clock)
+    world.ask(model="phi")
+    (answer,) = world.run(1)
+    assert isinstance(answer, NoReplica)
+    assert "the fleet has no replica of 'phi'" in str(answer)
+
+
 def test_two_engines_do_not_know_of_each_other(settings, clock):
     one, two = Play(settings, clock), Play(settings, clock)
     one.ask()
@@ -484,3 +496,31 @@ def test_on_the_wall_clock_a_crash_is_survived(settings):
     completion = asyncio.run(main())
     assert (completion.replica, completion.attempts) == ("b", 2)
     assert len(completion.tokens) == 200
+
+
+def test_nobody_waits_for_an_engine_whose_clock_is_closed(settings):
+    async def main():
+        clock = WallClock()
+        engine = Engine(settings, clock)
+        engine.start()
+        request = Request(0, "llama", np.arange(40, dtype=np.int32), 2000, clock.now_ns())
+        answer = asyncio.ensure_future(engine.serve(request))
+        await asyncio.sleep(0.01)
+        await clock.close()
+        with pytest.raises(EngineError):
+            await asyncio.wait_for(answer, 10)
+        assert engine.quotas.in_service == 0
+
+    asyncio.run(main())
+
+
+def test_a_model_without_a_replica_is_refused_and_no_defect(settings, clock):
+    (model,) = settings.fleet.models
+    other = ModelSettings(name="phi", architecture=model.architecture, stand_in=model.stand_in)
+    settings.fleet = FleetSettings(models=[model, other], replicas={"a": "llama"})
+    world = Play(settings, clock)
+    world.ask(model="phi")
+    (answer,) = world.run(1)
+    assert isinstance(answer, NoReplica)
+    assert str(answer) == "the fleet has no replica of 'phi'"
+    assert world.told("request_ended")[0].reason == "no_replica"

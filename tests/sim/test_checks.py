@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 
-from sim.checks import Check, at_least, at_most, equal_share, evidence, grown, overall, p99_at_most, table, within
+from sim.checks import (
+    Check,
+    at_least,
+    at_most,
+    equal_share,
+    evidence,
+    grown,
+    overall,
+    p99_at_most,
+    table,
+    within,
+)
 
 
 @pytest.mark.parametrize(

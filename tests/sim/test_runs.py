@@ -19,7 +19,7 @@ def run(tmp_path_factory):
 def test_a_run_has_tables_figures_checks_and_a_folder(run):
     assert len(run.requests) == 90
     assert run.summary["completed"] == 90
-    assert [check.name for check in run.checks][0] == "requests that did not complete"
+    assert run.checks[0].name == "requests that did not complete"
     assert run.path.is_dir()
     assert run.replicas == ["a", "b", "c"]
 
