@@ -12,8 +12,17 @@ from engine.telemetry import Ended, Event, HealthChanged, Routed
 from sim.faults import FaultStruck
 
 MISSING = -1  # no time and no count of ours is negative
-DECISION_COLUMNS = ("at_ns", "request_id", "attempt", "strategy", "chosen", "candidates", "loads")
-SERIES_COLUMNS = ("at_ns", "subject", "metric", "value")
+# Columns and their types: a table without rows has types too.
+DECISION_COLUMNS = {
+    "at_ns": "int64",
+    "request_id": "int64",
+    "attempt": "int64",
+    "strategy": "str",
+    "chosen": "str",
+    "candidates": "str",
+    "loads": "str",
+}
+SERIES_COLUMNS = {"at_ns": "int64", "subject": "str", "metric": "str", "value": "float64"}
 
 
 class Numbers:
@@ -139,11 +148,11 @@ class Recorder:
 
     def decisions(self) -> pd.DataFrame:
         """One row a choice of the router."""
-        return pd.DataFrame(self._decisions, columns=list(DECISION_COLUMNS))
+        return pd.DataFrame(self._decisions, columns=list(DECISION_COLUMNS)).astype(DECISION_COLUMNS)
 
     def timeseries(self) -> pd.DataFrame:
         """Samples and marks (crash, recover, unhealthy, healthy), tidy: one value a row."""
-        return pd.DataFrame(self._series, columns=list(SERIES_COLUMNS))
+        return pd.DataFrame(self._series, columns=list(SERIES_COLUMNS)).astype(SERIES_COLUMNS)
 
     def digest(self) -> str:
         """SHA-256 over the requests table sorted by request_id: integers and words only, no wall-clock figure."""

@@ -1,0 +1,62 @@
+"""The run folder: partial until it is whole, and a name that nobody else has."""
+
+import pytest
+
+from engine.errors import BadSettings
+from sim.folder import RunFolder
+
+
+def test_a_folder_is_partial_until_it_is_published(tmp_path, five):
+    folder = RunFolder(tmp_path / "runs", "made_1234")
+    assert folder.path.name.endswith("_made_1234.partial")
+    folder.write(five, "metrics 1\n", ["seed=3"], with_plots=False)
+    final = folder.publish()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [final.name]
+    assert final.name.endswith("_made_1234")
+    assert (final / "metrics.prom").read_text() == "metrics 1\n"
+
+
+def test_without_plots_no_picture_and_no_report_is_written(tmp_path, five):
+    folder = RunFolder(tmp_path, "made")
+    folder.write(five, "", [], with_plots=False)
+    folder.close()
+    assert not (folder.path / "plots").exists()
+    assert not (folder.path / "report.html").exists()
+    assert (folder.path / "requests.parquet").is_file()
+
+
+def test_names_are_unique_within_a_second_whole_or_partial(tmp_path):
+    folders = [RunFolder(tmp_path, "made") for _ in range(5)]
+    folders[0].publish()
+    folders.append(RunFolder(tmp_path, "made"))
+    for folder in folders[1:]:
+        folder.publish()
+    assert len({folder.path for folder in folders}) == len(list(tmp_path.iterdir())) == 6
+
+
+def test_an_error_while_writing_leaves_the_folder_partial(tmp_path, five):
+    five.manifest["wall_s"] = float("nan")
+    folder = RunFolder(tmp_path, "made")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        folder.write(five, "", [], with_plots=False)
+    folder.close()
+    assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
+
+
+def test_the_same_run_written_twice_gives_the_same_bytes(tmp_path, five):
+    written = []
+    for number in range(2):
+        folder = RunFolder(tmp_path / str(number), "made")
+        folder.write(five, "", ["seed=3"], with_plots=True)
+        final = folder.publish()
+        written.append(
+            {str(path.relative_to(final)): path.read_bytes() for path in final.rglob("*") if path.is_file()}
+        )
+    assert written[0] == written[1]
+    assert len(written[0]) > 15
+
+
+def test_a_file_in_the_way_is_a_clear_error(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(BadSettings, match=r"report\.folder is .*runs', but no run can be written there"):
+        RunFolder(tmp_path / "runs", "made")
