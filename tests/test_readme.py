@@ -82,6 +82,7 @@ def run(block, folder):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_what_the_document_says_is_so(document, tmp_path):
     for block in blocks(document.read_text()):
