@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float64]
 
 OUTCOMES = ("completed", "rejected", "failed", "timed_out", "cancelled")
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
-LEAST_SAMPLES = {99.0: 100, 99.9: 1_000}  # below these the figure would rest on a sample or two
+LEAST_SAMPLES = {99.0: 100, 99.9: 1_000}  # from this percentile on; with fewer it would rest on one or two
 TIERS = ("gpu", "ram", "ssd", "network", "cloud")
 
 
@@ -53,7 +53,8 @@ def tpot_s(requests: pd.DataFrame) -> Floats:
 
 def percentile(values: Floats, q: float) -> float | None:
     """The q-th percentile (0 to 100), linear; None when the sample is too small to have one."""
-    if len(values) < LEAST_SAMPLES.get(q, 1):
+    least = max((samples for from_q, samples in LEAST_SAMPLES.items() if q >= from_q), default=1)
+    if len(values) < least:
         return None
     return float(np.percentile(values, q))
 

@@ -1,6 +1,7 @@
 """A run as a trace for https://ui.perfetto.dev: a process a replica, a thread a slot, a slice a phase.
 
-Chrome's trace event format: `ph` X is a slice, i a mark, C a counter, M a name; times are microseconds.
+Chrome's trace event format: `ph` X is a slice, i a mark, C a counter, M a name; times are microseconds. A request
+that ended in the moment it arrived (a refusal) is a mark in its slot.
 """
 
 import gzip
@@ -66,6 +67,8 @@ def _slices(requests: pd.DataFrame, pid: int) -> Iterator[Event]:
     )
     for (begin_ns, started_ns, first_token_ns, end_ns), facts, slot in rows:
         args = dict(zip(FACTS, facts, strict=True))
+        if end_ns == begin_ns:
+            yield _instant(args["outcome"], pid, int(slot) + 1, begin_ns) | {"s": "t", "args": args}
         for name, phase_begin_ns, phase_end_ns in _phases(begin_ns, started_ns, first_token_ns, end_ns):
             yield _slice(name, pid, int(slot) + 1, phase_begin_ns, phase_end_ns, args)
 
@@ -97,10 +100,14 @@ def _slice(name: str, pid: int, tid: int, begin_ns: int, end_ns: int, args: Even
     }
 
 
+def _instant(name: str, pid: int, tid: int, at_ns: int) -> Event:
+    return {"ph": "i", "name": name, "pid": pid, "tid": tid, "ts": at_ns / 1_000}
+
+
 def _marks(series: pd.DataFrame, pids: dict[str, int]) -> Iterator[Event]:
     marks = series[series["metric"].isin(list(MARKS))]
     for at_ns, subject, metric in _rows(marks, "at_ns", "subject", "metric"):
-        yield {"ph": "i", "s": "p", "name": metric, "pid": pids[subject], "tid": 0, "ts": at_ns / 1_000}
+        yield _instant(metric, pids[subject], 0, at_ns) | {"s": "p"}
 
 
 def _counters(series: pd.DataFrame, pids: dict[str, int]) -> Iterator[Event]:

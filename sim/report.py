@@ -26,6 +26,10 @@ figcaption { font-size: .9rem; opacity: .8; } pre { overflow-x: auto; background
 """
 KEY_FIGURES = (
     ("completed", "requests completed"),
+    ("rejected", "requests rejected"),
+    ("failed", "requests failed"),
+    ("timed_out", "requests timed out"),
+    ("cancelled", "requests cancelled"),
     ("second_tries", "requests that needed a second try"),
     ("request_throughput_per_s", "completed requests a second"),
     ("output_throughput_tokens_per_s", "output tokens a second"),
@@ -85,9 +89,10 @@ def markdown(run: Run) -> str:
 
 
 def headline(run: Run) -> str:
-    """The verdict first."""
+    """The verdict first; what an interrupted run shows is none."""
     passed = sum(check.verdict == "pass" for check in run.checks)
-    return f"{run.verdict.upper()}: {passed} of {len(run.checks)} checks hold in {run.name}"
+    verdict = "interrupted" if run.manifest["interrupted"] else run.verdict
+    return f"{verdict.upper()}: {passed} of {len(run.checks)} checks hold in {run.name}"
 
 
 def facts(run: Run) -> list[str]:
@@ -108,7 +113,7 @@ def facts(run: Run) -> list[str]:
 
 
 def figures(run: Run) -> list[tuple[str, ...]]:
-    """The key figures, those that exist."""
+    """The key figures, a dash for those that do not exist."""
     shares = [(f"share_{replica}", f"share of replica {replica}") for replica in run.replicas]
     summary = run.summary
     return [(label, number(summary[key])) for key, label in (*KEY_FIGURES, *shares)]

@@ -77,7 +77,8 @@ def seeded_weights(shape: Architecture, seed: int, device: torch.device) -> Weig
 class Rows:
     """Decoding sequences whose KV lies side by side: row i of `kv[:len(positions)]` holds `positions[i]` tokens.
 
-    `kv` is (rows, layers, 2, G, S, D); `mask` (B, 1, 1, S) is true where a row has keys, the new one included.
+    `kv` is (rows, layers, 2, G, S, D); `mask` (B, 1, 1, S) is 0 where a row has keys, the new one included, and
+    -inf elsewhere: added to the scores, where a bool mask would be turned into this one in each layer.
     """
 
     kv: Tensor
@@ -98,8 +99,8 @@ class Llama:
             -torch.arange(0, shape.head_dim, 2, device=device) / shape.head_dim
         )
         angles = torch.outer(torch.arange(shape.context_tokens, device=device).float(), frequencies)
-        self._cos = torch.cat([angles.cos()] * 2, dim=-1)
-        self._sin = torch.cat([-angles.sin(), angles.sin()], dim=-1)  # the sign of rotate-half stands here
+        self._cos = torch.cat([angles.cos()] * 2, dim=-1)[:, None]
+        self._sin = torch.cat([-angles.sin(), angles.sin()], dim=-1)[:, None]  # with the sign of rotate-half
 
     def prefill(self, tokens: Tensor, kv: Tensor, start: int) -> Tensor:
         """Compute KV of `tokens` (T), the tokens from `start` on of one sequence; hidden states (T, hidden).
@@ -111,12 +112,12 @@ class Llama:
         cos, sin = self._cos[start:end], self._sin[start:end]
         mask = None
         if start:  # a chunk sees all of what came before it, and itself causally
-            mask = torch.ones(count, end, dtype=torch.bool, device=tokens.device).tril(start)
+            mask = torch.full((count, end), -torch.inf, device=tokens.device).triu(start + 1)
         hidden = self.weights.embedding[tokens]
         for number, layer in enumerate(self.weights.layers):
-            q, k, v = self._qkv(layer, hidden, cos, sin)
-            keys, values = kv[number, 0, :, :end], kv[number, 1, :, :end]
-            keys[:, start:], values[:, start:] = k.transpose(0, 1), v.transpose(0, 1)
+            q, new = self._qkv(layer, hidden, cos, sin)
+            kv[number, :, :, start:end] = new.permute(1, 2, 0, 3)
+            keys, values = kv[number, :, :, :end]
             grouped = q.transpose(0, 1).view(shape.kv_heads, -1, count, shape.head_dim)
             size = (*grouped.shape[:2], end, shape.head_dim)
             out = scaled_dot_product_attention(
@@ -128,14 +129,14 @@ class Llama:
     def decode(self, tokens: Tensor, rows: Sequence[Rows]) -> Tensor:
         """Compute KV of one more token a sequence, `tokens` (B) in the order of `rows`; hidden states (B, hidden)."""
         positions = torch.cat([each.positions for each in rows]) if len(rows) > 1 else rows[0].positions
-        cos, sin = self._cos[positions, None], self._sin[positions, None]
+        cos, sin = self._cos[positions], self._sin[positions]
         hidden = self.weights.embedding[tokens]
         for number, layer in enumerate(self.weights.layers):
-            q, k, v = self._qkv(layer, hidden, cos, sin)
+            q, new = self._qkv(layer, hidden, cos, sin)
             outs, first = [], 0
             for part in rows:
                 last = first + len(part.positions)
-                outs.append(self._attend(number, part, q[first:last], k[first:last], v[first:last]))
+                outs.append(self._attend(number, part, q[first:last], new[first:last]))
                 first = last
             hidden = self._finish(layer, hidden, torch.cat(outs) if len(outs) > 1 else outs[0])
         return hidden
@@ -144,33 +145,32 @@ class Llama:
         """Scores of the next token, (..., vocab), for hidden states (..., hidden)."""
         return linear(self._norm(hidden, self.weights.norm), self.weights.head)
 
-    def _attend(self, number: int, rows: Rows, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(self, number: int, rows: Rows, q: Tensor, new: Tensor) -> Tensor:
         """Attention of one new token a row: its R query heads a group are the queries of one product."""
         shape, count = self.shape, len(rows.positions)
-        keys, values = rows.kv[:count, number, 0], rows.kv[:count, number, 1]
-        keys[rows.index, :, rows.positions] = k
-        values[rows.index, :, rows.positions] = v
+        kv = rows.kv[:, number]
+        kv[rows.index, :, :, rows.positions] = new
+        keys, values = kv[:count, :, :, : rows.longest].unbind(1)
         grouped = q.view(count, shape.kv_heads, -1, shape.head_dim)
-        out = scaled_dot_product_attention(
-            grouped, keys[:, :, : rows.longest], values[:, :, : rows.longest], rows.mask
-        )
+        out = scaled_dot_product_attention(grouped, keys, values, rows.mask)
         return out.reshape(count, shape.heads, shape.head_dim)
 
-    def _qkv(self, layer: Layer, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries (T, H, D), rotated keys (T, G, D) and values (T, G, D). cos and sin: (T, [1,] D)."""
+    def _qkv(self, layer: Layer, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated queries (T, H, D); rotated keys and values (T, 2, G, D). cos and sin: (T, 1, D)."""
         shape = self.shape
         joint = linear(self._norm(hidden, layer.attention_norm), layer.qkv)
         joint = joint.view(len(hidden), shape.heads + 2 * shape.kv_heads, shape.head_dim)
         turning = joint[:, : shape.heads + shape.kv_heads]
-        cos, sin = cos.view(-1, 1, shape.head_dim), sin.view(-1, 1, shape.head_dim)
-        turned = turning * cos + turning.roll(shape.head_dim // 2, -1) * sin
-        return turned[:, : shape.heads], turned[:, shape.heads :], joint[:, shape.heads + shape.kv_heads :]
+        rolled = turning.roll(shape.head_dim // 2, -1)
+        turning.mul_(cos).addcmul_(rolled, sin)  # in place: the new keys then lie beside the new values
+        new = joint[:, shape.heads :].view(-1, 2, shape.kv_heads, shape.head_dim)
+        return joint[:, : shape.heads], new
 
     def _finish(self, layer: Layer, hidden: Tensor, attended: Tensor) -> Tensor:
         """The rest of a block after attention (T, H, D)."""
-        hidden = hidden + linear(attended.reshape(len(hidden), -1), layer.attention_out)
+        hidden = linear(attended.reshape(len(hidden), -1), layer.attention_out).add_(hidden)
         gate, up = linear(self._norm(hidden, layer.ffn_norm), layer.gate_up).chunk(2, dim=-1)
-        return hidden + linear(silu(gate) * up, layer.down)
+        return linear(silu(gate).mul_(up), layer.down).add_(hidden)
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(hidden, (self.shape.hidden,), weight, self.shape.norm_eps)

@@ -116,3 +116,21 @@ def played(tmp_path_factory):
     """A failover of 600 requests, its whole run folder."""
     folder = tmp_path_factory.mktemp("played")
     return sim.run("failover", ["executor=roofline", "workload.requests=600", f"report.folder={folder}"])
+
+
+@pytest.fixture
+def many(make_run):
+    """20,000 requests in 2,000 s, 10 a second, and a sample of each replica four times a second."""
+    row = {"outcome": "completed", "prompt_tokens": 9, "output_tokens": 4}
+    times = ("arrival_ns", "admitted_ns", "started_ns", "first_token_ns", "finished_ns")
+    rows = [
+        {**row, "replica": "ab"[n % 2], **{name: n * S // 10 + i * S // 7 for i, name in enumerate(times, 1)}}
+        for n in range(20_000)
+    ]
+    series = [
+        (at * S // 4, subject, metric, float(at % 7))
+        for at in range(8_000)
+        for subject in "ab"
+        for metric in ("running", "waiting", "tokens_in_flight")
+    ]
+    return make_run(rows, series, virtual_s=2001.0)

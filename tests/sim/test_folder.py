@@ -2,7 +2,9 @@
 
 import pytest
 
+import sim
 from engine.errors import BadSettings
+from sim import plots
 from sim.folder import RunFolder
 
 
@@ -58,5 +60,52 @@ def test_the_same_run_written_twice_gives_the_same_bytes(tmp_path, five):
 
 def test_a_file_in_the_way_is_a_clear_error(tmp_path):
     (tmp_path / "runs").write_text("")
-    with pytest.raises(BadSettings, match=r"report\.folder is .*runs', but no run can be written there"):
+    with pytest.raises(
+        BadSettings, match=r"report\.folder is .*runs', but no run can be written there: File ex"
+    ):
         RunFolder(tmp_path / "runs", "made")
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path, monkeypatch):
+    def refuse(path, *_args, **_settings):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)  # the superuser may write anywhere
+    with pytest.raises(BadSettings, match="no run can be written there: Permission denied"):
+        RunFolder(tmp_path, "made")
+
+
+def test_a_discarded_folder_leaves_nothing(tmp_path):
+    RunFolder(tmp_path, "made").discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_in_the_pictures_leaves_the_tables_in_a_partial_folder(tmp_path, five, monkeypatch):
+    def spill(_run):
+        raise MemoryError
+
+    monkeypatch.setitem(plots.plots, "gantt", spill)
+    folder = RunFolder(tmp_path, "made")
+    with pytest.raises(MemoryError):
+        folder.write(five, "", [], with_plots=True)
+    folder.close()
+    (left,) = tmp_path.iterdir()
+    assert left.suffix == ".partial"
+    opened = sim.open_run(left)
+    assert opened.requests.equals(five.requests)
+    assert opened.checks == five.checks
+
+
+def test_what_was_played_is_all_in_its_folder(played):
+    names = {str(path.relative_to(played.path)) for path in played.path.rglob("*") if path.is_file()}
+    tables = {f"{name}.parquet" for name in ("requests", "timeseries", "decisions")}
+    texts = {"config.yaml", "overrides.yaml", "events.jsonl", "metrics.prom", "report.html", "report.md"}
+    facts = {"manifest.json", "checks.json", "summary.json", "trace.json.gz"}
+    assert names == tables | texts | facts | {f"plots/{name}.png" for name in plots.plots}
+
+
+def test_report_tables_writes_no_plots(tmp_path):
+    lines = ["executor=roofline", "report=tables", "workload.requests=30", f"report.folder={tmp_path}"]
+    run = sim.run("failover", lines)
+    assert [path for path in run.path.rglob("*") if path.suffix in {".png", ".html", ".md"}] == []
+    assert (run.path / "trace.json.gz").is_file()

@@ -1,13 +1,16 @@
 """The report: self-contained, complete, and safe against what names may hold."""
 
 import base64
+import io
 import re
+import shlex
 from html.parser import HTMLParser
 
-import pytest
+from matplotlib.image import imread
 
 from sim import report
 from sim.checks import Check
+from sim.config import read
 from sim.plots import plots, save_all
 
 VOID = {"meta", "img", "br"}
@@ -43,8 +46,10 @@ def page_of(run, tmp_path):
 def test_the_page_needs_nothing_but_itself(played):
     page = Page((played.path / "report.html").read_text())
     assert len(page.links) == len(plots)
-    for link in page.links:
-        assert base64.b64decode(link.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
+    for name, link in zip(plots, page.links, strict=True):
+        picture = base64.b64decode(link.removeprefix("data:image/png;base64,"), validate=True)
+        assert picture == (played.path / "plots" / f"{name}.png").read_bytes()
+        assert imread(io.BytesIO(picture), format="png").shape[1] > 900
     assert not page.tags & {"script", "link", "iframe"}
 
 
@@ -60,19 +65,34 @@ def test_the_page_says_the_verdict_every_check_and_every_key_figure(played):
 
 
 def test_names_cannot_break_out_of_the_page(make_run, tmp_path):
-    evil = "<script>alert(1)</script>"
-    run = make_run(checks=[Check(evil, 1, "<=", 2, "pass", evil)], scenario=evil)
+    evil = '"><script>alert(1)</script>'
+    checks = [Check(evil, 1, "<=", 2, "pass", evil)]
+    run = make_run(checks=checks, scenario=evil, replicas=[evil], overrides=[f"name={evil}"])
+    run.config["name"] = evil
     page = page_of(run, tmp_path)
     assert "script" not in page.tags
-    assert evil in "".join(page.text)
+    assert "".join(page.text).count(evil) >= 6
+    assert len(page.links) == len(plots)
 
 
 def test_a_failed_and_an_interrupted_run_say_so_first(five, make_run, tmp_path):
     assert report.headline(five) == "FAIL: 1 of 2 checks hold in made"
     run = make_run(interrupted=True, in_flight=7)
     assert report.facts(run)[0].startswith("Interrupted: 7 requests were in flight")
-    assert report.headline(run).startswith("INCONCLUSIVE")
-    assert "Interrupted: 7" in "".join(page_of(run, tmp_path).text)
+    assert report.headline(run) == "INTERRUPTED: 0 of 0 checks hold in made"
+    assert report.markdown(run).splitlines()[2].startswith("Interrupted: 7 requests")
+    said = "".join(page_of(run, tmp_path).text)
+    assert said.index("Interrupted: 7") < said.index("Strategy")
+
+
+def test_an_empty_run_has_a_report_with_dashes(make_run, tmp_path):
+    run = make_run(virtual_s=0.0)
+    assert report.headline(run) == "INCONCLUSIVE: 0 of 0 checks hold in made"
+    assert ("TTFT p50, s", "-") in report.figures(run)
+    assert ("requests completed", "0") in report.figures(run)
+    page = page_of(run, tmp_path)
+    assert len(page.links) == len(plots)
+    assert "nan" not in "".join(page.text).lower().replace("scenario", "")
 
 
 def test_the_markdown_links_to_pictures_that_are_there(played):
@@ -92,8 +112,38 @@ def test_the_command_plays_the_run_again(five, played):
     assert report.command(played).startswith("python -m sim scenario=failover executor=roofline")
 
 
-@pytest.mark.parametrize("name", ["report.html", "report.md"])
-def test_the_same_run_gives_the_same_report(played, tmp_path, name):
-    save_all(played, tmp_path / "plots")
-    report.write_report(played, tmp_path)
-    assert (tmp_path / name).read_bytes() == (played.path / name).read_bytes()
+def test_the_command_says_the_scenario_once(make_run):
+    run = make_run(overrides=["scenario=made", "executor=roofline"])
+    assert report.command(run) == "python -m sim scenario=made executor=roofline"
+
+
+def test_the_words_of_the_command_compose_the_same_configuration(played):
+    python, dash_m, module, *overrides = shlex.split(report.command(played))
+    assert (python, dash_m, module) == ("python", "-m", "sim")
+    assert read(overrides).config == played.config
+
+
+def test_the_page_and_the_markdown_say_the_same_figures(played):
+    text = report.markdown(played)
+    for label, value in report.figures(played):
+        assert f"| {label} | {value} |" in text
+    for check in played.checks:
+        assert check.name in text
+    assert report.command(played) in text
+    assert report.headline(played) in text
+
+
+def test_failures_are_among_the_key_figures(five):
+    assert {("requests completed", "3"), ("requests rejected", "1"), ("requests failed", "1")} <= set(
+        report.figures(five)
+    )
+
+
+def test_the_same_run_gives_the_same_report(five, tmp_path):
+    save_all(five, tmp_path / "plots")
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        (folder / "plots").symlink_to(tmp_path / "plots")
+        report.write_report(five, folder)
+    for name in ("report.html", "report.md"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()

@@ -1,21 +1,25 @@
 """The torch executor: real KV, sequences that come and go, prefixes that save prefill and change no token."""
 
+import asyncio
 import os
 import random
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 import sim
+from engine.clock import WallClock
 from engine.engine import Engine
 from engine.errors import BadSettings
-from engine.execution import Batch, Chunk, Machine, Replica, Scheduler, Sequence
+from engine.execution import Batch, Chunk, Machine, Replica, Scheduler, Sequence, torch_executor
 from engine.execution.replica import Work
 from engine.execution.torch_executor import (
     FIRST_ROWS,
+    SHORTEST_ROW_TOKENS,
     Rack,
     TorchExecutor,
     TorchOptions,
@@ -294,10 +298,87 @@ def test_measured_time_passes_on_the_clock_and_copies_are_owed_once(clock, execu
     executor.retire(each, 0, 4, 16)
     owed_ns = executor._owed_ns
     assert owed_ns > 0
+    executor.retire(sequence(clock, 9, prompt(8), 1), 0, 0, 16)
+    assert executor._owed_ns > owed_ns
+    owed_ns = executor._owed_ns
     before_ns = clock.now_ns()
     result = step(clock, executor, chunks=[(sequence(clock, 2, prompt(8), 1), 8)])
     assert clock.now_ns() - before_ns == result.duration_ns > owed_ns
     assert executor._owed_ns == 0
+
+
+def test_on_a_wall_clock_nothing_is_owed_since_the_copies_have_taken_their_time_already(monkeypatch):
+    monkeypatch.setattr(torch_executor, "stopwatch_ns", iter([0, 700]).__next__)
+
+    class Wall:
+        now_ns = iter([0, 700]).__next__
+
+    executor = TorchExecutor(machine(Wall()), TorchOptions())
+    executor.retire(sequence(SimClock(), 1, prompt(40), 3), 0, 0, 16)
+    assert executor._owed_ns == 0
+
+
+def test_a_step_on_the_wall_clock_gives_the_tokens_of_the_virtual_one(clock, executor):
+    expected = generate(clock, executor, sequence(clock, 1, prompt(40), 6))
+
+    async def serve():
+        wall = WallClock()
+        on_wall = TorchExecutor(machine(wall), TorchOptions())
+        replica = Replica("a", "tiny", on_wall, Scheduler(4, 48, 4_096), wall, 16)
+        replica.start()
+        stream = Stream()
+        answer = await replica.generate(Work(prompt(40), 6, []), stream)
+        again = Stream()
+        await replica.generate(Work(prompt(40), 6, answer.blocks[:2], 32), again)
+        await wall.close()
+        return [stream.tokens, again.tokens, on_wall.held_bytes]
+
+    assert asyncio.run(serve()) == [expected, expected, 0]
+
+
+def test_a_prompt_that_may_not_be_written_to_is_read(clock, executor):
+    tokens = prompt(30)
+    expected = generate(clock, executor, sequence(clock, 1, tokens, 5))
+    tokens.flags.writeable = False
+    assert generate(clock, executor, sequence(clock, 2, tokens, 5)) == expected
+
+
+def test_what_lies_in_fresh_memory_is_never_read(clock, executor, monkeypatch):
+    expected = generate(clock, executor, sequence(clock, 1, prompt(40), 30), chunk_tokens=7)
+    monkeypatch.setattr(torch, "empty", partial(torch.full, fill_value=float("nan")))
+    dirty = TorchExecutor(machine(clock), TorchOptions())
+    assert generate(clock, dirty, sequence(clock, 1, prompt(40), 30), chunk_tokens=7) == expected
+
+
+def test_rows_that_others_have_left_are_used_again(clock, executor):
+    expected = generate(clock, executor, sequence(clock, 1, prompt(40), 20))
+    long = [sequence(clock, 10 + number, prompt(200, seed=number), 20) for number in range(4)]
+    step(clock, executor, [(each, 200) for each in long])
+    step(clock, executor, decodes=long)
+    full = executor.held_bytes
+    executor.retire(long[1], 0, 0, 16)
+    here = sequence(clock, 20, prompt(40), 20)
+    step(clock, executor, [(here, 40)])
+    while not here.is_finished:
+        step(clock, executor, decodes=[long[0], here, *long[2:]])
+        assert executor.held_bytes == full
+    assert here.new_tokens == expected
+
+
+def test_a_lone_sequence_holds_a_small_multiple_of_what_it_needs(clock, executor):
+    for length in (1, 255, 256, 257, 900):
+        each = sequence(clock, length, prompt(length), 2)
+        generate(clock, executor, each)
+        needed = max(each.max_tokens, SHORTEST_ROW_TOKENS) * executor.kv_bytes_per_token
+        assert executor.held_bytes <= 2 * FIRST_ROWS * needed
+        executor.retire(each, 0, 0, 16)
+        assert executor.held_bytes == 0
+
+
+def test_no_global_random_state_is_touched(clock):
+    before = torch.get_rng_state()
+    generate(clock, TorchExecutor(machine(clock), TorchOptions()), sequence(clock, 1, prompt(30), 5))
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_staggered_requests_through_a_replica_get_the_tokens_that_they_get_alone(clock):
@@ -373,10 +454,27 @@ def test_bad_options_are_refused(options, message):
         TorchOptions(**options)
 
 
-@pytest.mark.parametrize("name", ["nowhere", "cpu:x", "", "cuda:99"])
+@pytest.mark.parametrize("name", ["nowhere", "cpu:x", "", "cuda:99", "meta", "hpu"])
 def test_a_device_that_is_not_there_is_refused(name):
     with pytest.raises(BadSettings, match=f"executor.device is '{name}'"):
         usable_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_is_refused_on_a_machine_without_it_before_anything_runs(clock):
+    with pytest.raises(BadSettings, match="executor.device is 'cuda'"):
+        TorchExecutor(machine(clock), TorchOptions(device="cuda"))
+
+
+def test_a_device_that_works_behind_our_back_is_waited_for(clock, executor, monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    each = sequence(clock, 1, prompt(30), 2)
+    step(clock, executor, [(each, 10)])
+    assert waited == []
+    executor._device = torch.device("cuda")
+    executor.retire(each, 0, 0, 16)
+    assert waited == [torch.device("cuda")]
 
 
 def test_threads_are_set_only_when_they_differ(clock):
@@ -396,4 +494,7 @@ def test_a_gpu_gives_the_tokens_of_the_cpu(clock, executor):
         pytest.skip("no CUDA device on this machine")
     on_gpu = TorchExecutor(machine(clock), TorchOptions(device="cuda"))
     expected = generate(clock, executor, sequence(clock, 1, prompt(80), 24))
-    assert generate(clock, on_gpu, sequence(clock, 1, prompt(80), 24)) == expected
+    first = sequence(clock, 1, prompt(80), 24)
+    assert generate(clock, on_gpu, first, chunk_tokens=33) == expected
+    blocks = on_gpu.retire(first, 0, 4, 16)
+    assert generate(clock, on_gpu, sequence(clock, 2, prompt(80), 24, blocks)) == expected
