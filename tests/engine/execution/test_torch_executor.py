@@ -462,7 +462,7 @@ def test_a_device_that_is_not_there_is_refused(name):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_cuda_is_refused_on_a_machine_without_it_before_anything_runs(clock):
-    with pytest.raises(BadSettings, match="executor.device is 'cuda'"):
+    with pytest.raises(BadSettings, match=r"executor\.device is 'cuda'"):
         TorchExecutor(machine(clock), TorchOptions(device="cuda"))
 
 
