@@ -46,7 +46,7 @@ class Named(Generic[T]):
             raise UnknownName(f"no {self.kind} is called {name!r}; choose from {known}")
         return self.classes[name]
 
-    def make(self, name: str, *arguments: object, **options: object) -> T:
+    def make(self, name: str, /, *arguments: object, **options: object) -> T:
         """A new instance of the class of that name.
 
         Raises UnknownName with the names there are, or BadSettings for options that it does not take.

@@ -44,6 +44,8 @@ class Architecture:
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context_tokens"):
             at_least(f"architecture.{name}", getattr(self, name), 1)
+        for name in ("rope_theta", "norm_eps"):
+            above(f"architecture.{name}", getattr(self, name), 0)
         require("architecture.heads", self.heads, self.heads % self.kv_heads == 0, "a multiple of kv_heads")
         require("architecture.head_dim", self.head_dim, self.head_dim % 2 == 0, "even: RoPE turns pairs")
 
@@ -91,7 +93,7 @@ class FleetSettings:
         require(
             "fleet.step_tokens",
             self.step_tokens,
-            self.step_tokens >= self.max_batch,
+            isfinite(self.step_tokens) and self.step_tokens >= self.max_batch,
             f"at least fleet.max_batch ({self.max_batch}): each running sequence needs a token a step",
         )
         require("fleet.replicas", self.replicas, len(self.replicas) > 0, "at least one replica")

@@ -82,7 +82,10 @@ def checks(run: Run, s: Settings) -> Iterator[Check]:
     )
     tries = (in_hand or 0) + s.max_second_tries
     yield at_most(
-        "requests that needed a second try", run.whole.second_tries, tries, f"{in_hand or 0} were in its hands"
+        "requests that needed a second try",
+        run.whole.second_tries,
+        tries,
+        f"{in_hand or 0} were in its hands",
     )
     calm = run.between(0.0, died_s)
     ttft_limit_s = grown(calm.ttft_s, s.max_p99_growth, s.max_p99_ttft_s)

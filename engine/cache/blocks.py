@@ -19,7 +19,8 @@ LAYOUT_VERSION = 1
 def namespace(model: str, version: str, salt: str, block_tokens: int) -> bytes:
     """The start of every chain of this model version and tenant."""
     text = "\0".join((model, version, salt, str(block_tokens), str(LAYOUT_VERSION)))
-    return blake2b(text.encode(), digest_size=KEY_BYTES).digest()
+    data = text.encode(errors="surrogatepass")  # JSON lets a tenant's name hold half a character
+    return blake2b(data, digest_size=KEY_BYTES).digest()
 
 
 class BlockChain:

@@ -59,6 +59,7 @@ class PrefixCache:
         self.block_tokens = settings.block_tokens
         self.capacity_bytes = int(settings.ram_gib * GIB)
         self.used_bytes = 0
+        self._pinned_bytes = 0  # of them, in blocks that somebody references
         self._policy: Eviction = eviction.make(settings.eviction, **settings.options)
         self._blocks: dict[bytes, _Block] = {}
 
@@ -87,21 +88,26 @@ class PrefixCache:
         """
         useful = min(len(keys), (num_tokens - 1) // self.block_tokens)
         matched = keys[: self.match(keys[:useful])]
-        found = []
+        found, pinned_bytes = [], 0
         for key in matched:
             block = self._blocks[key]
             if block.references == 0:
                 self._policy.forget(key)
+                pinned_bytes += block.size_bytes
             block.references += 1
             found.append(block)
+        self._pinned_bytes += pinned_bytes
         return Prefix(self, matched, found, len(found) * self.block_tokens)
 
     def unpin(self, keys: Sequence[bytes], blocks: Sequence[_Block]) -> None:
         """End the use of a prefix; tail first, so that its head is the last to leave."""
+        freed_bytes = 0
         for key, block in zip(reversed(keys), reversed(blocks), strict=True):
             block.references -= 1
             if block.references == 0:
                 self._policy.touch(key)
+                freed_bytes += block.size_bytes
+        self._pinned_bytes -= freed_bytes
 
     def keep(self, keys: Sequence[bytes], payloads: Sequence[Any], block_bytes: int) -> None:
         """Make the last `len(payloads)` blocks of a chain resident, as far as room can be made for them.
@@ -117,13 +123,15 @@ class PrefixCache:
             block = self._blocks.get(key)
             if block is None:
                 if index < known or not self._make_room(block_bytes):
-                    break  # its head has left meanwhile, or all that is resident is in use
+                    break  # its head has left meanwhile, or too much of what is resident is in use
                 block = self._blocks[key] = _Block(
                     payloads[index - known], block_bytes, keys[index - 1] if index else None
                 )
                 self.used_bytes += block_bytes
+                self._pinned_bytes += block_bytes
             elif block.references == 0:
                 self._policy.forget(key)
+                self._pinned_bytes += block.size_bytes
             block.references += 1  # room for the tail must not be made at the cost of its own head
             held.append(block)
         self.unpin(keys[: len(held)], held)
@@ -133,14 +141,16 @@ class PrefixCache:
         assert self.used_bytes == sum(block.size_bytes for block in self._blocks.values())
         assert self.used_bytes <= self.capacity_bytes
         assert all(block.references >= 0 for block in self._blocks.values())
+        in_use = [block for block in self._blocks.values() if block.references]
+        assert self._pinned_bytes == sum(block.size_bytes for block in in_use)
         assert all(block.parent is None or block.parent in self._blocks for block in self._blocks.values())
         assert len(self._policy) == sum(block.references == 0 for block in self._blocks.values())
 
     def _make_room(self, size_bytes: int) -> bool:
-        """Evict until `size_bytes` fit; False when all that is left is in use."""
+        """Evict until `size_bytes` fit; False, and nobody leaves, when they cannot fit beside what is in use."""
+        if self._pinned_bytes + size_bytes > self.capacity_bytes:
+            return False
         while self.used_bytes + size_bytes > self.capacity_bytes:
-            if len(self._policy) == 0:
-                return False
             victim = self._policy.victim()
             self._policy.forget(victim)
             self.used_bytes -= self._blocks.pop(victim).size_bytes

@@ -49,7 +49,7 @@ class RooflineExecutor:
         shape = model.architecture
         self.vocab = shape.vocab
         self.context_tokens = shape.context_tokens
-        self.kv_bytes_per_token = round(shape.kv_values_per_token * model.kv_bytes)
+        self.kv_bytes_per_token = max(1, round(shape.kv_values_per_token * model.kv_bytes))
         weights_bytes = shape.parameters * model.weight_bytes
         free_bytes = (hardware.memory_bytes - weights_bytes) * options.kv_share
         self.kv_capacity_tokens = int(free_bytes // self.kv_bytes_per_token)

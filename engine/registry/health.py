@@ -56,10 +56,9 @@ class HealthMonitor:
 
     def lost(self, replica: str, now_ns: int) -> None:
         """A request found the replica dead."""
-        if self._settings.enabled:
-            record = self._records[replica]
-            record.successes_in_a_row = 0
-            self._move(replica, record, Health.UNHEALTHY, "replica lost", now_ns)
+        record = self._records[replica]
+        record.successes_in_a_row = 0
+        self._move(replica, record, Health.UNHEALTHY, "replica lost", now_ns)
 
     def probed(self, replica: str, answered: bool, now_ns: int) -> None:
         """A probe was answered in time, or was not."""
@@ -76,6 +75,6 @@ class HealthMonitor:
                 self._move(replica, record, Health.UNHEALTHY, "probes failed", now_ns)
 
     def _move(self, replica: str, record: _Record, after: Health, cause: str, now_ns: int) -> None:
-        if record.health is not after:
+        if self._settings.enabled and record.health is not after:
             before, record.health = record.health, after
             self._on_change(HealthChange(now_ns, replica, before, after, cause))

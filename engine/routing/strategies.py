@@ -4,6 +4,7 @@ The router promises a list that is never empty, healthy and in stable order; a s
 There is one instance a model, so state in `__init__` is that model's own.
 """
 
+from bisect import bisect
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -36,7 +37,7 @@ strategy: Named[Strategy] = Named("strategy")
 class _Turn:
     """Whose turn it is in a list that may shrink and grow between two looks.
 
-    The turn goes to whoever stands after the last one chosen, in the order in which replicas became known. A
+    The turn goes to whoever stands after the last one chosen, in the one order that all lists are parts of. A
     mere counter would favour some of them whenever a fallback is chosen from a shorter list.
     """
 
@@ -46,7 +47,7 @@ class _Turn:
         self._order: dict[str, int] = {}
         self._seen: Sequence[Replica] = ()
         self._place = -1  # of the last one chosen, in `_seen`
-        self._last = -1  # of the last one chosen, in `_order`
+        self._last = ""  # the name of the last one chosen
 
     def next(self, replicas: Sequence[Replica]) -> int:
         """The index of the one whose turn it is. O(1) as long as the list stays the same."""
@@ -54,13 +55,16 @@ class _Turn:
             place = self._place + 1
             return place if place < len(replicas) else 0
         order = self._order
-        places = [order.setdefault(replica.name, len(order)) for replica in replicas]
-        return next((index for index, place in enumerate(places) if place > self._last), 0)
+        ranks = sorted([order.setdefault(replica.name, len(order)) for replica in replicas])
+        for replica, rank in zip(replicas, ranks, strict=True):
+            order[replica.name] = rank  # one that became known late may stand in the middle
+        place = bisect(ranks, order.get(self._last, -1))
+        return place if place < len(replicas) else 0
 
     def take(self, replicas: Sequence[Replica], index: int) -> Replica:
         """Note that the one at `index` is chosen."""
         chosen = replicas[index]
-        self._seen, self._place, self._last = replicas, index, self._order[chosen.name]
+        self._seen, self._place, self._last = replicas, index, chosen.name
         return chosen
 
 

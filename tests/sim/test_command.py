@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -200,6 +201,20 @@ def test_a_trace_file_drives_the_scenario(tmp_path):
     done = command(tmp_path, *ROOFLINE, "workload=azure", "workload.path=trace.csv")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "200 of 200 requests completed" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "lines", [(), ("workload.requests=null", "executor=roofline")], ids=["torch", "whole"]
+)
+def test_the_published_trace_drives_the_scenario(tmp_path, lines):
+    path = Path(__file__).parents[3] / "shared" / "traces" / "azure_llm_2023_conv_first30min.csv.gz"
+    if not path.is_file():
+        pytest.skip("the published trace is not beside this tree")
+    done = command(tmp_path, "scenario=failover", "workload=azure", f"workload.path={path}", *lines)
+    assert done.returncode == 0, done.stdout + done.stderr
+    count = 10_108 if lines else 200
+    assert f"{count} of {count} requests completed" in done.stdout
 
 
 def test_a_sweep_plays_every_job_and_exits_with_1_when_one_failed(tmp_path):
