@@ -48,7 +48,9 @@ def test_a_name_has_one_owner(shape):
         shape("square")(int)
 
 
-@pytest.mark.parametrize("options", [{"corners": 4}, {"side": 1, "colour": "red"}])
+@pytest.mark.parametrize(
+    "options", [{"corners": 4}, {"side": 1, "colour": "red"}, {"name": "x"}, {"self": 1}]
+)
 def test_options_that_do_not_fit_are_refused(shape, options):
     with pytest.raises(BadSettings, match=r"shape 'square' does not take these options: .*unexpected"):
         shape.make("square", **options)

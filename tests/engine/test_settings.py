@@ -54,10 +54,13 @@ BOUNDS = [
     *[(Architecture, name, 0, "at least 1") for name in SHAPE],
     (Architecture, "heads", 30, "a multiple of kv_heads"),
     (Architecture, "head_dim", 63, "even: RoPE turns pairs"),
+    (Architecture, "rope_theta", nan, "above 0"),
+    (Architecture, "norm_eps", 0, "above 0"),
     (ModelSettings, "weight_bytes", 0, "above 0"),
     (ModelSettings, "kv_bytes", -1, "above 0"),
     (FleetSettings, "max_batch", 0, "at least 1"),
     (FleetSettings, "step_tokens", 31, "at least fleet.max_batch (32)"),
+    (FleetSettings, "step_tokens", inf, "at least fleet.max_batch (32)"),
     (FleetSettings, "replicas", {}, "at least one replica"),
     *[
         (HardwareSettings, name, 0, "above 0")

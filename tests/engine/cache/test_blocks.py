@@ -67,7 +67,7 @@ def test_no_name_is_shared_between_namespaces(other):
 
 
 def test_any_tenant_has_a_namespace():
-    tenants = ["", "\0", "a\0b", "a", "ü", "名前", "x" * 10_000, "\n", "16"]
+    tenants = ["", "\0", "a\0b", "a", "ü", "名前", "x" * 10_000, "\n", "16", "\ud800"]
     assert len({namespace("llama", "1.0.0", tenant, 4) for tenant in tenants}) == len(tenants)
 
 

@@ -118,6 +118,26 @@ def test_a_chain_longer_than_the_cache_is_kept_as_far_as_it_fits():
     assert (cache.match(keys), cache.used_bytes) == (3, cache.capacity_bytes)
 
 
+def test_nobody_leaves_for_a_block_that_is_larger_than_the_cache():
+    cache, keys = make(4), chain(1, 2, 3)
+    keep(cache, keys)
+    cache.keep(chain(9), [None], 5 * SIZE)
+    cache.check_integrity()
+    assert cache.match(keys) == 3
+
+
+def test_nobody_leaves_for_a_block_that_does_not_fit_beside_what_is_in_use():
+    cache, used, idle = make(4), chain(1, 2), chain(5, 6)
+    keep(cache, used)
+    keep(cache, idle)
+    with cache.fetch(used, 100):
+        cache.keep(chain(9), [None], 3 * SIZE)
+        assert cache.match(idle) == 2
+    cache.keep(chain(9), [None], 3 * SIZE)
+    cache.check_integrity()
+    assert cache.match(chain(9)) == 1
+
+
 def test_a_tail_whose_head_has_left_is_not_kept():
     cache, keys = make(2), chain(1, 2, 3)
     keep(cache, keys[:2])
@@ -150,12 +170,14 @@ def test_a_policy_that_does_not_exist_or_does_not_fit_is_refused():
         make(options={"halves": 2})
 
 
-@pytest.mark.parametrize("breakage", ["bytes", "references", "closure", "victims"])
+@pytest.mark.parametrize("breakage", ["bytes", "pinned", "references", "closure", "victims"])
 def test_the_integrity_check_sees_each_breach(breakage):
     cache, keys = make(), chain(1, 2)
     keep(cache, keys)
     if breakage == "bytes":
         cache.used_bytes += 1
+    elif breakage == "pinned":
+        cache._pinned_bytes += 1
     elif breakage == "references":
         cache._blocks[keys[0]].references = -1
     elif breakage == "closure":

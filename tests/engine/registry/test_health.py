@@ -87,5 +87,6 @@ def test_replicas_are_judged_each_for_itself():
 def test_a_monitor_that_is_switched_off_marks_nobody():
     monitor, changes = watch(enabled=False)
     monitor.lost("a", 0)
+    probe(monitor, [False] * 10)
     assert monitor.health("a") is Health.HEALTHY
     assert changes == []

@@ -1,5 +1,6 @@
 """The router: the healthy, the untried, and loads that add up whatever happens."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,6 +157,25 @@ def test_a_replica_may_join_a_router_that_already_decides(name):
     router.add(second)
     chosen = {router.route(request(), "llama", 0).next(0) for _ in range(4)}
     assert chosen == {first, second}
+
+
+@pytest.mark.parametrize("name", strategy.names())
+@pytest.mark.parametrize("late", [None, 0, 1, 2])
+@pytest.mark.parametrize("lost", range(3))
+def test_while_one_is_always_lost_the_others_share_evenly(name, late, lost):
+    router, replicas = make(strategy=name)
+    if late is not None:  # it was ill when the first request came, and is back now
+        router.set_available(replicas[late], False)
+        with router.route(request(), "llama", 0) as route:
+            route.next(0)
+        router.set_available(replicas[late], True)
+    served = Counter()
+    for number in range(600):
+        with router.route(request(number), "llama", 0) as route:
+            while (chosen := route.next(0)) is replicas[lost]:
+                pass
+            served[chosen.name] += 1
+    assert sorted(served.values()) == [300, 300]
 
 
 def test_models_have_their_own_turns():

@@ -90,6 +90,14 @@ def test_turns_stay_fair_while_fallbacks_are_taken_from_shorter_lists():
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
+@pytest.mark.parametrize("late", range(4))
+def test_one_that_becomes_known_late_starves_nobody(chooser, late):
+    replicas = fleet(4)
+    picks(chooser, replicas[:late] + replicas[late + 1 :], 1)
+    counts = Counter(chooser.pick(REQUEST, [*replicas], 0).name for _ in range(400))
+    assert set(counts.values()) == {100}
+
+
 def test_least_loaded_takes_whoever_has_the_fewest_tokens_in_flight():
     chooser, random = strategy.make("least_loaded"), Random(3)  # noqa: S311  seeded
     replicas = fleet(9)
