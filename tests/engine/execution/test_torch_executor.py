@@ -18,7 +18,7 @@ from engine.errors import BadSettings
 from engine.execution import Batch, Chunk, Machine, Replica, Scheduler, Sequence, torch_executor
 from engine.execution.replica import Work
 from engine.execution.torch_executor import (
-    FIRST_ROWS,
+    MASKED_TOKENS,
     SHORTEST_ROW_TOKENS,
     Rack,
     TorchExecutor,
@@ -120,6 +120,14 @@ def test_greedy_tokens_follow_the_prompt(clock, executor):
     assert one != two
 
 
+@pytest.mark.parametrize("length", [1, 40, SHORTEST_ROW_TOKENS - 6])
+def test_each_token_is_what_a_prefill_of_everything_before_it_gives(clock, executor, length):
+    tokens = generate(clock, executor, sequence(clock, 1, prompt(length), 16))
+    for count, token in enumerate(tokens):
+        before = np.concatenate([prompt(length), np.array(tokens[:count], dtype=np.int32)])
+        assert generate(clock, executor, sequence(clock, 2 + count, before, 1)) == [token]
+
+
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 49])
 def test_chunks_change_no_token(clock, executor, chunk_tokens):
     whole = generate(clock, executor, sequence(clock, 1, prompt(50), 12))
@@ -154,7 +162,7 @@ def test_a_changing_batch_gives_each_sequence_the_tokens_that_it_gets_alone(cloc
             for each in running
             if not each.is_prefilled and draw.random() < 0.7
         ]
-        decodes = [each for each in running if each.is_prefilled]
+        decodes = [each for each in running if each.is_prefilled and draw.random() < 0.8]
         draw.shuffle(decodes)
         if chunks or decodes:
             step(clock, executor, chunks, decodes)
@@ -163,6 +171,30 @@ def test_a_changing_batch_gives_each_sequence_the_tokens_that_it_gets_alone(cloc
             running.remove(each)
     assert [each.new_tokens for each in everybody] == expected
     assert executor.held_bytes == 0
+
+
+def test_a_sequence_that_outgrows_its_row_moves_on_and_keeps_its_tokens(clock, executor):
+    """Three rows fill up at different steps; one pauses at the very token that no longer fits."""
+    lengths = [SHORTEST_ROW_TOKENS - 8, SHORTEST_ROW_TOKENS - 3, SHORTEST_ROW_TOKENS - 1, 20]
+    alone = TorchExecutor(machine(clock), TorchOptions())
+    expected = [
+        generate(clock, alone, sequence(clock, number, prompt(length, seed=400 + number), 24))
+        for number, length in enumerate(lengths)
+    ]
+    here = [
+        sequence(clock, number, prompt(length, seed=400 + number), 24)
+        for number, length in enumerate(lengths)
+    ]
+    step(clock, executor, [(each, len(each.tokens)) for each in here])
+    for _ in range(3):
+        step(clock, executor, decodes=here)
+    paused = here[1]
+    assert paused.computed_tokens == SHORTEST_ROW_TOKENS
+    while not here[0].is_finished:
+        step(clock, executor, decodes=[each for each in here if each is not paused])
+    while not paused.is_finished:
+        step(clock, executor, decodes=[paused])
+    assert [each.new_tokens for each in here] == expected
 
 
 @pytest.mark.parametrize("block_tokens", [4, 16, 64])
@@ -185,16 +217,34 @@ def test_a_cached_prefix_saves_prefill_and_changes_no_token(clock, executor, mon
     assert sum(counts) < 100
 
 
-def test_a_resumed_sequence_has_the_logits_of_a_full_prefill(clock, executor):
-    tokens = prompt(120)
+@pytest.mark.parametrize(("block_tokens", "num_blocks"), [(1, 119), (5, 3), (16, 6), (96, 1)])
+def test_a_resumed_sequence_has_the_logits_of_a_full_prefill(clock, executor, block_tokens, num_blocks):
+    tokens, cached = prompt(120), block_tokens * num_blocks
     first = sequence(clock, 1, tokens, 1)
     generate(clock, executor, first)
-    blocks = executor.retire(first, 0, 6, 16)
+    blocks = executor.retire(first, 0, num_blocks, block_tokens)
+    again = sequence(clock, 2, tokens, 1, blocks, block_tokens)
     with torch.inference_mode():
-        whole, resumed = executor._empty(120), executor._new_buffer(sequence(clock, 2, tokens, 1, blocks))
+        whole, resumed = executor._empty(120), executor._new_buffer(again)
         full = executor._model.prefill(torch.from_numpy(tokens), whole, 0)
-        rest = executor._model.prefill(torch.from_numpy(tokens[96:]), resumed, 96)
-        assert (executor._model.logits(full[96:]) - executor._model.logits(rest)).abs().max() < 1e-5
+        rest = executor._model.prefill(torch.from_numpy(tokens[cached:]), resumed, cached)
+        assert (executor._model.logits(full[cached:]) - executor._model.logits(rest)).abs().max() < 1e-5
+
+
+def test_a_long_rest_after_a_prefix_goes_in_passes_whose_masks_stay_small(clock, executor, monkeypatch):
+    tokens = prompt(1_500)
+    first = sequence(clock, 1, tokens, 5)
+    expected = generate(clock, executor, first)
+    blocks = executor.retire(first, 0, 1, 16)
+    masks, full = [], torch.full
+
+    def counting(size, *arguments, **options):
+        masks.append(size)
+        return full(size, *arguments, **options)
+
+    monkeypatch.setattr(torch, "full", counting)
+    assert generate(clock, executor, sequence(clock, 2, tokens, 5, blocks)) == expected
+    assert masks == [(MASKED_TOKENS, 528), (MASKED_TOKENS, 1_040), (460, 1_500)]
 
 
 def test_blocks_of_another_replica_of_the_model_are_as_good(clock):
@@ -217,6 +267,19 @@ def test_retired_blocks_are_copies_of_their_own(clock, executor):
     assert torch.equal(blocks[0], before)
 
 
+def test_a_block_as_long_as_a_row_is_a_copy_too(clock, executor):
+    filling, staying = (
+        sequence(clock, number, prompt(SHORTEST_ROW_TOKENS - 9, number), 10) for number in (1, 2)
+    )
+    step(clock, executor, [(filling, len(filling.tokens)), (staying, len(staying.tokens))])
+    while not filling.is_finished:
+        step(clock, executor, decodes=[filling, staying])
+    assert filling.computed_tokens == SHORTEST_ROW_TOKENS
+    kv = executor._kv(filling).clone()
+    (block,) = executor.retire(filling, 0, 1, SHORTEST_ROW_TOKENS)
+    assert torch.equal(block, kv)
+
+
 def test_a_sequence_that_never_ran_leaves_nothing_and_one_that_prefills_leaves_what_it_has(clock, executor):
     waiting, begun = sequence(clock, 1, prompt(40), 3), sequence(clock, 2, prompt(40), 3)
     assert executor.retire(waiting, 0, 0, 16) == []
@@ -230,8 +293,8 @@ def test_memory_comes_back_and_follows_what_is_in_use(clock, executor):
     step(clock, executor, chunks=[(each, 30) for each in many])
     step(clock, executor, decodes=many)
     full = executor.held_bytes
-    needed = sum(each.max_tokens for each in many) * executor.kv_bytes_per_token
-    assert needed <= full <= 4 * needed
+    rows = SHORTEST_ROW_TOKENS * executor.kv_bytes_per_token
+    assert 20 * rows <= full <= 30 * rows
     for each in many[2:]:
         executor.retire(each, 0, 0, 16)
     assert executor.held_bytes < full / 2
@@ -241,16 +304,41 @@ def test_memory_comes_back_and_follows_what_is_in_use(clock, executor):
     assert executor.held_bytes == 0
 
 
+def test_memory_follows_the_tokens_that_are_there_and_not_those_that_may_come(clock, executor):
+    """The worst mix: one long sequence among short ones, all with room for 1,500 more."""
+    lengths = [513, *[20] * 7]
+    many = [
+        sequence(clock, number, prompt(length, seed=number), 1_500) for number, length in enumerate(lengths)
+    ]
+    step(clock, executor, [(each, len(each.tokens)) for each in many])
+    step(clock, executor, decodes=many)
+    in_use = sum(max(each.computed_tokens, SHORTEST_ROW_TOKENS) for each in many)
+    assert executor.held_bytes <= 2 * in_use * executor.kv_bytes_per_token
+    assert executor.held_bytes < sum(each.max_tokens for each in many) * executor.kv_bytes_per_token / 2
+
+
 def test_reset_forgets_everything(clock, executor):
-    step(clock, executor, chunks=[(sequence(clock, 1, prompt(30), 9), 30)])
+    decoding, prefilling = sequence(clock, 1, prompt(30, seed=5), 9), sequence(clock, 2, prompt(30), 9)
+    step(clock, executor, chunks=[(decoding, 30)])
+    step(clock, executor, chunks=[(prefilling, 20)], decodes=[decoding])
     executor.reset()
     assert executor.held_bytes == 0
-    expected = generate(clock, executor, sequence(clock, 1, prompt(30), 9))
-    assert expected == generate(clock, executor, sequence(clock, 5, prompt(30), 9))
+    expected = generate(clock, executor, sequence(clock, 7, prompt(30), 9))
+    assert expected == generate(clock, executor, sequence(clock, 1, prompt(30), 9))
+    assert expected == generate(clock, executor, sequence(clock, 2, prompt(30), 9))
+
+
+def test_reset_forgets_what_copies_were_owed(clock, executor):
+    each = sequence(clock, 1, prompt(64), 4)
+    generate(clock, executor, each)
+    executor.retire(each, 0, 4, 16)
+    assert executor._owed_ns > 0
+    executor.reset()
+    assert executor._owed_ns == 0
 
 
 def test_a_rack_keeps_every_row_through_growing_gaps_and_shrinking(clock):
-    rack, draw, held = Rack(torch.zeros(FIRST_ROWS, 1, 2, 1, 8, 2)), random.Random(1), {}  # noqa: S311
+    rack, draw, held = Rack(torch.zeros(1, 1, 2, 1, 8, 2)), random.Random(1), {}  # noqa: S311
     for number in range(400):
         if held and draw.random() < (0.3 if number < 200 else 0.7):
             row = draw.randrange(len(rack.sequences))
@@ -263,7 +351,7 @@ def test_a_rack_keeps_every_row_through_growing_gaps_and_shrinking(clock):
         assert sorted(each.id for each in rack.sequences) == sorted(held)
         for row, each in enumerate(rack.sequences):
             assert (rack.kv[row, ..., :5, :] == each.id).all()
-        assert len(rack.kv) <= max(FIRST_ROWS, 4 * len(rack.sequences) + FIRST_ROWS)
+        assert len(rack.kv) <= max(1, 2 * len(rack.sequences))
 
 
 def test_replicas_of_a_model_share_weights_and_other_models_have_others(clock):
@@ -377,7 +465,7 @@ def test_a_lone_sequence_holds_a_small_multiple_of_what_it_needs(clock, executor
         each = sequence(clock, length, prompt(length), 2)
         generate(clock, executor, each)
         needed = max(each.max_tokens, SHORTEST_ROW_TOKENS) * executor.kv_bytes_per_token
-        assert executor.held_bytes <= 2 * FIRST_ROWS * needed
+        assert executor.held_bytes <= 2 * needed
         executor.retire(each, 0, 0, 16)
         assert executor.held_bytes == 0
 
