@@ -8,6 +8,8 @@ EngineError
 ├── OverQuota         429  a limit is reached; carries retry_after_s
 ├── ReplicaLost       502  a replica died with the request in its hands
 ├── NoReplica         503  nothing healthy can serve the model
+├── LoadFailed        503  the model could not be loaded
+│   └── BadModel      503  because its files are no good
 └── DeadlinePassed    504  the deadline came first
 """
 
@@ -78,6 +80,23 @@ class NoReplica(EngineError):
 
     status = 503
     reason = "no_replica"
+
+
+class LoadFailed(EngineError):
+    """The model could not be loaded."""
+
+    status = 503
+    reason = "load_failed"
+
+
+class BadModel(LoadFailed):
+    """The files of a model are no good. The message names the file and what is wrong with it."""
+
+    reason = "bad_model"
+
+    def __init__(self, path: object, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+        self.why = why
 
 
 class DeadlinePassed(EngineError):

@@ -1,11 +1,74 @@
 """What a caller asks for and what the caller gets: the values that travel down the path of a request."""
 
 from dataclasses import dataclass, field
+from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.errors import BadRequest
+
 Tokens = npt.NDArray[np.int32]
+
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+
+
+@dataclass(slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen, and when to stop before the last one. The defaults are greedy.
+
+    A `temperature` of 0 is greedy whatever the rest says. `top_k` 0, `top_p` 1 and `min_p` 0 cut nothing;
+    `repetition_penalty` divides (or multiplies, where negative) the scores of what stood before. `seed` None: one
+    made from the engine's seed and the request's id. Generation ends with a token of `stop_tokens`, with one of the
+    strings of `stop` in its text, or with the model's own end of text unless `ignore_eos`. `logprobs` asks for so
+    many most likely tokens at each position, 0 for that of the chosen one alone, None for none.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises BadRequest with the name, the value and what is allowed."""
+        _must("temperature", self.temperature, 0 <= self.temperature <= 2, "from 0 to 2")
+        _must("top_k", self.top_k, self.top_k >= 0, "0 (no limit) or more")
+        _must("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
+        _must("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
+        penalty = self.repetition_penalty
+        _must("repetition_penalty", penalty, isfinite(penalty) and penalty > 0, "a number above 0")
+        _must("seed", self.seed, self.seed is None or 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
+        _must(
+            "stop",
+            self.stop,
+            len(self.stop) <= MAX_STOPS and all(self.stop),
+            f"up to {MAX_STOPS} texts, none empty",
+        )
+        allowed = f"from 0 to {MAX_LOGPROBS}, or none"
+        _must("logprobs", self.logprobs, self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, allowed)
+
+
+def _must(name: str, value: object, holds: bool, allowed: str) -> None:
+    if not holds:
+        raise BadRequest(f"{name} is {value!r}, but must be {allowed}")
+
+
+@dataclass(slots=True)
+class Logprobs:
+    """How likely the chosen token was, and the most likely ones, best first: natural logarithms, by token.
+
+    Of the model's own distribution: before temperature, cuts and penalties.
+    """
+
+    chosen: float
+    top: list[tuple[int, float]]
 
 
 @dataclass(slots=True)
@@ -25,6 +88,7 @@ class Request:
     session: str | None = None
     priority: int = 0
     deadline_ns: int | None = None
+    sampling: Sampling | None = None  # None: greedy, and exactly `max_output_tokens` tokens
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -25,10 +25,23 @@ def above(key: str, value: float, bound: float) -> None:
     require(key, value, isfinite(value) and value > bound, f"above {bound:g}")
 
 
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3")
+"""The architectures that our own decoder runs."""
+
+ACTIVATIONS = ("silu", "gelu_tanh")
+
+
 @dataclass(slots=True, kw_only=True)
 class Architecture:
-    """The shape of a Llama-like decoder."""
+    """The shape of a decoder, and the switches in which the families differ. The defaults are Llama's.
 
+    `window_tokens` is the number of latest tokens, itself included, that a token sees in a windowed layer; 0 is
+    all. Layer i (from 0) sees everything where (i + 1) is a multiple of `global_every`; 0: every layer has the
+    window. `rope_factors` divide the rotary frequencies (head_dim / 2 of them, or none) of the layers that see
+    everything; windowed ones turn at `rope_local_theta`, undivided, where that is given. A softcap of 0 is none.
+    """
+
+    family: str = "llama"
     layers: int
     hidden: int
     heads: int
@@ -38,22 +51,61 @@ class Architecture:
     vocab: int
     context_tokens: int
     rope_theta: float = 10_000.0
+    rope_factors: list[float] = field(default_factory=list)
+    rope_local_theta: float | None = None
+    rotary_dim: int | None = None  # the first so many numbers of a head turn; None: all
     norm_eps: float = 1e-5
     tied_embeddings: bool = True
+    qkv_bias: bool = False  # Qwen 2
+    qk_norm: bool = False  # RMS norm of each query and key head: Qwen 3, Gemma 3
+    post_norms: bool = False  # norms after attention and feed-forward too: Gemma
+    activation: str = "silu"
+    embedding_scale: float = 1.0  # Gemma: the root of `hidden`
+    attention_scale: float | None = None  # of the scores; None: 1 / root of head_dim
+    attention_softcap: float = 0.0  # Gemma 2
+    final_softcap: float = 0.0  # Gemma 2
+    window_tokens: int = 0
+    global_every: int = 0
 
     def __post_init__(self) -> None:
+        require("architecture.family", self.family, self.family in FAMILIES, f"one of {', '.join(FAMILIES)}")
         for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context_tokens"):
             at_least(f"architecture.{name}", getattr(self, name), 1)
-        for name in ("rope_theta", "norm_eps"):
+        for name in ("rope_theta", "norm_eps", "embedding_scale"):
             above(f"architecture.{name}", getattr(self, name), 0)
+        for name in ("attention_softcap", "final_softcap", "window_tokens", "global_every"):
+            at_least(f"architecture.{name}", getattr(self, name), 0)
         require("architecture.heads", self.heads, self.heads % self.kv_heads == 0, "a multiple of kv_heads")
         require("architecture.head_dim", self.head_dim, self.head_dim % 2 == 0, "even: RoPE turns pairs")
+        turning = self.rotary_dim
+        require(
+            "architecture.rotary_dim",
+            turning,
+            turning is None or (0 < turning <= self.head_dim and turning % 2 == 0),
+            f"even and at most head_dim ({self.head_dim})",
+        )
+        pairs = (turning or self.head_dim) // 2
+        require(
+            "architecture.rope_factors",
+            self.rope_factors,
+            not self.rope_factors
+            or (len(self.rope_factors) == pairs and all(isfinite(f) and f > 0 for f in self.rope_factors)),
+            f"{pairs} numbers above 0, or none",
+        )
+        require(
+            "architecture.activation",
+            self.activation,
+            self.activation in ACTIVATIONS,
+            f"one of {', '.join(ACTIVATIONS)}",
+        )
 
     @property
     def parameters(self) -> int:
-        """The number of weights, norms and embeddings included."""
+        """The number of weights, norms, biases and embeddings included."""
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        layer = attention + 3 * self.hidden * self.ffn + 2 * self.hidden
+        bias = (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
+        norms = (4 if self.post_norms else 2) * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        layer = attention + bias + norms + 3 * self.hidden * self.ffn
         embeddings = self.vocab * self.hidden * (1 if self.tied_embeddings else 2)
         return self.layers * layer + embeddings + self.hidden
 
@@ -62,14 +114,25 @@ class Architecture:
         """Numbers that one token leaves in the KV cache: keys and values of every layer."""
         return 2 * self.layers * self.kv_heads * self.head_dim
 
+    def sees_everything(self, layer: int) -> bool:
+        """Whether that layer (from 0) has no window."""
+        if not self.window_tokens:
+            return True
+        return self.global_every > 0 and (layer + 1) % self.global_every == 0
+
 
 @dataclass(slots=True, kw_only=True)
 class ModelSettings:
-    """A model: its full-size architecture, and a small stand-in of the same family for real passes on a CPU."""
+    """A model, as executors know it: its architecture, and where its weights come from.
+
+    `path` is a GGUF file (the first of a split one) or a Hugging Face folder with its weights. Without it the torch
+    executor makes weights up, from a seed, in the shape of `stand_in`: small enough for real passes on a CPU.
+    """
 
     name: str
     architecture: Architecture
-    stand_in: Architecture
+    stand_in: Architecture | None = None
+    path: str | None = None
     version: str = "1.0.0"
     weight_bytes: float = 2.0  # per parameter, at full size
     kv_bytes: float = 2.0  # per number in the KV cache, at full size
@@ -77,6 +140,11 @@ class ModelSettings:
     def __post_init__(self) -> None:
         above(f"fleet.models.{self.name}.weight_bytes", self.weight_bytes, 0)
         above(f"fleet.models.{self.name}.kv_bytes", self.kv_bytes, 0)
+
+    @property
+    def key(self) -> str:
+        """What tells it from every other model and version."""
+        return f"{self.name}@{self.version}"
 
 
 @dataclass(slots=True, kw_only=True)
