@@ -6,6 +6,7 @@ EngineError
 ├── BadRequest        400  the caller asked for something impossible
 ├── NotFound          404  no such model
 ├── OverQuota         429  a limit is reached; carries retry_after_s
+├── GenerationFailed  500  the model gave nothing that a token could be chosen from
 ├── ReplicaLost       502  a replica died with the request in its hands
 ├── NoReplica         503  nothing healthy can serve the model
 ├── LoadFailed        503  the model could not be loaded
@@ -66,6 +67,12 @@ class OverQuota(EngineError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class GenerationFailed(EngineError):
+    """The model gave nothing that a token could be chosen from."""
+
+    reason = "generation_failed"
 
 
 class ReplicaLost(EngineError):

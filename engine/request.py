@@ -1,5 +1,6 @@
 """What a caller asks for and what the caller gets: the values that travel down the path of a request."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import isfinite
 
@@ -104,18 +105,34 @@ class Request:
 class Stream:
     """The tokens of one answer, as they come. A retry carries on after the last of them.
 
-    The caller may hand in a stream of its own and watch it; the engine only appends.
+    The caller may hand in a stream of its own and watch it; the engine only appends. `listener` is called after each
+    change, on the engine's side: it must be quick. `text` has pieces of whole characters where the request has a
+    `sampling` and its model a tokenizer; what may yet turn out to be a stop string is held back.
     """
 
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[Logprobs] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
     first_token_ns: int | None = None
     last_token_ns: int | None = None
+    listener: Callable[[], None] | None = None
 
-    def push(self, token: int, now_ns: int) -> None:
+    def push(self, token: int, now_ns: int, logprobs: Logprobs | None = None) -> None:
         if self.first_token_ns is None:
             self.first_token_ns = now_ns
         self.last_token_ns = now_ns
         self.tokens.append(token)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
+        if self.listener is not None:
+            self.listener()
+
+    def write(self, piece: str) -> None:
+        """Add text that belongs to the tokens so far."""
+        if piece:
+            self.text.append(piece)
+            if self.listener is not None:
+                self.listener()
 
 
 @dataclass(slots=True)
@@ -129,7 +146,10 @@ class Usage:
 
 @dataclass(slots=True)
 class Completion:
-    """A request that was served: by whom, at which attempt (1 is the first), with which tokens."""
+    """A request that was served: by whom, at which attempt (1 is the first), with which tokens.
+
+    `finish_reason` is "length" when all tokens that were asked for have been generated, "stop" when it ended before.
+    """
 
     request_id: int
     model: str
@@ -138,3 +158,4 @@ class Completion:
     tokens: list[int]
     usage: Usage
     finished_ns: int
+    finish_reason: str = "length"

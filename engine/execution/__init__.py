@@ -10,7 +10,7 @@ from engine.execution.executor import (
     StepResult,
     executors,
 )
-from engine.execution.replica import Answer, Replica
+from engine.execution.replica import Answer, Replica, Work
 from engine.execution.scheduler import Scheduler
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "Scheduler",
     "Sequence",
     "StepResult",
+    "Work",
     "executors",
 ]

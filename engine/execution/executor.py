@@ -4,14 +4,17 @@ A replica's scheduler forms a `Batch`; the executor runs one step for it. What i
 `Sequence`; the KV that it holds for a sequence is its own affair and is known to it by `Sequence.id`.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
+
 from engine.clock import Clock, Signal
 from engine.errors import EngineError
 from engine.named import Named
-from engine.request import Stream, Tokens
+from engine.request import Logprobs, Sampling, Stream, Tokens
 from engine.settings import HardwareSettings, ModelSettings
 
 KVBlock = Any
@@ -22,9 +25,9 @@ KVBlock = Any
 class Sequence:
     """One request inside a replica.
 
-    `tokens` is what has to be in the KV before the first new token: the prompt, and after a lost replica also
-    what it had already generated. `prefix` holds the KV blocks of its first `cached_tokens` tokens, found in
-    the cache; the executor copies them into its own memory at this sequence's first step. `computed_tokens`
+    `tokens` is what has to be in the KV before the next new token: the prompt, and after a lost replica or a
+    preemption also what had already been generated. `prefix` holds the KV blocks of its first `cached_tokens` tokens,
+    found in the cache; the executor copies them into its own memory whenever this sequence begins. `computed_tokens`
     counts the tokens whose KV the executor holds.
     """
 
@@ -35,12 +38,20 @@ class Sequence:
     done: Signal
     prefix: Listing[KVBlock] = ()
     cached_tokens: int = 0
+    sampling: Sampling | None = None  # None: greedy
+    seed: int = 0
+    stops: Callable[[int], bool] | None = None  # told of each new token; whether it ends the sequence
+    preempted: Callable[[int], None] | None = None  # told how many tokens have to be computed anew
     computed_tokens: int = 0
     new_tokens: list[int] = field(default_factory=list)
     queued_ns: int = 0
     started_ns: int | None = None
+    held_tokens: int = 0  # KV that the scheduler counts as this sequence's
+    rewound_tokens: int = 0  # of `new_tokens`, those that a preemption has put into `tokens`
     kept: list[KVBlock] = field(default_factory=list)
     error: EngineError | None = None
+    is_running: bool = False
+    is_stopped: bool = False
     is_dropped: bool = False  # nobody waits for it any more
 
     @property
@@ -49,18 +60,36 @@ class Sequence:
 
     @property
     def is_finished(self) -> bool:
-        return len(self.new_tokens) >= self.max_new_tokens
+        return self.is_stopped or len(self.new_tokens) >= self.max_new_tokens
 
     @property
-    def max_tokens(self) -> int:
-        """The most KV that it can ever need, in tokens."""
-        return len(self.tokens) + self.max_new_tokens
+    def has_ended(self) -> bool:
+        return self.is_dropped or self.is_finished
 
-    def accept(self, token: int, now_ns: int) -> None:
+    @property
+    def num_tokens(self) -> int:
+        """All tokens so far: the position of the next one."""
+        return len(self.tokens) + len(self.new_tokens) - self.rewound_tokens
+
+    def accept(self, token: int, now_ns: int, logprobs: Logprobs | None = None) -> None:
         """Take a new token; the stream gets it too, unless nobody waits for it any more."""
         self.new_tokens.append(token)
         if not self.is_dropped:
-            self.stream.push(token, now_ns)
+            self.stream.push(token, now_ns, logprobs)
+            if self.stops is not None and self.stops(token):
+                self.is_stopped = True
+
+    def fail(self, error: EngineError) -> None:
+        """Nothing more can be generated."""
+        self.error = error
+        self.is_stopped = True
+
+    def rewind(self) -> None:
+        """Begin anew, with all that has been generated as part of what has to be computed."""
+        generated = self.new_tokens[self.rewound_tokens :]
+        self.tokens = np.concatenate([self.tokens, np.asarray(generated, dtype=np.int32)])
+        self.rewound_tokens = len(self.new_tokens)
+        self.computed_tokens = 0
 
 
 @dataclass(slots=True)
@@ -78,10 +107,14 @@ class Chunk:
 
 @dataclass(slots=True)
 class Batch:
-    """One step of a replica: chunks of prefill, and sequences that decode one token each."""
+    """One step of a replica: chunks of prefill, and sequences that decode one token each.
+
+    The KV of those that are `preempted` is to be released before the step.
+    """
 
     chunks: list[Chunk] = field(default_factory=list)
     decodes: list[Sequence] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -93,22 +126,29 @@ class StepResult:
     """What a step took, and the token of each sequence that got one.
 
     `chunk_tokens[i]` belongs to `batch.chunks[i]` and is None unless that chunk ends its prefill;
-    `decode_tokens[i]` belongs to `batch.decodes[i]`.
+    `decode_tokens[i]` belongs to `batch.decodes[i]`. `logprobs` has those that were asked for, `errors` the
+    sequences for which no token could be chosen (what stands in their place means nothing), both by sequence id.
     """
 
     duration_ns: int
     chunk_tokens: list[int | None]
     decode_tokens: list[int]
+    logprobs: dict[int, Logprobs] = field(default_factory=dict)
+    errors: dict[int, EngineError] = field(default_factory=dict)
 
 
 class Executor(Protocol):
     """Runs the steps of one replica. Owns the KV of that replica's sequences.
 
-    Greedy: the token of a position is a function of the model and of the tokens before it. A class that is
-    registered has `Options` too: the dataclass of what can be set for this executor alone.
+    The token of a position is a function of the model, of the tokens before it, and of the sequence's `sampling` and
+    `seed`. A class that is registered has `Options` too: the dataclass of what can be set for this executor alone.
+    One that `is_modelled` has no weights: making it takes no time, and what loading would take is for others to say.
     """
 
     Options: ClassVar[type[Any]]
+    is_modelled: ClassVar[bool]
+    keeps_blocks: bool  # whether it can give KV out and take it back
+    weights_id: str  # another one for other weights
     vocab: int
     context_tokens: int
     kv_capacity_tokens: int
@@ -132,6 +172,17 @@ class Executor(Protocol):
         the next step. A sequence that never ran gives no blocks.
         """
 
+    def release(self, sequence: Sequence) -> None:
+        """Forget the sequence and its KV. Harmless for one that never ran."""
+
+    @classmethod
+    def weights_bytes(cls, model: ModelSettings, options: Any) -> int:
+        """The memory that the weights of a model will take here. Raises LoadFailed when that cannot be told."""
+
+    @classmethod
+    def vocab_of(cls, model: ModelSettings) -> int | None:
+        """The size of the vocabulary that it will have here; None when only loading tells."""
+
     def reset(self) -> None:
         """Forget every sequence: the device came back empty."""
 
@@ -140,7 +191,7 @@ class Executor(Protocol):
 class Machine:
     """What an executor is made of: a model on some hardware under some clock.
 
-    `loaded` is shared by all executors of one engine: replicas of one model find its weights there.
+    `loaded` is shared by the replicas of one model: they find its weights there.
     """
 
     model: ModelSettings
@@ -148,7 +199,7 @@ class Machine:
     clock: Clock
     max_batch: int
     seed: int
-    loaded: dict[str, Any]
+    loaded: dict[str, Any] = field(default_factory=dict)
 
 
 executors: Named[Executor] = Named(
@@ -156,5 +207,6 @@ executors: Named[Executor] = Named(
     homes={
         "roofline": "engine.execution.roofline",
         "torch": "engine.execution.torch_executor",  # imports torch: only when it is asked for
+        "transformers": "engine.execution.transformers_executor",  # the same, and needs the extra `hf`
     },
 )

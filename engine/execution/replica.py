@@ -1,6 +1,7 @@
 """A replica: one loaded instance of a model, and the loop that keeps its device busy."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -9,29 +10,40 @@ from engine.clock import Clock, Signal
 from engine.errors import DeadlinePassed, ReplicaLost
 from engine.execution.executor import Batch, Executor, KVBlock, Sequence, StepResult
 from engine.execution.scheduler import Scheduler
-from engine.request import Stream, Tokens
+from engine.request import Sampling, Stream, Tokens
 
 PROBE_TOKENS: Tokens = np.zeros(1, dtype=np.int32)
 
 
 @dataclass(slots=True)
 class Answer:
-    """What a replica did for one attempt: `blocks` are the full KV blocks that were not cached before."""
+    """What a replica did for one attempt: `blocks` are the full KV blocks that were not cached before.
+
+    `is_stopped`: generation ended before all tokens that were asked for.
+    """
 
     started_ns: int
     computed_tokens: int
     blocks: list[KVBlock]
+    is_stopped: bool = False
 
 
 @dataclass(slots=True)
 class Work:
-    """One attempt, as a replica takes it: the tokens to hold before the first new one, and what is known of them."""
+    """One attempt, as a replica takes it: the tokens to hold before the first new one, and what is known of them.
+
+    `preempted` is called whenever the attempt has to give its KV back, with the tokens that are to be computed anew.
+    """
 
     tokens: Tokens
     max_new_tokens: int
-    prefix: list[KVBlock]
+    prefix: list[KVBlock] = field(default_factory=list)
     cached_tokens: int = 0
     deadline_ns: int | None = None
+    sampling: Sampling | None = None
+    seed: int = 0
+    stops: Callable[[int], bool] | None = None
+    preempted: Callable[[int], None] | None = None
 
 
 class Replica:
@@ -47,6 +59,7 @@ class Replica:
         self.num_in_hand = 0
         self.busy_ns = 0
         self.num_steps = 0
+        self.num_preemptions = 0
         self.is_alive = True
         self._executor = executor
         self._scheduler = scheduler
@@ -63,6 +76,11 @@ class Replica:
     def start(self) -> None:
         """Begin to serve. The loop runs beside the caller until the clock's world ends or the replica crashes."""
         self._clock.spawn(self._serve(self._life))
+
+    def stop(self) -> None:
+        """Serve no more. Nobody may wait for it: a replica that still holds requests crashes instead."""
+        assert not self.num_in_hand, f"replica {self.name!r} is stopped with requests in its hands"
+        self.crash()
 
     @property
     def num_running(self) -> int:
@@ -94,7 +112,9 @@ class Replica:
                 self._scheduler.drop(sequence)
         if sequence.error is not None:
             raise sequence.error
-        return Answer(sequence.started_ns or 0, sequence.computed_tokens, sequence.kept)
+        return Answer(
+            sequence.started_ns or 0, sequence.computed_tokens, sequence.kept, sequence.is_stopped
+        )
 
     async def probe(self, timeout_ns: int) -> bool:
         """Whether one token is generated within `timeout_ns`, on the way of every request but first in line.
@@ -103,7 +123,7 @@ class Replica:
         """
         if not self.is_alive:
             return False
-        sequence, steps_before = self._sequence(Work(PROBE_TOKENS, 1, []), Stream()), self.num_steps
+        sequence, steps_before = self._sequence(Work(PROBE_TOKENS, 1), Stream()), self.num_steps
         self._scheduler.add_first(sequence)
         self._rouse()
         timer = self._clock.call_later(timeout_ns, partial(self._expire, sequence))
@@ -153,6 +173,8 @@ class Replica:
         """A batch, a step, its results, until this life ends."""
         while life == self._life:
             batch = self._scheduler.next_batch(self._clock.now_ns())
+            for sequence in batch.preempted:
+                self._preempt(sequence)
             if not batch.num_tokens:
                 self._wake = self._clock.signal()
                 await self._wake.wait()
@@ -176,18 +198,31 @@ class Replica:
         self.num_steps += 1
         for sequence, token in zip(batch.decodes, result.decode_tokens, strict=True):
             sequence.computed_tokens += 1
-            sequence.accept(token, now_ns)
+            self._accept(sequence, token, result, now_ns)
         for chunk, first_token in zip(batch.chunks, result.chunk_tokens, strict=True):
             chunk.sequence.computed_tokens += chunk.num_tokens
             if first_token is not None:
-                chunk.sequence.accept(first_token, now_ns)
+                self._accept(chunk.sequence, first_token, result, now_ns)
         for sequence in self._scheduler.settle():
             self._retire(sequence)
+
+    def _accept(self, sequence: Sequence, token: int, result: StepResult, now_ns: int) -> None:
+        error = result.errors.get(sequence.id)
+        if error is None:
+            sequence.accept(token, now_ns, result.logprobs.get(sequence.id))
+        else:
+            sequence.fail(error)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.num_preemptions += 1
+        self._executor.release(sequence)
+        if sequence.preempted is not None:
+            sequence.preempted(len(sequence.tokens) - sequence.cached_tokens)
 
     def _retire(self, sequence: Sequence) -> None:
         size = self._block_tokens
         first = sequence.cached_tokens // size
-        last = first if sequence.is_dropped else sequence.computed_tokens // size
+        last = first if sequence.is_dropped or sequence.error is not None else sequence.computed_tokens // size
         sequence.kept = self._executor.retire(sequence, first, last, size)
         sequence.done.set()
 
@@ -207,6 +242,10 @@ class Replica:
             done=self._clock.signal(),
             prefix=work.prefix,
             cached_tokens=work.cached_tokens,
+            sampling=work.sampling,
+            seed=work.seed,
+            stops=work.stops,
+            preempted=work.preempted,
             queued_ns=self._clock.now_ns(),
         )
 

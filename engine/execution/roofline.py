@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from engine.clock import NS_PER_S
 from engine.errors import BadSettings
 from engine.execution.executor import Batch, KVBlock, Machine, Sequence, StepResult, executors
-from engine.settings import at_least, require
+from engine.settings import Architecture, ModelSettings, at_least, require
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,15 +42,18 @@ class RooflineExecutor:
     """
 
     Options = RooflineOptions
+    is_modelled = True
+    keeps_blocks = True
+    weights_id = ""
 
     def __init__(self, machine: Machine, options: RooflineOptions) -> None:
         """Raises BadSettings when the weights leave no room for KV on this hardware."""
         model, hardware = machine.model, machine.hardware
-        shape = model.architecture
+        shape = shape_of(model)
         self.vocab = shape.vocab
         self.context_tokens = shape.context_tokens
         self.kv_bytes_per_token = max(1, round(shape.kv_values_per_token * model.kv_bytes))
-        weights_bytes = shape.parameters * model.weight_bytes
+        weights_bytes = self.weights_bytes(model, options)
         free_bytes = (hardware.memory_bytes - weights_bytes) * options.kv_share
         self.kv_capacity_tokens = int(free_bytes // self.kv_bytes_per_token)
         if self.kv_capacity_tokens < 1:
@@ -107,9 +110,27 @@ class RooflineExecutor:
         self._owed_ns += (last_block - first_block) * block_tokens * self._link_token_ns
         return [None] * (last_block - first_block)
 
+    def release(self, sequence: Sequence) -> None:
+        """Nothing is held: KV is a number that the scheduler keeps."""
+
+    @classmethod
+    def weights_bytes(cls, model: ModelSettings, options: RooflineOptions) -> int:
+        return round(shape_of(model).parameters * model.weight_bytes)
+
+    @classmethod
+    def vocab_of(cls, model: ModelSettings) -> int:
+        return shape_of(model).vocab
+
     def reset(self) -> None:
         self._owed_ns = 0.0
 
     def _token(self, last_token: int, position: int) -> int:
         """A stand-in for a greedy choice: the same tokens before it, the same token after them."""
         return (last_token * 1_103_515_245 + position * 12_345 + 1) % self.vocab
+
+
+def shape_of(model: ModelSettings) -> Architecture:
+    """The full-size architecture. Raises BadSettings for a model of which it is not known."""
+    if model.architecture is None:
+        raise BadSettings(f"the architecture of {model.name!r} is not known, so that no formula tells its times")
+    return model.architecture

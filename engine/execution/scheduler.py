@@ -1,23 +1,31 @@
 """Continuous batching: who runs in the next step of a replica.
 
-Requests join the running batch in the order in which they came, as soon as a sequence slot and KV for the
-longest they can become are free, so that a running sequence never has to be thrown out. Each running sequence
-decodes one token a step; what is left of the step's token budget goes to prefill, in chunks.
+Requests join the running batch in the order in which they came, as soon as a sequence slot and KV for what they bring
+are free. Each running sequence decodes one token a step; what is left of the step's token budget goes to prefill, in
+chunks. Sequences grow: when the KV no longer holds the next token of all of them, the one that began last gives its
+KV back and waits at the head of the line, to be computed anew from its prompt and what it had generated. So the KV is
+full when there is work for it, and nobody's oldest request ever waits for a younger one.
 """
 
 from collections import deque
 
 from engine.execution.executor import Batch, Chunk, Sequence
 
+GROWTH_TOKENS = 16
+"""KV that is left to each running sequence when another one joins: without it, who joins is thrown out again soon."""
+
 
 class Scheduler:
-    """The waiting line and the running batch of one replica. Synchronous; O(1) a sequence and step."""
+    """The waiting line and the running batch of one replica. Synchronous; O(1) a sequence and step.
+
+    `kv_used_tokens` counts what the running sequences hold, the chunks of prefill that are still to come included.
+    """
 
     def __init__(self, max_batch: int, step_tokens: int, kv_capacity_tokens: int) -> None:
         self.max_batch = max_batch
         self.step_tokens = step_tokens
         self.kv_capacity_tokens = kv_capacity_tokens
-        self.kv_reserved_tokens = 0
+        self.kv_used_tokens = 0
         self.waiting: deque[Sequence] = deque()
         self._prefilling: list[Sequence] = []
         self._decoding: list[Sequence] = []
@@ -37,13 +45,14 @@ class Scheduler:
     def drop(self, sequence: Sequence) -> None:
         """Nobody waits for this sequence any more; a running one leaves when its step has ended."""
         sequence.is_dropped = True
-        if sequence.started_ns is None:
+        if not sequence.is_running:
             self.waiting.remove(sequence)
 
     def next_batch(self, now_ns: int) -> Batch:
-        """The work of the next step; empty when there is none."""
+        """The work of the next step; empty when there is none. `preempted` have lost their KV and wait again."""
+        preempted = self._make_room() if self._decoding else []
         self._admit(now_ns)
-        batch = Batch(decodes=list(self._decoding))
+        batch = Batch(decodes=list(self._decoding), preempted=preempted)
         budget = self.step_tokens - len(batch.decodes)
         for sequence in self._prefilling:
             if budget <= 0:
@@ -55,13 +64,12 @@ class Scheduler:
 
     def settle(self) -> list[Sequence]:
         """After a step: move on who has finished its prefill; return who has finished or was dropped."""
-        left = [each for each in (*self._decoding, *self._prefilling) if each.is_finished or each.is_dropped]
+        left = [each for each in (*self._decoding, *self._prefilling) if each.has_ended]
         if left:
-            self._decoding = [each for each in self._decoding if not (each.is_finished or each.is_dropped)]
-            self._prefilling = [
-                each for each in self._prefilling if not (each.is_finished or each.is_dropped)
-            ]
-            self.kv_reserved_tokens -= sum(sequence.max_tokens for sequence in left)
+            self._decoding = [each for each in self._decoding if not each.has_ended]
+            self._prefilling = [each for each in self._prefilling if not each.has_ended]
+            for sequence in left:
+                self._give_back(sequence)
         if self._prefilling and self._prefilling[0].is_prefilled:
             self._decoding += [each for each in self._prefilling if each.is_prefilled]
             self._prefilling = [each for each in self._prefilling if not each.is_prefilled]
@@ -72,16 +80,42 @@ class Scheduler:
         here = [*self._decoding, *self._prefilling, *self.waiting]
         self.waiting.clear()
         self._prefilling, self._decoding = [], []
-        self.kv_reserved_tokens = 0
+        self.kv_used_tokens = 0
         return here
+
+    def _make_room(self) -> list[Sequence]:
+        """Take KV for one more token of each sequence that decodes, from those that began last if need be."""
+        preempted: list[Sequence] = []
+        while self.kv_used_tokens + len(self._decoding) > self.kv_capacity_tokens:
+            running = self._prefilling or self._decoding  # who prefills began after all who decode
+            victim = running.pop()
+            self._give_back(victim)
+            victim.rewind()
+            self.waiting.appendleft(victim)
+            preempted.append(victim)
+        for sequence in self._decoding:
+            sequence.held_tokens += 1
+        self.kv_used_tokens += len(self._decoding)
+        return preempted
 
     def _admit(self, now_ns: int) -> None:
         while self.waiting and self.num_running < self.max_batch:
             sequence = self.waiting[0]
-            if self.kv_reserved_tokens + sequence.max_tokens > self.kv_capacity_tokens:
+            needed = len(sequence.tokens)
+            if self.num_running:
+                needed += GROWTH_TOKENS * (self.num_running + 1)
+            if self.kv_used_tokens + needed > self.kv_capacity_tokens:
                 break  # first come, first served: a smaller one behind it must not starve it
             self.waiting.popleft()
-            self.kv_reserved_tokens += sequence.max_tokens
-            sequence.started_ns = now_ns
+            sequence.held_tokens = len(sequence.tokens)
+            self.kv_used_tokens += sequence.held_tokens
+            sequence.is_running = True
+            if sequence.started_ns is None:
+                sequence.started_ns = now_ns
             sequence.computed_tokens = sequence.cached_tokens
             self._prefilling.append(sequence)
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self.kv_used_tokens -= sequence.held_tokens
+        sequence.held_tokens = 0
+        sequence.is_running = False

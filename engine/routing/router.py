@@ -44,6 +44,15 @@ class Router:
         group.all.append(replica)
         group.candidates = [*group.candidates, replica]  # a new list: strategies know a list by its identity
 
+    def remove(self, replica: Replica) -> None:
+        """A replica that is gone for good. Raises KeyError for one that was never added."""
+        group = self._groups[replica.model]
+        group.all.remove(replica)
+        group.benched.discard(replica.name)
+        group.candidates = [each for each in group.candidates if each is not replica]
+        if not group.all:
+            del self._groups[replica.model]
+
     def set_available(self, replica: Replica, available: bool) -> None:
         """Give it requests, or none any more. Lists change here, on health changes, never per request."""
         group = self._groups[replica.model]

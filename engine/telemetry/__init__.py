@@ -7,6 +7,8 @@ from engine.telemetry.events import (
     Ended,
     Event,
     HealthChanged,
+    ModelMoved,
+    Preempted,
     PrefixFound,
     Routed,
 )
@@ -23,6 +25,8 @@ __all__ = [
     "HealthChanged",
     "JsonLines",
     "Meter",
+    "ModelMoved",
+    "Preempted",
     "PrefixFound",
     "Routed",
     "Sink",

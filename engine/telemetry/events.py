@@ -80,6 +80,27 @@ class AttemptLost(Event):
 
 
 @dataclass(slots=True)
+class Preempted(Event):
+    """A request had to give its KV to those that began before it; so many tokens are to be computed anew."""
+
+    kind: ClassVar[str] = "request_preempted"
+    request_id: int
+    replica: str
+    lost_tokens: int
+
+
+@dataclass(slots=True)
+class ModelMoved(Event):
+    """A model is loading, in memory and well or not, leaving, or gone from memory."""
+
+    kind: ClassVar[str] = "model_state_changed"
+    model: str
+    before: str
+    after: str
+    cause: str
+
+
+@dataclass(slots=True)
 class HealthChanged(Event):
     """A replica is seen in another state than before."""
 

@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from engine.clock import NS_PER_S
-from engine.telemetry.events import AttemptLost, Ended, Event, HealthChanged
+from engine.telemetry.events import AttemptLost, Ended, Event, HealthChanged, ModelMoved, Preempted
 
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -53,6 +53,8 @@ class Meter(Collector):
         self._served: Counter[str] = Counter()
         self._lost: Counter[str] = Counter()
         self._health: Counter[tuple[str, str]] = Counter()
+        self._preempted: Counter[str] = Counter()
+        self._states: Counter[tuple[str, str]] = Counter()
         self._ttft: dict[str, Histogram] = {}
         self._e2e: dict[str, Histogram] = {}
 
@@ -63,6 +65,10 @@ class Meter(Collector):
             self._lost[event.replica] += 1
         elif isinstance(event, HealthChanged):
             self._health[event.replica, event.after] += 1
+        elif isinstance(event, Preempted):
+            self._preempted[event.replica] += 1
+        elif isinstance(event, ModelMoved):
+            self._states[event.model, event.after] += 1
 
     def _count_end(self, end: Ended) -> None:
         model = end.model or "unknown"
@@ -90,6 +96,12 @@ class Meter(Collector):
         yield _counter("modelyard:replica_requests", "Requests completed.", "replica", self._served)
         yield _counter(
             "modelyard:replica_lost_attempts", "Attempts lost with a replica.", "replica", self._lost
+        )
+        yield _counter(
+            "vllm:num_preemptions", "KV given back to those who began earlier.", "replica", self._preempted
+        )
+        yield _pairs(
+            "modelyard:model_states", "Changes of a model's state.", ("model_name", "state"), self._states
         )
         yield _pairs("modelyard:health_changes", "Changes of health.", ("replica", "state"), self._health)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import simpy
 
-from engine.errors import DeadlinePassed, ReplicaLost
+from engine.errors import DeadlinePassed, GenerationFailed, ReplicaLost
 from engine.execution import Replica, Scheduler, StepResult
 from engine.execution.replica import Work
 from engine.request import Stream
@@ -21,8 +21,10 @@ class Steady:
         self.is_stepping = False
         self.seen = []
         self.retired = []
+        self.released = []
         self.resets = []
         self.error = None
+        self.failing = set()
 
     async def step(self, batch):
         assert not self.is_stepping, "called concurrently"
@@ -34,12 +36,17 @@ class Steady:
             self.is_stepping = False
         if self.error is not None:
             raise self.error
-        chunks = [1 if chunk.is_last else None for chunk in batch.chunks]
-        return StepResult(self.step_ns, chunks, [each.new_tokens[-1] + 1 for each in batch.decodes])
+        errors = {number: GenerationFailed("no valid scores") for number in self.failing}
+        tokens = [each.new_tokens[-1] + 1 for each in batch.decodes]
+        chunks = [(chunk.sequence.new_tokens or [0])[-1] + 1 if chunk.is_last else None for chunk in batch.chunks]
+        return StepResult(self.step_ns, chunks, tokens, errors=errors)
 
     def retire(self, sequence, first_block, last_block, block_tokens):
         self.retired.append(sequence.id)
         return [f"KV {number}" for number in range(first_block, last_block)]
+
+    def release(self, sequence):
+        self.released.append(sequence.id)
 
     def reset(self):
         assert not self.is_stepping, "reset while it steps"
@@ -70,7 +77,7 @@ class World:
         try:
             answer = await self.replica.generate(work, self.streams[name])
             self.ended[name] = (self.clock.now_ns(), answer)
-        except (DeadlinePassed, ReplicaLost, simpy.Interrupt) as error:
+        except (DeadlinePassed, GenerationFailed, ReplicaLost, simpy.Interrupt) as error:
             self.ended[name] = (self.clock.now_ns(), type(error).__name__)
 
     def probe(self, name, timeout_ns=STEP_NS * 10):
@@ -84,7 +91,7 @@ class World:
         self.clock.env.run(until=until_ns)
 
     def is_idle(self):
-        return self.scheduler.kv_reserved_tokens == self.replica.num_running == self.replica.num_in_hand == 0
+        return self.scheduler.kv_used_tokens == self.replica.num_running == self.replica.num_in_hand == 0
 
 
 @pytest.fixture
@@ -131,11 +138,66 @@ def test_an_idle_replica_waits_and_wakes(world):
     assert world.ended["x"][0] == 11 * STEP_NS
 
 
+def test_one_that_is_preempted_gives_its_kv_back_and_misses_no_token(clock):
+    world = World(clock, kv_capacity_tokens=60, step_tokens=64)
+    world.ask("first", prompt=10, new=40)
+    world.ask("second", prompt=10, new=40)
+    world.run()
+    assert world.executor.released == [2]
+    assert world.replica.num_preemptions == 1
+    assert [stream.tokens for stream in world.streams.values()] == [list(range(1, 41))] * 2
+    assert world.ended["first"][0] < world.ended["second"][0]
+    assert world.is_idle()
+
+
+def test_a_preemption_is_told_with_what_it_costs(clock):
+    world, told = World(clock, kv_capacity_tokens=60, step_tokens=64), []
+    for number in range(2):
+        work = Work(np.zeros(10, dtype=np.int32), 40, preempted=lambda lost, name=number: told.append((name, lost)))
+        clock.spawn(world.replica.generate(work, Stream()))
+    world.run()
+    assert told == [(1, 31)]
+
+
+def test_generation_ends_when_the_one_who_reads_along_says_so(world):
+    read = []
+
+    def stops(token):
+        read.append(token)
+        return token == 3
+
+    work, stream = Work(np.zeros(8, dtype=np.int32), 50, stops=stops), Stream()
+    answers = []
+
+    async def ask():
+        answers.append(await world.replica.generate(work, stream))
+
+    world.clock.spawn(ask())
+    world.ask("other", new=6)
+    world.run()
+    assert stream.tokens == read == [1, 2, 3]
+    assert answers[0].is_stopped
+    assert world.streams["other"].tokens == [1, 2, 3, 4, 5, 6]
+    assert not world.ended["other"][1].is_stopped
+    assert world.is_idle()
+
+
+def test_a_sequence_without_a_valid_token_fails_alone(world):
+    world.executor.failing = {1}
+    world.ask("ill", new=6)
+    world.ask("well", new=6)
+    world.run()
+    assert world.ended["ill"] == (STEP_NS, "GenerationFailed")
+    assert world.streams["ill"].tokens == []
+    assert world.streams["well"].tokens == [1, 2, 3, 4, 5, 6]
+    assert world.is_idle()
+
+
 def test_a_crash_fails_everybody_in_hand_at_once(world):
     for number in range(6):
         world.ask(number, new=50)
     world.run(3 * STEP_NS + 1)
-    assert (world.replica.num_in_hand, world.replica.num_running, world.replica.num_waiting) == (6, 1, 5)
+    assert (world.replica.num_in_hand, world.replica.num_running, world.replica.num_waiting) == (6, 4, 2)
     world.replica.crash()
     world.run(4 * STEP_NS)
     assert set(world.ended.values()) == {(3 * STEP_NS + 1, "ReplicaLost")}

@@ -27,6 +27,11 @@ def step(scheduler, now_ns=0):
         [(chunk.sequence.id, chunk.num_tokens) for chunk in batch.chunks],
         [each.id for each in batch.decodes],
     )
+    run(batch)
+    return *told, [each.id for each in scheduler.settle()]
+
+
+def run(batch):
     for each in batch.decodes:
         each.computed_tokens += 1
         each.new_tokens.append(0)
@@ -34,7 +39,6 @@ def step(scheduler, now_ns=0):
         if chunk.is_last:
             chunk.sequence.new_tokens.append(0)
         chunk.sequence.computed_tokens += chunk.num_tokens
-    return *told, [each.id for each in scheduler.settle()]
 
 
 def test_a_sequence_is_prefilled_then_decoded_until_it_is_finished():
@@ -43,7 +47,7 @@ def test_a_sequence_is_prefilled_then_decoded_until_it_is_finished():
     assert step(scheduler) == ([], [1], [])
     assert step(scheduler) == ([], [1], [1])
     assert step(scheduler) == ([], [], [])
-    assert scheduler.num_running == scheduler.kv_reserved_tokens == 0
+    assert scheduler.num_running == scheduler.kv_used_tokens == 0
 
 
 def test_one_new_token_needs_no_decode():
@@ -82,6 +86,55 @@ def test_no_more_run_together_than_the_batch_holds():
     assert step(scheduler)[0] == [(2, 1), (3, 1)]
 
 
+def test_a_sequence_joins_as_soon_as_its_prompt_and_some_room_to_grow_are_free():
+    scheduler = make(sequence(1, tokens=10, new=500), sequence(2, tokens=10, new=500), kv_capacity_tokens=80)
+    assert step(scheduler)[0] == [(1, 10), (2, 6)]  # the longest that the two can become is 1,020
+    tight = make(sequence(1, tokens=10, new=40), sequence(2, tokens=10, new=4), kv_capacity_tokens=51)
+    assert step(tight)[0] == [(1, 10)]  # 10 + 10 and twice the room to grow are 52
+
+
+def test_who_began_last_gives_its_kv_back_when_there_is_none_for_the_next_token():
+    first, second = sequence(1, tokens=10, new=50), sequence(2, tokens=10, new=50)
+    scheduler = make(first, second, step_tokens=32, kv_capacity_tokens=60)
+    while True:
+        batch = scheduler.next_batch(0)
+        if batch.preempted:
+            break
+        run(batch)
+        scheduler.settle()
+    assert batch.preempted == [second]
+    assert batch.decodes == [first]
+    assert list(scheduler.waiting) == [second]
+    assert (first.computed_tokens, scheduler.kv_used_tokens) == (30, 31)
+    # its prompt and the 21 tokens that it had generated are computed anew; none of them is generated twice
+    assert (len(second.tokens), second.computed_tokens, len(second.new_tokens)) == (31, 0, 21)
+    assert second.num_tokens == 31
+
+
+def test_one_that_was_preempted_goes_on_where_it_was_and_before_those_who_came_later():
+    first, second, third = (sequence(number, tokens=10, new=50) for number in (1, 2, 3))
+    scheduler = make(first, second, step_tokens=64, kv_capacity_tokens=60)
+    order = []
+    while not second.rewound_tokens:
+        order += step(scheduler)[2]
+    scheduler.add(third)
+    while len(order) < 3:
+        order += step(scheduler)[2]
+    assert order == [1, 2, 3]
+    assert [len(each.new_tokens) for each in (first, second, third)] == [50, 50, 50]
+    assert scheduler.num_running == scheduler.kv_used_tokens == 0
+
+
+def test_a_preempted_sequence_takes_its_cached_prefix_again():
+    first, second = sequence(1, tokens=10, new=50), sequence(2, tokens=10, new=50, cached=8)
+    scheduler = make(first, second, step_tokens=64, kv_capacity_tokens=60)
+    while not second.rewound_tokens:
+        step(scheduler)
+    while not second.is_running:
+        step(scheduler)
+    assert second.computed_tokens >= 8
+
+
 def test_a_small_one_does_not_overtake_a_large_one_that_waits_for_kv():
     scheduler = make(
         sequence(1), sequence(2, tokens=90), sequence(3, tokens=1, new=1), kv_capacity_tokens=100
@@ -113,7 +166,7 @@ def test_one_dropped_while_it_runs_leaves_with_the_step_and_frees_its_kv(steps):
         step(scheduler)
     scheduler.drop(first)
     assert step(scheduler)[2] == [1]
-    assert scheduler.kv_reserved_tokens == second.max_tokens
+    assert scheduler.kv_used_tokens == second.held_tokens == max(20, second.computed_tokens)
     assert scheduler.num_running == 1
 
 
@@ -122,7 +175,7 @@ def test_clearing_gives_back_everybody():
     scheduler = make(*sequences)
     step(scheduler)
     assert set(map(id, scheduler.clear())) == set(map(id, sequences))
-    assert scheduler.num_running == scheduler.kv_reserved_tokens == len(scheduler.waiting) == 0
+    assert scheduler.num_running == scheduler.kv_used_tokens == len(scheduler.waiting) == 0
     assert step(scheduler) == ([], [], [])
 
 
@@ -142,12 +195,14 @@ def test_a_random_schedule_keeps_every_promise(seed):
             scheduler.drop(alive.pop(random.choice(list(alive))))
         running = [each.id for each in scheduler._decoding]
         chunks, decodes, left = step(scheduler, now)
-        assert decodes == running
+        assert decodes == running[: len(decodes)]  # those who began last may have lost their KV
         assert sum(tokens for _, tokens in chunks) + len(decodes) <= scheduler.step_tokens
         assert all(tokens > 0 for _, tokens in chunks)
         assert scheduler.num_running <= scheduler.max_batch
         inside = [*scheduler._prefilling, *scheduler._decoding]
-        assert scheduler.kv_reserved_tokens == sum(each.max_tokens for each in inside) <= 200
+        assert scheduler.kv_used_tokens == sum(each.held_tokens for each in inside) <= 200
+        assert all(each.held_tokens >= each.computed_tokens for each in inside)
+        assert all(not each.held_tokens for each in scheduler.waiting)
         started += [number for number, _ in chunks if number not in started]
         for number in left:
             alive.pop(number, None)
@@ -158,4 +213,4 @@ def test_a_random_schedule_keeps_every_promise(seed):
         for number in left:
             alive.pop(number, None)
     assert started == sorted(started)
-    assert scheduler.num_running == scheduler.kv_reserved_tokens == 0
+    assert scheduler.num_running == scheduler.kv_used_tokens == 0
