@@ -8,35 +8,50 @@ share a step, at most half of a longer row idles, and memory follows what is in 
 
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from engine.clock import stopwatch_ns
-from engine.errors import BadSettings
+from engine.errors import BadModel, BadSettings, GenerationFailed
+from engine.execution.decoder import Decoder, Rows
 from engine.execution.executor import Batch, Chunk, KVBlock, Machine, Sequence, StepResult, executors
-from engine.execution.llama import Llama, Rows, seeded_weights
-from engine.settings import Architecture, ModelSettings, at_least
+from engine.execution.loading import load_weights
+from engine.execution.sampling import Sampler, Wish
+from engine.execution.weights import quantised, seeded_weights
+from engine.formats import open_checkpoint
+from engine.settings import Architecture, ModelSettings, at_least, require
 
 SHORTEST_ROW_TOKENS = 256
 MASKED_TOKENS = 512
 """Tokens of one pass under a mask. 16k tokens after one cached block: 3.6 s and 72 MiB; in one pass 7 s, 1.9 GiB."""
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
+CONVERTED_FOLDER = ".modelyard"
+
 
 @dataclass(slots=True, kw_only=True)
 class TorchOptions:
-    """Where the passes run. `threads` is torch's own setting and holds for the whole process.
+    """Where the passes run and in which numbers. `threads` is torch's own setting and holds for the whole process.
 
     One thread is the default: passes this small gain little from a second one, and leave it to the neighbours.
+    `weights` are float32 (exact), bfloat16, float16, or int8: projections with one scale a row, the rest in float32.
+    Converted weights of a GGUF file are kept beside it, in `.modelyard`, unless `keep_converted` is off; or in
+    `converted_folder`.
     """
 
     device: str = "cpu"
     threads: int = 1
     kv_capacity_tokens: int = 131_072
+    weights: str = "float32"
+    keep_converted: bool = True
+    converted_folder: str | None = None
 
     def __post_init__(self) -> None:
         at_least("executor.threads", self.threads, 1)
         at_least("executor.kv_capacity_tokens", self.kv_capacity_tokens, 1)
+        require("executor.weights", self.weights, self.weights in DTYPES, f"one of {', '.join(DTYPES)}")
 
 
 @dataclass(slots=True)
@@ -73,22 +88,27 @@ class Rack:
 
 @executors("torch")
 class TorchExecutor:
-    """Runs the stand-in of a model with seeded weights, greedily. float32."""
+    """Runs a model from disk, or a stand-in with seeded weights where the model has no path."""
 
     Options = TorchOptions
+    is_modelled = False
+    keeps_blocks = True
 
     def __init__(self, machine: Machine, options: TorchOptions) -> None:
-        """Raises BadSettings for a device that is not there."""
-        self._shape = shape = machine.model.stand_in
+        """Raises BadSettings for a device that is not there, BadModel for weights that are no good."""
         self._device = usable_device(options.device)
         if torch.get_num_threads() != options.threads:
             torch.set_num_threads(options.threads)
+        self._model, self.weights_id = loaded_model(machine, options, self._device)
+        self._shape = shape = self._model.shape
+        self._dtype = self._model.dtype
         self.vocab = shape.vocab
         self.context_tokens = shape.context_tokens
         self.kv_capacity_tokens = options.kv_capacity_tokens
-        self.kv_bytes_per_token = shape.kv_values_per_token * torch.float32.itemsize
+        self.kv_bytes_per_token = shape.kv_values_per_token * self._dtype.itemsize
         self._clock = machine.clock
-        self._model = loaded_model(machine, self._device)
+        self._sampler = Sampler()
+        self._wishes: dict[int, Wish] = {}  # of sequences that run, by id
         self._buffers: dict[int, Tensor] = {}  # of sequences that prefill, by id
         self._racks: dict[int, Rack] = {}  # of sequences that decode, by length
         self._homes: dict[int, int] = {}  # the rack's length of each of them, by id
@@ -123,7 +143,20 @@ class TorchExecutor:
         self._owed_ns += max(0, took_ns - passed_ns)
         return blocks
 
+    def release(self, sequence: Sequence) -> None:
+        self._forget(sequence)
+
+    @classmethod
+    def weights_bytes(cls, model: ModelSettings, options: TorchOptions) -> int:
+        size = 1 if options.weights == "int8" else DTYPES[options.weights].itemsize
+        return shape_of(model).parameters * size
+
+    @classmethod
+    def vocab_of(cls, model: ModelSettings) -> int:
+        return shape_of(model).vocab
+
     def reset(self) -> None:
+        self._wishes.clear()
         self._buffers.clear()
         self._racks.clear()
         self._homes.clear()
@@ -137,13 +170,30 @@ class TorchExecutor:
 
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> StepResult:
-        decode_tokens = self._decode(batch.decodes) if batch.decodes else []
-        chunk_tokens = [self._prefill(chunk) for chunk in batch.chunks]
+        """One pass for all who decode, one for each chunk of prefill, and one choice for all who get a token."""
+        ending = [chunk.sequence for chunk in batch.chunks if chunk.is_last]
+        hidden = [self._decode(batch.decodes)] if batch.decodes else []
+        hidden += [last for chunk in batch.chunks if (last := self._prefill(chunk)) is not None]
+        result = StepResult(0, [], [])
+        tokens = self._choose(hidden, [*batch.decodes, *ending], result) if hidden else []
         self._wait_for_device()
-        return StepResult(0, chunk_tokens, decode_tokens)
+        result.decode_tokens, first = tokens[: len(batch.decodes)], iter(tokens[len(batch.decodes) :])
+        result.chunk_tokens = [next(first) if chunk.is_last else None for chunk in batch.chunks]
+        return result
 
-    def _prefill(self, chunk: Chunk) -> int | None:
-        """One chunk of one sequence; its first token when that ends the prefill."""
+    def _choose(self, hidden: list[Tensor], sequences: list[Sequence], result: StepResult) -> list[int]:
+        """The next token of each sequence, whose hidden states stand in that order."""
+        logits = self._model.logits(torch.cat(hidden) if len(hidden) > 1 else hidden[0])
+        choices = self._sampler.choose(logits, [self._wish(each) for each in sequences])
+        for sequence, choice in zip(sequences, choices, strict=True):
+            if choice.logprobs is not None:
+                result.logprobs[sequence.id] = choice.logprobs
+            if choice.error is not None:
+                result.errors[sequence.id] = GenerationFailed(choice.error)
+        return [choice.token for choice in choices]
+
+    def _prefill(self, chunk: Chunk) -> Tensor | None:
+        """One chunk of one sequence; the hidden state (1, hidden) of its last token when that ends the prefill."""
         sequence, start, count = chunk.sequence, chunk.sequence.computed_tokens, chunk.num_tokens
         buffer = self._buffers.get(sequence.id)
         if buffer is None:
@@ -152,10 +202,10 @@ class TorchExecutor:
         for part in torch.split(tokens, MASKED_TOKENS if start else count):
             hidden = self._model.prefill(part, buffer, start)
             start += len(part)
-        return int(self._model.logits(hidden[-1]).argmax()) if chunk.is_last else None
+        return hidden[-1:] if chunk.is_last else None
 
-    def _decode(self, sequences: list[Sequence]) -> list[int]:
-        """One token for each sequence, in one forward pass over all racks."""
+    def _decode(self, sequences: list[Sequence]) -> Tensor:
+        """Hidden states (B, hidden) of the latest token of each sequence, in one pass over all racks."""
         newcomers = [sequence for sequence in sequences if sequence.id not in self._homes]
         for sequence in (*self._in_racks(), *newcomers):
             if sequence.computed_tokens >= self._homes.get(sequence.id, 0):
@@ -163,9 +213,9 @@ class TorchExecutor:
         in_order = self._in_racks()
         tokens = torch.tensor([sequence.new_tokens[-1] for sequence in in_order], device=self._device)
         hidden = self._model.decode(tokens, [self._rows(rack) for rack in self._racks.values()])
-        chosen = self._model.logits(hidden).argmax(dim=-1).tolist()
-        by_id = {sequence.id: token for sequence, token in zip(in_order, chosen, strict=True)}
-        return [by_id[sequence.id] for sequence in sequences]
+        places = {sequence.id: place for place, sequence in enumerate(in_order)}
+        order = [places[sequence.id] for sequence in sequences]
+        return hidden if order == list(range(len(in_order))) else hidden[order]
 
     def _in_racks(self) -> list[Sequence]:
         """Every sequence that decodes, in the order of the forward pass. One that pauses repeats its last token."""
@@ -174,12 +224,13 @@ class TorchExecutor:
     def _rows(self, rack: Rack) -> Rows:
         """What the forward pass needs of a rack, for the token that each of its sequences gets now."""
         lengths = [sequence.computed_tokens for sequence in rack.sequences]
-        positions = torch.tensor(lengths, device=self._device)
-        longest = max(lengths) + 1
-        is_free = torch.arange(longest, device=self._device) > positions[:, None]
-        mask = torch.where(is_free, -torch.inf, 0.0)
-        index = torch.arange(len(lengths), device=self._device)
-        return Rows(rack.kv, positions, index, mask[:, None, None], longest)
+        return Rows.of(rack.kv, lengths, self._shape.window_tokens)
+
+    def _wish(self, sequence: Sequence) -> Wish:
+        wish = self._wishes.get(sequence.id)
+        if wish is None:
+            wish = self._wishes[sequence.id] = Wish(sequence.sampling, sequence.seed, sequence)
+        return wish
 
     def _wait_for_device(self) -> None:
         """A GPU works behind our back: what is measured must be its work, not the handing over of it."""
@@ -209,14 +260,14 @@ class TorchExecutor:
     def _empty(self, length: int) -> Tensor:
         """KV of one sequence that is written before it is read."""
         shape = self._shape
-        return torch.empty((shape.layers, 2, shape.kv_heads, length, shape.head_dim), device=self._device)
+        size = (shape.layers, 2, shape.kv_heads, length, shape.head_dim)
+        return torch.empty(size, dtype=self._dtype, device=self._device)
 
     def _zeros(self, rows: int, length: int) -> Tensor:
         """KV of a rack. A mask does not hide a NaN that happens to lie in fresh memory: 0 x NaN is NaN."""
         shape = self._shape
-        return torch.zeros(
-            (rows, shape.layers, 2, shape.kv_heads, length, shape.head_dim), device=self._device
-        )
+        size = (rows, shape.layers, 2, shape.kv_heads, length, shape.head_dim)
+        return torch.zeros(size, dtype=self._dtype, device=self._device)
 
     def _kv(self, sequence: Sequence) -> Tensor | None:
         """The KV of a sequence, (layers, 2, G, S, D), as a view; None when it never ran."""
@@ -227,6 +278,7 @@ class TorchExecutor:
         return rack.kv[rack.sequences.index(sequence)]
 
     def _forget(self, sequence: Sequence) -> None:
+        self._wishes.pop(sequence.id, None)
         self._buffers.pop(sequence.id, None)
         length = self._homes.pop(sequence.id, None)
         if length is not None:
@@ -248,23 +300,51 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def loaded_model(machine: Machine, device: torch.device) -> Llama:
-    """The model of a machine, its weights shared with all machines of the engine that run it."""
-    model = machine.model
-    key = f"torch {model.name}@{model.version} on {device}"
+def shape_of(model: ModelSettings) -> Architecture:
+    """The architecture that is run. Raises BadModel for one that our decoder does not know."""
+    if model.path is None and model.stand_in is not None:
+        return model.stand_in
+    if model.architecture is None:
+        raise BadModel(model.path or model.name, "its architecture is not one that our decoder runs")
+    return model.architecture
+
+
+def loaded_model(machine: Machine, options: TorchOptions, device: torch.device) -> tuple[Decoder, str]:
+    """The model of a machine, shared by all replicas that run it, and what tells its weights from others."""
+    key = f"torch on {device}"
     if key not in machine.loaded:
-        machine.loaded[key] = _build(model.stand_in, weights_seed(model, machine.seed), device)
-    built = machine.loaded[key]
-    assert isinstance(built, Llama)
-    return built
+        machine.loaded[key] = _load(machine, options, device)
+    decoder, weights_id = machine.loaded[key]
+    assert isinstance(decoder, Decoder)
+    return decoder, str(weights_id)
+
+
+@torch.inference_mode()
+def _load(machine: Machine, options: TorchOptions, device: torch.device) -> tuple[Decoder, str]:
+    model, dtype = machine.model, DTYPES[options.weights]
+    if model.path is None:
+        shape, seed = shape_of(model), weights_seed(model, machine.seed)
+        weights, weights_id = seeded_weights(shape, seed, device), f"seed {seed}"
+    else:
+        path = Path(model.path)
+        folder = converted_folder(path, options)
+        loaded = load_weights(open_checkpoint(path), device, dtype, folder)
+        weights, shape, weights_id = loaded.weights, loaded.shape, loaded.weights_hash
+    if options.weights == "int8":
+        weights = quantised(weights)
+    return Decoder(shape, weights), f"{weights_id} as {options.weights}"
+
+
+def converted_folder(path: Path, options: TorchOptions) -> Path | None:
+    """Where converted weights are kept; None: nowhere."""
+    if not options.keep_converted:
+        return None
+    if options.converted_folder is not None:
+        return Path(options.converted_folder)
+    return path.parent / CONVERTED_FOLDER
 
 
 def weights_seed(model: ModelSettings, seed: int) -> int:
     """The seed of a model's weights: another one for each model, version and run."""
     text = f"{model.name}@{model.version}/{seed}"
     return int.from_bytes(sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-@torch.inference_mode()
-def _build(shape: Architecture, seed: int, device: torch.device) -> Llama:
-    return Llama(shape, seeded_weights(shape, seed, device))

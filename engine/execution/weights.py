@@ -25,7 +25,7 @@ class Int8Matrix:
     scales: Tensor
 
     def product(self, x: Tensor) -> Tensor:
-        """x (..., in) times the transposed matrix, (..., out), in x's dtype. Multiplied in bfloat16."""
+        """X (..., in) times the transposed matrix, (..., out), in x's dtype. Multiplied in bfloat16."""
         rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
         if x.device.type == "cpu" and len(rows) <= WIDEST_INT8_ROWS:
             out = torch._weight_int8pack_mm(rows, self.values, self.scales)  # noqa: SLF001  torch's own, without a public name
@@ -73,7 +73,7 @@ class Weights:
 
 
 def product(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
-    """x (..., in) times the transposed matrix (out, in), plus the bias (out)."""
+    """X (..., in) times the transposed matrix (out, in), plus the bias (out)."""
     if isinstance(matrix, Tensor):
         return linear(x, matrix, bias)
     out = matrix.product(x)
