@@ -1,32 +1,68 @@
 """The engine: the parts put together, and the path of a request from top to bottom."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engine.cache import BlockChain, PrefixCache, namespace
-from engine.clock import Clock, to_ns
-from engine.errors import BadRequest, BadSettings, DeadlinePassed, NoReplica, ReplicaLost
-from engine.execution import Machine, Replica, Scheduler, executors
-from engine.execution.replica import Work
+from engine.clock import Clock
+from engine.errors import BadRequest, DeadlinePassed, GenerationFailed, NoReplica, ReplicaLost
+from engine.execution import Replica, Work
+from engine.fleet import Fleet, Home, LoadTimes, median_load_times
 from engine.quotas import ConcurrencyQuota
-from engine.registry import HealthMonitor, Registry
-from engine.registry.health import Health, HealthChange
-from engine.request import Completion, Request, Stream, Usage
+from engine.registry import Health, HealthChange, HealthMonitor, Model, Registry
+from engine.request import Completion, Request, Sampling, Stream, Usage
 from engine.routing import Router
 from engine.routing.strategies import Replica as Routable
-from engine.settings import EngineSettings, ExecutorSettings, ModelSettings
-from engine.telemetry import Admitted, AttemptLost, HealthChanged, PrefixFound, Routed, Sink, Story, Telemetry
+from engine.settings import EngineSettings
+from engine.telemetry import (
+    Admitted,
+    AttemptLost,
+    HealthChanged,
+    ModelMoved,
+    Preempted,
+    PrefixFound,
+    Routed,
+    Sink,
+    Story,
+    Telemetry,
+)
+
+if TYPE_CHECKING:
+    from engine.text import Text
 
 AVAILABLE = (Health.HEALTHY, Health.DEGRADED)
+BEST_FIRST = (
+    Health.HEALTHY,
+    Health.DEGRADED,
+    Health.LOADING,
+    Health.UNHEALTHY,
+    Health.DRAINING,
+    Health.UNLOADED,
+)
 
 
 class Engine:
     """Many models, one door. Make it, `start` it under its clock, then `serve` as many requests as come."""
 
-    def __init__(self, settings: EngineSettings, clock: Clock, sinks: Sequence[Sink] = ()) -> None:
-        """Raises BadSettings or UnknownName before anything runs."""
+    def __init__(
+        self,
+        settings: EngineSettings,
+        clock: Clock,
+        sinks: Sequence[Sink] = (),
+        *,
+        models: Iterable[Model] = (),
+        load_times: LoadTimes | None = None,
+    ) -> None:
+        """`models` are known besides those of the fleet, and loaded when they are asked for.
+
+        `load_times` says what loading takes where it is modelled; the median if nobody says. Raises BadSettings,
+        UnknownName or LoadFailed before anything runs.
+        """
         self.settings = settings
         self.clock = clock
         self.telemetry = Telemetry(clock, sinks)
@@ -35,18 +71,32 @@ class Engine:
         self.quotas = ConcurrencyQuota(settings.quotas, clock)
         self.cache = PrefixCache(settings.cache)
         self.health = HealthMonitor(settings.health, self._health_changed)
-        for model in settings.fleet.models:
+        for model in (*map(Model.from_settings, settings.fleet.models), *models):
             self.registry.add(model)
-        self.limits: dict[str, Limits] = {}
-        self._block_bytes: dict[str, int] = {}
-        self.replicas = self._make_replicas()
+        self.fleet = Fleet(
+            settings,
+            clock,
+            self.registry,
+            self.router,
+            self.health,
+            load_times or median_load_times(settings.models),
+            self._model_moved,
+        )
+        self.lifecycle = self.fleet.lifecycle
+        if settings.models.preload:
+            for name in settings.fleet.replicas.values():
+                key = self.registry.find(name).key
+                if key not in self.fleet.homes:
+                    self.fleet.load_now(key)
+
+    @property
+    def replicas(self) -> dict[str, Replica]:
+        """Those in memory, by name."""
+        return self.fleet.replicas
 
     def start(self) -> None:
         """Let the replicas serve and their health be watched."""
-        for replica in self.replicas.values():
-            replica.start()
-            if self.settings.health.enabled:
-                self.clock.spawn(self._watch(replica))
+        self.fleet.start()
 
     async def serve(self, request: Request, stream: Stream | None = None) -> Completion:
         """The whole path of a request, top to bottom. Nothing else knows this order.
@@ -59,34 +109,39 @@ class Engine:
         lost: ReplicaLost | None = None
         with self.telemetry.follow(request, stream) as story:
             model = self.registry.find(request.model)
-            story.end.model = model.name
-            self._check(request, model.name)
-            chain = self._chain(request, model)
-            with self.router.route(request, model.name, self.clock.now_ns()) as route:
-                with await self.quotas.admit(request, model.name):
-                    self._admitted(story)
-                    while (chosen := route.next(self.clock.now_ns())) is not None:
-                        replica = self.replicas[chosen.name]
-                        try:
-                            return await self._attempt(request, replica, chain, stream, story)
-                        except ReplicaLost as error:
-                            self._lost(replica, story, stream)
-                            lost = error
-                if lost is not None and len(route.tried) >= self.router.max_attempts:
-                    raise lost
-                raise NoReplica(
-                    f"no healthy replica of {model.name!r} is left for request {request.id}"
-                ) from lost
+            story.end.model = model.key
+            self._check(request)
+            with await self.lifecycle.hold(model.key, request.deadline_ns):
+                self.registry.used(model, self.clock.now_ns())
+                home = self.fleet.homes[model.key]
+                job = self._job(request, home, stream)
+                with self.router.route(request, model.key, self.clock.now_ns()) as route:
+                    with await self.quotas.admit(request, model.key):
+                        self._admitted(story)
+                        while (chosen := route.next(self.clock.now_ns())) is not None:
+                            replica = self.replicas[chosen.name]
+                            if not self.health.enter(replica.name):
+                                continue  # it is on trial, and others try it
+                            try:
+                                return await self._attempt(job, replica, story)
+                            except ReplicaLost as error:
+                                self._lost(replica, story, stream)
+                                lost = error
+                            finally:
+                                self.health.leave(replica.name)
+                    if lost is not None and len(route.tried) >= self.router.max_attempts:
+                        raise lost
+                    raise NoReplica(
+                        f"no healthy replica of {model.key!r} is left for request {request.id}"
+                    ) from lost
 
     def is_available(self, replica: str) -> bool:
         """Whether the router may give requests to that replica."""
         return self.health.health(replica) in AVAILABLE
 
-    async def _attempt(
-        self, request: Request, replica: Replica, chain: BlockChain | None, stream: Stream, story: Story
-    ) -> Completion:
+    async def _attempt(self, job: "Job", replica: Replica, story: Story) -> Completion:
         """Prefix, execute, settle: one try on one replica."""
-        end = story.end
+        request, chain, stream, end = job.request, job.chain, job.stream, story.end
         end.replica, end.attempts = replica.name, end.attempts + 1
         tokens = request.prompt_tokens
         if stream.tokens:
@@ -104,84 +159,83 @@ class Engine:
                 prefix.payloads,
                 prefix.num_tokens,
                 request.deadline_ns,
+                request.sampling,
+                job.seed,
+                job.reader,
+                partial(self._preempted, request, replica),
             )
             try:
                 answer = await replica.generate(work, stream)
+            except GenerationFailed:
+                self.health.failed(replica.name, self.clock.now_ns())
+                raise
             finally:
                 if chain is not None:
                     chain.extend(stream.tokens[num_before:])
             end.started_ns = answer.started_ns
             if chain is not None:
                 known = chain.keys[: answer.computed_tokens // self.cache.block_tokens]
-                self.cache.keep(known, answer.blocks, self._block_bytes[replica.name])
+                self.cache.keep(known, answer.blocks, job.home.block_bytes)
+        self.health.served(replica.name, self.clock.now_ns())
+        if job.reader is not None:
+            job.reader.finish()
         usage = Usage(request.num_prompt_tokens, len(stream.tokens), end.cached_tokens_ram)
         completion = Completion(
-            request.id, replica.model, replica.name, end.attempts, stream.tokens, usage, self.clock.now_ns()
+            request.id,
+            replica.model,
+            replica.name,
+            end.attempts,
+            stream.tokens,
+            usage,
+            self.clock.now_ns(),
+            "stop" if answer.is_stopped else "length",
         )
         return story.completed(completion)
 
-    async def _watch(self, replica: Replica) -> None:
-        """Probe a replica again and again, for as long as the engine runs."""
-        settings = self.settings.health
-        while True:
-            await self.clock.sleep(to_ns(settings.probe_every_s))
-            answered = await replica.probe(to_ns(settings.probe_timeout_s))
-            self.health.probed(replica.name, answered, self.clock.now_ns())
-
-    def _check(self, request: Request, model: str) -> None:
-        """Raise BadRequest or NoReplica for what nobody could serve, DeadlinePassed for what nobody waits for."""
+    def _check(self, request: Request) -> None:
+        """Raise BadRequest for what no model could serve, DeadlinePassed for what nobody waits for."""
         if request.num_prompt_tokens < 1:
             raise BadRequest("the prompt has 0 tokens, but must have at least 1")
         if request.max_output_tokens < 1:
             raise BadRequest(f"max_output_tokens is {request.max_output_tokens}, but must be at least 1")
-        limits = self.limits.get(model)
-        if limits is None:
-            raise NoReplica(f"the fleet has no replica of {model!r}")
-        if request.max_tokens > limits.request_tokens:
-            raise BadRequest(
-                f"{request.num_prompt_tokens} prompt and {request.max_output_tokens} output tokens do not fit "
-                f"{model!r}, which holds {limits.request_tokens} tokens a request"
-            )
-        low, high = int(request.prompt_tokens.min()), int(request.prompt_tokens.max())
-        if low < 0 or high >= limits.vocab:
-            wrong = low if low < 0 else high
-            raise BadRequest(
-                f"prompt token {wrong} is not in the vocabulary of {model!r}: 0 to {limits.vocab - 1}"
-            )
         if request.deadline_ns is not None and request.deadline_ns <= self.clock.now_ns():
             raise DeadlinePassed(f"the deadline of request {request.id} had passed when it arrived")
 
-    def _chain(self, request: Request, model: ModelSettings) -> BlockChain | None:
-        if not self.cache.enabled:
+    def _job(self, request: Request, home: Home, stream: Stream) -> "Job":
+        """What its attempts need to know of a request. Raises BadRequest for what this model cannot serve."""
+        name = home.model.key
+        if request.max_tokens > home.request_tokens:
+            raise BadRequest(
+                f"{request.num_prompt_tokens} prompt and {request.max_output_tokens} output tokens do not fit "
+                f"{name!r}, which holds {home.request_tokens} tokens a request"
+            )
+        low, high = int(request.prompt_tokens.min()), int(request.prompt_tokens.max())
+        if low < 0 or high >= home.vocab:
+            wrong = low if low < 0 else high
+            raise BadRequest(
+                f"prompt token {wrong} is not in the vocabulary of {name!r}: 0 to {home.vocab - 1}"
+            )
+        sampling = request.sampling
+        if sampling is None:
+            return Job(request, home, self._chain(request, home), stream)
+        if sampling.stop and home.text is None:
+            raise BadRequest(f"stop is {sampling.stop!r}, but {name!r} has no tokenizer to find it with")
+        seed = sampling.seed if sampling.seed is not None else seed_of(self.settings.seed, request.id)
+        return Job(
+            request, home, self._chain(request, home), stream, seed, Reader(request, home.text, stream)
+        )
+
+    def _chain(self, request: Request, home: Home) -> BlockChain | None:
+        if not home.block_bytes:
             return None
+        model = home.model
         salt = "" if self.settings.cache.share_between_tenants else request.tenant
+        version = f"{model.version}/{home.weights_id}"
         chain = BlockChain(
-            namespace(model.name, model.version, salt, self.cache.block_tokens), self.cache.block_tokens
+            namespace(model.name, version, salt, self.cache.block_tokens), self.cache.block_tokens
         )
         chain.extend(request.prompt_tokens)
         return chain
-
-    def _make_replicas(self) -> dict[str, Replica]:
-        settings, fleet = self.settings, self.settings.fleet
-        options = executor_options(settings.executor)
-        loaded: dict[str, object] = {}
-        replicas: dict[str, Replica] = {}
-        for name, model_name in fleet.replicas.items():
-            model = self.registry.find(model_name)
-            machine = Machine(model, settings.hardware, self.clock, fleet.max_batch, settings.seed, loaded)
-            executor = executors.make(settings.executor.name, machine, options)
-            scheduler = Scheduler(fleet.max_batch, fleet.step_tokens, executor.kv_capacity_tokens)
-            # without a cache no block is worth copying out: no sequence fills one that is so long
-            block_tokens = self.cache.block_tokens if self.cache.enabled else executor.context_tokens + 1
-            replica = Replica(name, model.name, executor, scheduler, self.clock, block_tokens)
-            replicas[name] = replica
-            self._block_bytes[name] = executor.kv_bytes_per_token * settings.cache.block_tokens
-            self.limits[model.name] = Limits(
-                min(executor.context_tokens, executor.kv_capacity_tokens), executor.vocab
-            )
-            self.router.add(replica)
-            self.health.add(name)
-        return replicas
 
     def _routed(
         self, request: Request, attempt: int, chosen: Routable, candidates: Sequence[Routable], now_ns: int
@@ -210,29 +264,76 @@ class Engine:
         )
         self.health.lost(replica.name, now_ns)
 
+    def _preempted(self, request: Request, replica: Replica, lost_tokens: int) -> None:
+        self.telemetry.emit(Preempted(self.clock.now_ns(), request.id, replica.name, lost_tokens))
+
     def _health_changed(self, change: HealthChange) -> None:
-        self.router.set_available(self.replicas[change.replica], change.after in AVAILABLE)
+        replica = self.replicas[change.replica]
+        self.router.set_available(replica, change.after in AVAILABLE)
         self.telemetry.emit(
             HealthChanged(change.at_ns, change.replica, change.before, change.after, change.cause)
         )
+        if change.after is Health.UNHEALTHY and not self.settings.health.probes:
+            again_ns = self.health.retry_in_ns(replica.name, change.at_ns)
+            self.clock.call_later(again_ns, partial(self._try_again, replica.name))
+        if self.lifecycle.state(replica.model) is Health.HEALTHY:
+            self._model_moved(replica.model, self._best_health(replica.model), change.cause)
+
+    def _try_again(self, replica: str) -> None:
+        self.health.try_again(replica, self.clock.now_ns())
+
+    def _best_health(self, key: str) -> Health:
+        """A model is as well as the best of its replicas."""
+        healths = [self.health.health(replica.name) for replica in self.fleet.homes[key].replicas]
+        return min(healths, key=BEST_FIRST.index)
+
+    def _model_moved(self, key: str, state: Health, cause: str) -> None:
+        before = self.registry.find(key).state
+        if before is not state:
+            self.registry.set_state(key, state, cause if state is Health.UNHEALTHY else None)
+            self.telemetry.emit(ModelMoved(self.clock.now_ns(), key, before, state, cause))
+
+
+class Reader:
+    """Reads along as tokens come: turns them into text where there is a tokenizer, and says when to stop."""
+
+    __slots__ = ("_stop_tokens", "_stream", "_text")
+
+    def __init__(self, request: Request, text: "Text | None", stream: Stream) -> None:
+        sampling = request.sampling or Sampling()
+        eos = () if text is None or sampling.ignore_eos else text.tokenizer.eos_ids
+        self._stop_tokens = frozenset((*sampling.stop_tokens, *eos))
+        self._text = None if text is None else text.stream(sampling.stop, request.prompt_tokens[-1:].tolist())
+        self._stream = stream
+
+    def __call__(self, token: int) -> bool:
+        """Take a token; whether it is the last one."""
+        if token in self._stop_tokens:
+            return True
+        if self._text is None:
+            return False
+        piece, is_stopped = self._text.push(token)
+        self._stream.write(piece)
+        return is_stopped
+
+    def finish(self) -> None:
+        """Let go of the text that was held back: no stop string came of it."""
+        if self._text is not None:
+            self._stream.write(self._text.flush())
 
 
 @dataclass(slots=True)
-class Limits:
-    """What one request to a model may be."""
+class Job:
+    """A request on its way through a model: what all of its attempts share."""
 
-    request_tokens: int
-    vocab: int
+    request: Request
+    home: Home
+    chain: BlockChain | None
+    stream: Stream
+    seed: int = 0
+    reader: Reader | None = None
 
 
-def executor_options(settings: ExecutorSettings) -> object:
-    """The chosen executor's own options. Raises BadSettings for one that it does not have."""
-    cls = executors.find(settings.name).Options
-    allowed = [field.name for field in fields(cls)]
-    for name, value in settings.options.items():
-        if name not in allowed:
-            raise BadSettings(
-                f"executor.{name} is {value!r}, but executor {settings.name!r} has no such option; "
-                f"its options are {', '.join(allowed)}"
-            )
-    return cls(**settings.options)
+def seed_of(seed: int, request_id: int) -> int:
+    """The seed of a request that brings none: another one for each, the same one in each run."""
+    return int.from_bytes(blake2b(f"{seed}/{request_id}".encode(), digest_size=8).digest(), "big") >> 1

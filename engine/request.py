@@ -13,6 +13,7 @@ Tokens = npt.NDArray[np.int32]
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
+MAX_TEMPERATURE = 2
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,7 +40,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Raises BadRequest with the name, the value and what is allowed."""
-        _must("temperature", self.temperature, 0 <= self.temperature <= 2, "from 0 to 2")
+        allowed = f"from 0 to {MAX_TEMPERATURE}"
+        _must("temperature", self.temperature, 0 <= self.temperature <= MAX_TEMPERATURE, allowed)
         _must("top_k", self.top_k, self.top_k >= 0, "0 (no limit) or more")
         _must("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
         _must("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")

@@ -211,16 +211,36 @@ class HealthSettings:
     """When a replica counts as unhealthy, and when as healthy again.
 
     A lost replica falls at once; a probe (one generated token) that comes too late must do so `fall` times in
-    a row. It rises after `rise` good probes in a row.
+    a row. It rises after `rise` good probes in a row. `errors_in_a_row` requests that fail on it close it, and so
+    does `unhealthy_error_rate` of at least `window_requests` in `window_s`; a smaller share makes it degraded. It
+    stays closed for `retry_after_s`, twice as long each time. Without probes it comes back by up to
+    `trial_requests` at a time, `rise` of which have to end well in a row.
     """
 
     enabled: bool = True
+    probes: bool = True
     probe_every_s: float = 1.0
     probe_timeout_s: float = 5.0
     fall: int = 2
     rise: int = 2
+    errors_in_a_row: int = 3
+    window_s: float = 30.0
+    window_requests: int = 20
+    degraded_error_rate: float = 0.05
+    unhealthy_error_rate: float = 0.5
+    retry_after_s: float = 5.0
+    max_retry_after_s: float = 120.0
+    trial_requests: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("errors_in_a_row", "window_requests", "trial_requests"):
+            at_least(f"health.{name}", getattr(self, name), 1)
+        for name in ("window_s", "retry_after_s"):
+            above(f"health.{name}", getattr(self, name), 0)
+        at_least("health.max_retry_after_s", self.max_retry_after_s, self.retry_after_s)
+        low, high = self.degraded_error_rate, self.unhealthy_error_rate
+        require("health.degraded_error_rate", low, 0 < low <= 1, "above 0 and at most 1")
+        require("health.unhealthy_error_rate", high, low <= high <= 1, f"from {low:g} (degraded) to 1")
         above("health.probe_every_s", self.probe_every_s, 0)
         above("health.probe_timeout_s", self.probe_timeout_s, 0)
         at_least("health.fall", self.fall, 1)

@@ -37,7 +37,8 @@ def run(scenario: str, overrides: Sequence[str] = (), *, progress: bool = False)
 
 def play(settings: RunSettings, *, progress: bool = False) -> Run:
     """Play what was configured. See `run`."""
-    trace = draw(settings.workload, settings.seed, settings.engine.fleet.models[0].name)
+    models = [model.name for model in settings.engine.fleet.models]
+    trace = draw(settings.workload, settings.seed, models)
     stage = Stage(settings.engine, trace, settings.report.sample_every_s)
     try:
         for number, timed in enumerate(settings.faults):

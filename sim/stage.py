@@ -10,6 +10,7 @@ from engine.request import Request
 from engine.settings import EngineSettings, require
 from sim.audit import Census, audit
 from sim.faults import Fault, check_replica
+from sim.loading import drawn_load_times
 from sim.recorder import Recorder
 from sim.traffic import Trace
 from sim.world import SimClock
@@ -33,12 +34,13 @@ class Stage:
         self.clock = SimClock()
         self.recorder = Recorder()
         self.census = Census()
-        self.engine = Engine(settings, self.clock, [self.census, self.recorder])
+        load_times = drawn_load_times(settings.models, settings.seed)
+        self.engine = Engine(settings, self.clock, [self.census, self.recorder], load_times=load_times)
         self.trace = trace
-        vocab = self.engine.limits[trace.model].vocab
-        require(
-            "workload.vocab", trace.vocab, trace.vocab <= vocab, f"at most {vocab}, which {trace.model!r} has"
-        )
+        for name in trace.asked_for:
+            vocab = self.engine.fleet.vocab_of(self.engine.registry.find(name).key)
+            fits = vocab is None or trace.vocab <= vocab
+            require("workload.vocab", trace.vocab, fits, f"at most {vocab}, which {name!r} has")
         self.events = 0
         self.stopped = False
         self._sample_every_ns = to_ns(sample_every_s)
@@ -109,10 +111,13 @@ class Stage:
         """Take a point of each time series."""
         now_ns, engine, note = self.clock.now_ns(), self.engine, self.recorder.sample
         for name, replica in engine.replicas.items():
+            note(now_ns, name, "preemptions", replica.num_preemptions)
             note(now_ns, name, "running", replica.num_running)
             note(now_ns, name, "waiting", replica.num_waiting)
             note(now_ns, name, "tokens_in_flight", replica.tokens_in_flight)
             note(now_ns, name, "is_healthy", engine.is_available(name))
+        note(now_ns, "models", "loaded", len(engine.fleet.homes))
+        note(now_ns, "models", "weights_bytes", engine.lifecycle.used_bytes)
         note(now_ns, "cache", "bytes", engine.cache.used_bytes)
         note(now_ns, "cache", "capacity_bytes", engine.cache.capacity_bytes)
         note(now_ns, "cache", "blocks", len(engine.cache))

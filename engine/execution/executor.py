@@ -149,6 +149,7 @@ class Executor(Protocol):
     is_modelled: ClassVar[bool]
     keeps_blocks: bool  # whether it can give KV out and take it back
     weights_id: str  # another one for other weights
+    keep: Callable[[], object] | None  # writes what loading has converted to the disk; for a quiet moment
     vocab: int
     context_tokens: int
     kv_capacity_tokens: int

@@ -1,489 +1,385 @@
-"""From a model on disk to weights in memory: read, checked, put together as the decoder wants them, and kept.
+"""From a model on disk to weights in memory: checked, read, dequantised, put together as the decoder wants them.
 
-A GGUF file is dequantised tensor by tensor. What comes of it is written beside a hash of the source, as safetensors,
-and mapped from there the next time: no copy, no work, and pages come as they are touched.
+Tensors go through a small buffer straight to where they belong, so that the peak is the result. What was made of a
+GGUF file can be kept, and is mapped the next time: no copy and no work, and pages come as they are touched.
 """
 
-import json
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
-from hashlib import sha256
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.errors import BadModel
-from engine.execution.weights import Layer, Weights
+from engine.errors import BadModel, BadSettings, LoadFailed
+from engine.execution.digests import Digests
+from engine.execution.slab import Layout, keep_block, mapped_block, new_block
+from engine.execution.weights import Int8Matrix, Matrix, Weights, int8
 from engine.formats import Checkpoint, TensorInfo
+from engine.formats.files import opened, shown
 from engine.settings import Architecture
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
+    import io
 
-FORMAT = "modelyard-decoder-1"
-PIECE_BYTES = 1 << 22
-ROWS_AT_A_TIME = 1 << 22  # weights that are dequantised together: the scratch stays near the processor
+CHUNK_WEIGHTS = 2**17  # are dequantised together: the scratch stays near the processor
+THREADS = 2
+CONFIG = "config.json"
+ROPE_FREQS = "rope_freqs.weight"
 
-SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+Packed = npt.NDArray[np.uint8]
+
+PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(slots=True)
 class Loaded:
-    """Weights in memory. `keep` writes them to where the next load finds them; None: they came from there, or nobody
-    wants that. It is for a quiet moment: it writes as much as the weights take.
+    """Weights in memory, and the shape they have; `shape` knows the rotary factors that GGUF stores as a tensor.
+
+    `weights_hash` is a SHA-256 of the files' contents. `is_mapped`: they came from the kept file. Otherwise `keep`
+    writes that file, and says whether it could: for a quiet moment and any thread, since it writes `num_bytes` to the
+    disk. It is None when there is nothing to keep.
     """
 
     weights: Weights
     shape: Architecture
     weights_hash: str
-    keep: Callable[[], None] | None
+    num_bytes: int
+    is_mapped: bool
+    keep: Callable[[], bool] | None
 
 
 def load_weights(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, folder: Path | None = None
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    folder: Path | None = None,
+    *,
+    in_int8: bool = False,
 ) -> Loaded:
-    """The weights of a model. Raises BadModel, naming file and tensor, for what is missing or no good.
+    """The weights of a model in `dtype`; `in_int8`: with the matrices in int8, as `quantised` makes them.
 
-    `folder` is where converted weights of GGUF files are kept; None: nowhere. A kept file that is not whole, or is not
-    ours, is as good as none.
+    `folder` is where converted weights are kept; None: nowhere. A kept file that is not whole, not ours, or changed
+    since is as good as none. Weights of a Hugging Face folder are kept in int8 only: the rest is no conversion.
+    Raises BadModel, naming file and tensor, for what is missing or no good, and LoadFailed when a file or the memory
+    is out of reach.
     """
-    if checkpoint.shape is None:
-        raise BadModel(checkpoint.path, checkpoint.why_not or "its architecture is not one that our decoder runs")
     shape = checkpoint.shape
-    keeps = folder is not None and checkpoint.format == "gguf"
-    digest = source_hash(checkpoint, folder if keeps else None)
-    kept = folder / f"{digest[:32]}-{str(dtype).removeprefix('torch.')}.safetensors" if folder and keeps else None
-    if kept is not None and (found := _kept(kept, digest, shape)) is not None:
-        weights, shape = found
-        return Loaded(_on(weights, device), shape, digest, None)
-    source = _Gguf(checkpoint) if checkpoint.format == "gguf" else _Safetensors(checkpoint)
-    shape = source.completed(shape)
-    weights = _assembled(source, shape, dtype)
-    keep = None
-    if kept is not None:
-        tensors = _flat(weights)
-        keep = lambda: _write(kept, tensors, digest, shape)  # noqa: E731
-    return Loaded(_on(weights, device), shape, digest, keep)
-
-
-def source_hash(checkpoint: Checkpoint, folder: Path | None = None) -> str:
-    """SHA-256 over the contents of the model's weights files, in order, as hex.
-
-    With `folder`, the hash of files that have the size, times and inode that they had when they were last read is
-    remembered there instead of computed: 40 GB take half a minute.
-    """
-    files = sorted({info.path for info in checkpoint.tensors.values()} | set(checkpoint.files))
-    stamp = [[str(path.resolve()), *_stamp(path)] for path in files]
-    note = None
-    if folder is not None:
-        note = folder / f"{sha256(json.dumps(stamp).encode()).hexdigest()[:32]}.json"
-        if (known := _remembered(note, stamp)) is not None:
-            return known
-    digest = sha256()
-    for path in files:
-        with path.open("rb", buffering=0) as file:
-            while piece := file.read(PIECE_BYTES):
-                digest.update(piece)
-    if note is not None:
-        _replace(note, json.dumps({"stamp": stamp, "sha256": digest.hexdigest()}).encode())
-    return digest.hexdigest()
-
-
-def _stamp(path: Path) -> list[int]:
-    about = path.stat()
-    return [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
-
-
-def _remembered(note: Path, stamp: list[list[object]]) -> str | None:
+    if shape is None:
+        why = checkpoint.why_not or "its architecture is not one that our decoder runs"
+        raise BadModel(checkpoint.path, why)
     try:
-        about = json.loads(note.read_bytes()[:PIECE_BYTES])
-    except (OSError, ValueError):
-        return None
-    if not isinstance(about, dict) or about.get("stamp") != stamp:
-        return None
-    known = about.get("sha256")
-    return known if isinstance(known, str) and len(known) == sha256().digest_size * 2 else None
+        return _loaded(checkpoint, _with_factors(checkpoint, shape), device, dtype, folder, in_int8)
+    except OSError as error:
+        raise LoadFailed(f"{checkpoint.path}: cannot be read: {error}") from error
 
 
-# what the decoder's weights are called in the files
+def _loaded(
+    checkpoint: Checkpoint,
+    shape: Architecture,
+    device: torch.device,
+    dtype: torch.dtype,
+    folder: Path | None,
+    in_int8: bool,
+) -> Loaded:
+    parts = list(_checked(checkpoint, shape))
+    digests = Digests(folder)
+    digest = digests.of_all(_files(checkpoint))
+    layout = Layout.of(shape, dtype, in_int8=in_int8)
+    header = layout.header(digest)
+    kept = None
+    if folder is not None and (in_int8 or checkpoint.format == "gguf"):
+        kind = "int8-" * in_int8 + str(dtype).removeprefix("torch.")
+        kept = folder / f"{digest[:32]}-{kind}.safetensors"
+        block = mapped_block(kept, header, layout.num_bytes, digests)
+        if block is not None:
+            weights = layout.weights(block.to(device))
+            return Loaded(weights, shape, digest, layout.num_bytes, is_mapped=True, keep=None)
+    block = new_block(layout.num_bytes, device)
+    weights = layout.weights(block)
+    _fill(weights, parts)
+    keep = None if kept is None else partial(keep_block, kept, header, block, digests)
+    return Loaded(weights, shape, digest, layout.num_bytes, is_mapped=False, keep=keep)
+
+
+def _files(checkpoint: Checkpoint) -> list[Path]:
+    """What a model is made of: weights, and the configuration where it is a file of its own."""
+    config = [checkpoint.path / CONFIG] if checkpoint.format == "safetensors" else []
+    return [path for path in config if path.exists()] + sorted(checkpoint.files)
+
+
+# which tensor goes where
 
 
 @dataclass(slots=True)
-class _Names:
-    """What one format calls the tensors. {} is the number of the layer."""
+class _Part:
+    """A tensor of the files: rows of `target` in `Weights`, from `first_row` on.
 
-    embedding: str
-    norm: str
-    head: str
-    attention_norm: str
-    qkv: tuple[str, ...]  # one fused tensor, or q, k and v
-    attention_out: str
-    ffn_norm: str
-    gate_up: tuple[str, ...]  # one fused tensor, or gate and up
-    down: str
-    q_norm: str
-    k_norm: str
-    attention_post_norm: str
-    ffn_post_norm: str
+    `paired_heads`: its rows lie with rotary pairs side by side, in so many heads. `plus` is added to its numbers.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    target: str
+    first_row: int = 0
+    paired_heads: int = 0
+    plus: float = 0.0
+    info: TensorInfo | None = None
 
 
-def _gguf_names(family: str) -> _Names:
-    def block(name: str) -> str:
-        return "blk.{}." + name + ".weight"
-
-    fused = family == "phi3"
-    return _Names(
-        embedding="token_embd.weight",
-        norm="output_norm.weight",
-        head="output.weight",
-        attention_norm=block("attn_norm"),
-        qkv=(block("attn_qkv"),) if fused else (block("attn_q"), block("attn_k"), block("attn_v")),
-        attention_out=block("attn_output"),
-        ffn_norm=block("ffn_norm"),
-        gate_up=(block("ffn_up"),) if fused else (block("ffn_gate"), block("ffn_up")),
-        down=block("ffn_down"),
-        q_norm=block("attn_q_norm"),
-        k_norm=block("attn_k_norm"),
-        attention_post_norm=block("post_attention_norm"),
-        ffn_post_norm=block("post_ffw_norm"),
-    )
-
-
-def _safetensors_names(family: str, prefix: str) -> _Names:
-    def layer(name: str) -> str:
-        return prefix + "model.layers.{}." + name + ".weight"
-
-    fused, gemma = family == "phi3", family.startswith("gemma")
-    attention = "self_attn."
-    return _Names(
-        embedding=f"{prefix}model.embed_tokens.weight",
-        norm=f"{prefix}model.norm.weight",
-        head=f"{prefix}lm_head.weight",
-        attention_norm=layer("input_layernorm"),
-        qkv=(layer(attention + "qkv_proj"),)
-        if fused
-        else tuple(layer(f"{attention}{each}_proj") for each in "qkv"),
-        attention_out=layer(attention + "o_proj"),
-        ffn_norm=layer("pre_feedforward_layernorm" if gemma else "post_attention_layernorm"),
-        gate_up=(layer("mlp.gate_up_proj"),) if fused else (layer("mlp.gate_proj"), layer("mlp.up_proj")),
-        down=layer("mlp.down_proj"),
-        q_norm=layer(attention + "q_norm"),
-        k_norm=layer(attention + "k_norm"),
-        attention_post_norm=layer("post_attention_layernorm"),
-        ffn_post_norm=layer("post_feedforward_layernorm"),
-    )
-
-
-# where tensors come from
-
-
-class _Gguf:
-    """The tensors of a GGUF file, dequantised as they are asked for."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        assert checkpoint.shape is not None
-        self._checkpoint = checkpoint
-        self.names = _gguf_names(checkpoint.shape.family)
-        self.is_permuted = checkpoint.architecture == "llama"
-        self.norm_offset = 0.0
-
-    def completed(self, shape: Architecture) -> Architecture:
-        """The shape with what only a tensor says: the rotary factors of Llama 3."""
-        name = "rope_freqs.weight"
-        if name not in self._checkpoint.tensors:
-            return shape
-        factors = self.read(name, ((shape.rotary_dim or shape.head_dim) // 2,), torch.float32)
-        return replace(shape, rope_factors=factors.tolist())
-
-    def has(self, name: str) -> bool:
-        return name in self._checkpoint.tensors
-
-    def read(self, name: str, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        info = _checked(self._checkpoint, name, size)
-        raw = _mapped(info)
-        if info.kind in SAFETENSORS_DTYPES:
-            return _plain(raw, info).to(dtype)
-        return self._dequantised(raw, info, dtype)
-
-    def _dequantised(self, raw: "npt.NDArray[np.uint8]", info: TensorInfo, dtype: torch.dtype) -> Tensor:
-        from gguf.constants import GGMLQuantizationType  # noqa: PLC0415  only for quantised weights
-        from gguf.quants import dequantize  # noqa: PLC0415
-
-        kind = GGMLQuantizationType.__members__.get(info.kind)
-        rows, columns = int(np.prod(info.shape[:-1], dtype=np.int64)), info.shape[-1]
-        packed = raw.reshape(rows, -1)
-        out = torch.empty((rows, columns), dtype=dtype)
-        step = max(1, ROWS_AT_A_TIME // columns)
-        for first in range(0, rows, step):
-            part = packed[first : first + step]
-            try:
-                values = dequantize(part, kind) if kind is not None else None
-            except (NotImplementedError, KeyError):
-                values = None
-            if values is None:
-                raise BadModel(info.path, f"tensor {info.name} is quantised as {info.kind}, which is not read")
-            out[first : first + step] = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-        return out.reshape(info.shape)
+_GGUF = {
+    "embedding": "token_embd.weight",
+    "norm": "output_norm.weight",
+    "head": "output.weight",
+    "attention_norm": "attn_norm.weight",
+    "q": "attn_q.weight",
+    "k": "attn_k.weight",
+    "v": "attn_v.weight",
+    "qkv": "attn_qkv.weight",
+    "q_bias": "attn_q.bias",
+    "k_bias": "attn_k.bias",
+    "v_bias": "attn_v.bias",
+    "q_norm": "attn_q_norm.weight",
+    "k_norm": "attn_k_norm.weight",
+    "attention_out": "attn_output.weight",
+    "attention_post_norm": "post_attention_norm.weight",
+    "ffn_norm": "ffn_norm.weight",
+    "gate": "ffn_gate.weight",
+    "up": "ffn_up.weight",
+    "gate_up": "ffn_up.weight",
+    "down": "ffn_down.weight",
+    "ffn_post_norm": "post_ffw_norm.weight",
+}
+_HUGGING_FACE = {
+    "embedding": "model.embed_tokens.weight",
+    "norm": "model.norm.weight",
+    "head": "lm_head.weight",
+    "attention_norm": "input_layernorm.weight",
+    "q": "self_attn.q_proj.weight",
+    "k": "self_attn.k_proj.weight",
+    "v": "self_attn.v_proj.weight",
+    "qkv": "self_attn.qkv_proj.weight",
+    "q_bias": "self_attn.q_proj.bias",
+    "k_bias": "self_attn.k_proj.bias",
+    "v_bias": "self_attn.v_proj.bias",
+    "q_norm": "self_attn.q_norm.weight",
+    "k_norm": "self_attn.k_norm.weight",
+    "attention_out": "self_attn.o_proj.weight",
+    "ffn_norm": "post_attention_layernorm.weight",
+    "gate": "mlp.gate_proj.weight",
+    "up": "mlp.up_proj.weight",
+    "gate_up": "mlp.gate_up_proj.weight",
+    "down": "mlp.down_proj.weight",
+}
+_HUGGING_FACE_POST_NORMS = {
+    "attention_post_norm": "post_attention_layernorm.weight",
+    "ffn_norm": "pre_feedforward_layernorm.weight",
+    "ffn_post_norm": "post_feedforward_layernorm.weight",
+}
 
 
-class _Safetensors:
-    """The tensors of a folder of Hugging Face."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        assert checkpoint.shape is not None
-        self._checkpoint = checkpoint
-        family = checkpoint.shape.family
-        prefix = "language_model." if "language_model.model.norm.weight" in checkpoint.tensors else ""
-        self.names = _safetensors_names(family, prefix)
-        self.is_permuted = False
-        self.norm_offset = 1.0 if family.startswith("gemma") else 0.0
-
-    def completed(self, shape: Architecture) -> Architecture:
-        return shape
-
-    def has(self, name: str) -> bool:
-        return name in self._checkpoint.tensors
-
-    def read(self, name: str, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        info = _checked(self._checkpoint, name, size)
-        if info.kind not in SAFETENSORS_DTYPES:
-            allowed = ", ".join(SAFETENSORS_DTYPES)
-            raise BadModel(info.path, f"tensor {info.name} is of type {info.kind}, but weights are read as {allowed}")
-        return _plain(_mapped(info), info).to(dtype)
+def _checked(checkpoint: Checkpoint, shape: Architecture) -> Iterator[_Part]:
+    """Every part with the place where it lies. Raises BadModel for the first that is missing or of another shape."""
+    readable: set[str] = set()
+    for part in _parts(checkpoint, shape):
+        info = _found(checkpoint, part.name, part.shape)
+        if info.kind not in readable or len(info.shape) == 1:
+            _check_kind(info, checkpoint.format)
+            readable.add(info.kind)
+        part.info = info
+        yield part
 
 
-def _checked(checkpoint: Checkpoint, name: str, size: tuple[int, ...]) -> TensorInfo:
+def _found(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> TensorInfo:
     info = checkpoint.tensors.get(name)
     if info is None:
-        raise BadModel(checkpoint.path, f"tensor {name} is missing, which a {checkpoint.family} model has")
-    if info.shape != size:
-        raise BadModel(info.path, f"tensor {name} has the shape {_x(info.shape)}, but should have {_x(size)}")
+        raise BadModel(checkpoint.path, f"has no tensor {name}, which should be {list(shape)}")
+    if info.shape != shape:
+        raise BadModel(info.path, f"tensor {name} is {list(info.shape)}, but should be {list(shape)}")
     return info
 
 
-def _x(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def _mapped(info: TensorInfo) -> "npt.NDArray[np.uint8]":
-    """The bytes of a tensor as they lie in the file. Raises BadModel when the file ends before them."""
-    try:
-        return np.memmap(info.path, np.uint8, "r", info.offset, (info.num_bytes,))
-    except (OSError, ValueError) as error:
-        raise BadModel(info.path, f"tensor {info.name} cannot be read: {error}") from error
-
-
-def _plain(raw: "npt.NDArray[np.uint8]", info: TensorInfo) -> Tensor:
-    """Bytes of an unquantised tensor as a tensor of their own: nothing refers to the file afterwards."""
-    return torch.from_numpy(np.array(raw)).view(SAFETENSORS_DTYPES[info.kind]).reshape(info.shape)
-
-
-# putting them together
-
-
-def _assembled(source: "_Gguf | _Safetensors", shape: Architecture, dtype: torch.dtype) -> Weights:
-    names, hidden = source.names, shape.hidden
-    embedding = source.read(names.embedding, (shape.vocab, hidden), dtype)
-    tied = shape.tied_embeddings
-    return Weights(
-        embedding=embedding,
-        layers=[_layer(source, shape, number, dtype) for number in range(shape.layers)],
-        norm=_norm(source, names.norm, hidden, dtype),
-        head=embedding if tied else source.read(names.head, (shape.vocab, hidden), dtype),
-    )
-
-
-def _layer(source: "_Gguf | _Safetensors", shape: Architecture, number: int, dtype: torch.dtype) -> Layer:
-    names, hidden = source.names, shape.hidden
-    q_rows, kv_rows = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-
-    def norm(name: str, size: int = hidden) -> Tensor:
-        return _norm(source, name.format(number), size, dtype)
-
-    layer = Layer(
-        attention_norm=norm(names.attention_norm),
-        qkv=_joined(source, names.qkv, (q_rows, kv_rows, kv_rows), hidden, number, dtype),
-        attention_out=source.read(names.attention_out.format(number), (hidden, q_rows), dtype),
-        ffn_norm=norm(names.ffn_norm),
-        gate_up=_joined(source, names.gate_up, (shape.ffn, shape.ffn), hidden, number, dtype),
-        down=source.read(names.down.format(number), (hidden, shape.ffn), dtype),
-    )
-    if source.is_permuted:
-        for first, rows, heads in ((0, q_rows, shape.heads), (q_rows, kv_rows, shape.kv_heads)):
-            assert isinstance(layer.qkv, Tensor)
-            _unpermute(layer.qkv[first : first + rows], heads)
-    if shape.qkv_bias:
-        layer.qkv_bias = torch.cat(
-            [
-                source.read(name.format(number).removesuffix("weight") + "bias", (rows,), dtype)
-                for name, rows in zip(names.qkv, (q_rows, kv_rows, kv_rows), strict=True)
-            ]
-        )
-    if shape.qk_norm:
-        layer.q_norm, layer.k_norm = norm(names.q_norm, shape.head_dim), norm(names.k_norm, shape.head_dim)
-    if shape.post_norms:
-        layer.attention_post_norm = norm(names.attention_post_norm)
-        layer.ffn_post_norm = norm(names.ffn_post_norm)
-    return layer
-
-
-def _norm(source: "_Gguf | _Safetensors", name: str, size: int, dtype: torch.dtype) -> Tensor:
-    weight = source.read(name, (size,), torch.float32)
-    return (weight + source.norm_offset).to(dtype)
-
-
-def _joined(
-    source: "_Gguf | _Safetensors",
-    names: tuple[str, ...],
-    rows: tuple[int, ...],
-    columns: int,
-    number: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Matrices under each other, or the one that holds them all already."""
-    if len(names) == 1:
-        return source.read(names[0].format(number), (sum(rows), columns), dtype)
-    joined, first = torch.empty((sum(rows), columns), dtype=dtype), 0
-    for name, count in zip(names, rows, strict=True):
-        joined[first : first + count] = source.read(name.format(number), (count, columns), dtype)
-        first += count
-    return joined
-
-
-def _unpermute(rows: Tensor, heads: int) -> None:
-    """Rotary pairs from side by side, as GGUF's `llama` has them, to half a head apart, in place."""
-    count, columns = rows.shape
-    pairs = rows.view(heads, count // heads // 2, 2, columns)
-    rows.copy_(pairs.transpose(1, 2).reshape(count, columns))
-
-
-# keeping them
-
-
-def _flat(weights: Weights) -> dict[str, Tensor]:
-    """All tensors by name; a tied head is not there."""
-    tensors = {"embedding": weights.embedding, "norm": weights.norm}
-    if weights.head is not weights.embedding:
-        tensors["head"] = weights.head
-    for number, layer in enumerate(weights.layers):
-        for field in fields(layer):
-            if (tensor := getattr(layer, field.name)) is not None:
-                tensors[f"layers.{number}.{field.name}"] = tensor
-    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
-
-
-def _write(path: Path, tensors: dict[str, Tensor], digest: str, shape: Architecture) -> None:
-    """Keep converted weights: written aside, renamed when whole. A folder that takes nothing is no error."""
-    about = {"format": FORMAT, "source": digest, "rope_factors": json.dumps(shape.rope_factors)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
-            aside = Path(file.name)
-        try:
-            save_file(tensors, aside, about)
-            _sync(aside)
-            aside.replace(path)
-            _sync(path.parent)
-        finally:
-            aside.unlink(missing_ok=True)
-    except (OSError, SafetensorError):
-        return  # the next load converts again
-
-
-def _replace(path: Path, contents: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
-            file.write(contents)
-        Path(file.name).replace(path)
-    except OSError:
-        return  # it is computed again
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _kept(path: Path, digest: str, shape: Architecture) -> tuple[Weights, Architecture] | None:
-    """The weights that were kept, mapped; None when there are none, or none that can be right."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            if about.get("format") != FORMAT or about.get("source") != digest:
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-        shape = replace(shape, rope_factors=json.loads(about["rope_factors"]))
-        weights = _unflat(tensors, shape)
-    except (OSError, SafetensorError, KeyError, ValueError, EOFError):
-        return None
-    return weights if weights is None else (weights, shape)
-
-
-def _unflat(tensors: dict[str, Tensor], shape: Architecture) -> Weights | None:
-    """Weights of named tensors. KeyError when one is missing, None when one has another shape."""
-    names = [field.name for field in fields(Layer)]
-    layers = [
-        Layer(**{name: tensors[key] for name in names if (key := f"layers.{number}.{name}") in tensors})
-        for number in range(shape.layers)
-        if f"layers.{number}.down" in tensors
-    ]
-    embedding = tensors["embedding"]
-    head = embedding if shape.tied_embeddings else tensors["head"]
-    weights = Weights(embedding, layers, tensors["norm"], head)
-    return weights if _sizes(weights) == dict(_expected(shape)) else None
-
-
-def _sizes(weights: Weights) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in _flat(weights).items()}
-
-
-def _expected(shape: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The name and shape of every tensor that is kept."""
-    hidden, ffn, head_dim = shape.hidden, shape.ffn, shape.head_dim
-    q_rows, joined = shape.heads * head_dim, (shape.heads + 2 * shape.kv_heads) * head_dim
-    yield "embedding", (shape.vocab, hidden)
-    yield "norm", (hidden,)
+def _parts(checkpoint: Checkpoint, shape: Architecture) -> Iterator[_Part]:
+    is_gguf = checkpoint.format == "gguf"
+    names = _GGUF if is_gguf else _HUGGING_FACE
+    if shape.post_norms and not is_gguf:
+        names = {**names, **_HUGGING_FACE_POST_NORMS}
+    prefix = "blk.{}." if is_gguf else "model.layers.{}."
+    plus = 0.0 if is_gguf or not shape.family.startswith("gemma") else 1.0
+    table = (shape.vocab, shape.hidden)
+    yield _Part(names["embedding"], table, "embedding")
+    yield _Part(names["norm"], (shape.hidden,), "norm", plus=plus)
     if not shape.tied_embeddings:
-        yield "head", (shape.vocab, hidden)
-    sizes: dict[str, tuple[int, ...]] = {
-        "attention_norm": (hidden,),
-        "qkv": (joined, hidden),
-        "attention_out": (hidden, q_rows),
-        "ffn_norm": (hidden,),
-        "gate_up": (2 * ffn, hidden),
-        "down": (hidden, ffn),
-    }
-    if shape.qkv_bias:
-        sizes["qkv_bias"] = (joined,)
-    if shape.qk_norm:
-        sizes |= {"q_norm": (head_dim,), "k_norm": (head_dim,)}
-    if shape.post_norms:
-        sizes |= {"attention_post_norm": (hidden,), "ffn_post_norm": (hidden,)}
+        yield _Part(names["head"], table, "head")
+    is_paired = is_gguf and checkpoint.architecture == "llama"
     for number in range(shape.layers):
-        for name, size in sizes.items():
-            yield f"layers.{number}.{name}", size
+        for part in _layer_parts(shape, is_paired):
+            part.name = prefix.format(number) + names[part.name]
+            part.plus = plus if part.target.endswith("norm") else 0.0
+            part.target = f"layers.{number}.{part.target}"
+            yield part
 
 
-def _on(weights: Weights, device: torch.device) -> Weights:
-    """The weights on that device; themselves where they are."""
-    if weights.norm.device == device or device.type == "cpu":
-        return weights
+def _layer_parts(shape: Architecture, is_paired: bool) -> Iterator[_Part]:
+    """The parts of one layer, named as in the tables above."""
+    hidden, ffn = shape.hidden, shape.ffn
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    yield _Part("attention_norm", (hidden,), "attention_norm")
+    yield _Part("attention_out", (hidden, queries), "attention_out")
+    yield _Part("ffn_norm", (hidden,), "ffn_norm")
+    yield _Part("down", (hidden, ffn), "down")
+    if shape.family == "phi3":
+        yield _Part("qkv", (queries + 2 * keys, hidden), "qkv")
+        yield _Part("gate_up", (2 * ffn, hidden), "gate_up")
+    else:
+        yield from _split("qkv", "", (hidden,), shape, is_paired)
+        yield _Part("gate", (ffn, hidden), "gate_up")
+        yield _Part("up", (ffn, hidden), "gate_up", ffn)
+    if shape.qkv_bias:
+        yield from _split("qkv_bias", "_bias", (), shape, is_paired)
+    if shape.qk_norm:
+        yield _Part("q_norm", (shape.head_dim,), "q_norm")
+        yield _Part("k_norm", (shape.head_dim,), "k_norm")
+    if shape.post_norms:
+        yield _Part("attention_post_norm", (hidden,), "attention_post_norm")
+        yield _Part("ffn_post_norm", (hidden,), "ffn_post_norm")
 
-    def move(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(device)
 
-    layers = [Layer(*[move(getattr(layer, each.name)) for each in fields(layer)]) for layer in weights.layers]  # type: ignore[arg-type]
-    embedding = move(weights.embedding)  # type: ignore[arg-type]
-    head = embedding if weights.head is weights.embedding else move(weights.head)  # type: ignore[arg-type]
-    return Weights(embedding, layers, move(weights.norm), head)  # type: ignore[arg-type]
+def _split(
+    target: str, suffix: str, columns: tuple[int, ...], shape: Architecture, is_paired: bool
+) -> Iterator[_Part]:
+    """Queries, keys and values under each other. What turns has its pairs side by side in GGUF's `llama`."""
+    first = 0
+    for letter, heads in ("q", shape.heads), ("k", shape.kv_heads), ("v", shape.kv_heads):
+        rows = heads * shape.head_dim
+        paired = heads if is_paired and letter != "v" else 0
+        yield _Part(letter + suffix, (rows, *columns), target, first, paired)
+        first += rows
+
+
+def _with_factors(checkpoint: Checkpoint, shape: Architecture) -> Architecture:
+    """The shape with the rotary factors of a GGUF file, which it has as a tensor."""
+    if checkpoint.format != "gguf" or ROPE_FREQS not in checkpoint.tensors:
+        return shape
+    info = _found(checkpoint, ROPE_FREQS, ((shape.rotary_dim or shape.head_dim) // 2,))
+    _check_kind(info, checkpoint.format)
+    factors = next(_chunks(info)).float().view(-1).tolist()
+    if shape.rope_factors:  # of a scaling that the metadata name: both divide
+        factors = [one * other for one, other in zip(factors, shape.rope_factors, strict=True)]
+    try:
+        return replace(shape, rope_factors=factors)
+    except BadSettings as error:
+        raise BadModel(info.path, f"tensor {ROPE_FREQS} has numbers that are not above 0") from error
+
+
+# reading
+
+
+def _fill(weights: Weights, parts: Iterable[_Part]) -> None:
+    """Read every part into its rows. Two threads take two thirds of the time of one, even where cores are busy."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(lambda part: _copy(part, _target(weights, part.target)), parts):
+            pass
+
+
+@torch.inference_mode()  # of the thread, and nobody else may write to what was made in it
+def _copy(part: _Part, target: Matrix) -> None:
+    assert part.info is not None
+    first = part.first_row
+    for rows in _chunks(part.info, part.paired_heads):
+        _put(target, first, rows.float() + part.plus if part.plus else rows)
+        first += len(rows)
+
+
+def _target(weights: Weights, name: str) -> Matrix:
+    owner: object = weights
+    if name.startswith("layers."):
+        _, number, name = name.split(".")
+        owner = weights.layers[int(number)]
+    found = getattr(owner, name)
+    assert isinstance(found, Matrix)
+    return found
+
+
+def _put(target: Matrix, first: int, rows: Tensor) -> None:
+    if isinstance(target, Int8Matrix):
+        part = int8(rows)
+        target.weight[first : first + len(rows)] = part.weight
+        target.scales[first : first + len(rows)] = part.scales
+        return
+    place, rows = target[first : first + len(rows)], rows.view(len(rows), *target.shape[1:])
+    if place.dtype == rows.dtype and place.device.type == "cpu":
+        # torch would split this among threads, and wait ms for each of them where cores are busy
+        np.copyto(place.view(torch.uint8).numpy(), rows.view(torch.uint8).numpy())
+    else:
+        place.copy_(rows)
+
+
+def _chunks(info: TensorInfo, paired_heads: int = 0) -> Iterator[Tensor]:
+    """The numbers of a tensor as (rows, columns), some rows at a time, and whole heads where those are paired.
+
+    A vector is a column, and comes as one. Raises BadModel when the file has become shorter.
+    """
+    rows, columns = info.shape[0], prod(info.shape[1:])
+    together = rows // paired_heads if paired_heads else 1
+    step = rows if len(info.shape) == 1 else max(1, CHUNK_WEIGHTS // (together * columns)) * together
+    with opened(info.path) as (file, _):
+        file.seek(info.offset)
+        for first in range(0, rows, step):
+            count = min(step, rows - first)
+            packed = _read(file, info, info.num_bytes * count // rows).reshape(count, -1)
+            if paired_heads:
+                packed = _unpaired(packed, together)
+            yield _decoded(packed, info.kind).view(count, columns)
+
+
+def _read(file: BinaryIO, info: TensorInfo, num_bytes: int) -> Packed:
+    """The next bytes of a tensor. Raises BadModel when the file ends before them."""
+    data, filled = np.empty(num_bytes, np.uint8), 0
+    while filled < num_bytes:
+        count = cast("io.FileIO", file).readinto(data[filled:].data)
+        if not count:
+            raise BadModel(info.path, f"tensor {info.name} is cut off: the file has become shorter")
+        filled += count
+    return data
+
+
+def _unpaired(rows: Packed, head_rows: int) -> Packed:
+    """Whole heads, from rotary pairs side by side to pairs half a head apart, as Hugging Face has them."""
+    pairs = rows.reshape(-1, head_rows // 2, 2, rows.shape[-1])
+    return pairs.swapaxes(1, 2).reshape(rows.shape)
+
+
+def _decoded(packed: Packed, kind: str) -> Tensor:
+    """The numbers, one behind the other."""
+    if kind in PLAIN:
+        return torch.from_numpy(packed.reshape(-1)).view(PLAIN[kind])
+    from gguf.constants import GGMLQuantizationType  # noqa: PLC0415 - 0.2 s, for quantised weights only
+    from gguf.quants import dequantize  # noqa: PLC0415
+
+    values = dequantize(packed.reshape(1, -1), GGMLQuantizationType[kind])  # blocks know no rows
+    return torch.from_numpy(values).view(-1)
+
+
+def _check_kind(info: TensorInfo, file_format: str) -> None:
+    """Raise BadModel unless numbers of that kind can be read."""
+    if info.kind in PLAIN:
+        return
+    if file_format != "gguf" or len(info.shape) == 1:
+        allowed = ", ".join(PLAIN)
+        why = f"tensor {shown(info.name, quoted=False)} is {info.kind}, but weights are read from {allowed}"
+        raise BadModel(info.path, why)
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415
+
+    try:
+        _, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[info.kind]]
+        _decoded(np.zeros((1, block_bytes), np.uint8), info.kind)
+    except (KeyError, NotImplementedError) as error:
+        why = f"tensor {info.name} is quantised as {info.kind}, which cannot be read"
+        raise BadModel(info.path, why) from error

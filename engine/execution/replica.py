@@ -112,9 +112,7 @@ class Replica:
                 self._scheduler.drop(sequence)
         if sequence.error is not None:
             raise sequence.error
-        return Answer(
-            sequence.started_ns or 0, sequence.computed_tokens, sequence.kept, sequence.is_stopped
-        )
+        return Answer(sequence.started_ns or 0, sequence.computed_tokens, sequence.kept, sequence.is_stopped)
 
     async def probe(self, timeout_ns: int) -> bool:
         """Whether one token is generated within `timeout_ns`, on the way of every request but first in line.
@@ -222,7 +220,9 @@ class Replica:
     def _retire(self, sequence: Sequence) -> None:
         size = self._block_tokens
         first = sequence.cached_tokens // size
-        last = first if sequence.is_dropped or sequence.error is not None else sequence.computed_tokens // size
+        last = (
+            first if sequence.is_dropped or sequence.error is not None else sequence.computed_tokens // size
+        )
         sequence.kept = self._executor.retire(sequence, first, last, size)
         sequence.done.set()
 

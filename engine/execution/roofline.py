@@ -45,6 +45,7 @@ class RooflineExecutor:
     is_modelled = True
     keeps_blocks = True
     weights_id = ""
+    keep = None
 
     def __init__(self, machine: Machine, options: RooflineOptions) -> None:
         """Raises BadSettings when the weights leave no room for KV on this hardware."""
@@ -132,5 +133,7 @@ class RooflineExecutor:
 def shape_of(model: ModelSettings) -> Architecture:
     """The full-size architecture. Raises BadSettings for a model of which it is not known."""
     if model.architecture is None:
-        raise BadSettings(f"the architecture of {model.name!r} is not known, so that no formula tells its times")
+        raise BadSettings(
+            f"the architecture of {model.name!r} is not known, so that no formula tells its times"
+        )
     return model.architecture

@@ -6,7 +6,8 @@ nothing. Racks double in length (256, 512, ...) and a sequence moves on when it 
 share a step, at most half of a longer row idles, and memory follows what is in use, not what was asked for.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -24,10 +25,12 @@ from engine.formats import open_checkpoint
 from engine.settings import Architecture, ModelSettings, at_least, require
 
 SHORTEST_ROW_TOKENS = 256
-MASKED_TOKENS = 512
-"""Tokens of one pass under a mask. 16k tokens after one cached block: 3.6 s and 72 MiB; in one pass 7 s, 1.9 GiB."""
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.float32,
+}
 CONVERTED_FOLDER = ".modelyard"
 
 
@@ -99,7 +102,8 @@ class TorchExecutor:
         self._device = usable_device(options.device)
         if torch.get_num_threads() != options.threads:
             torch.set_num_threads(options.threads)
-        self._model, self.weights_id = loaded_model(machine, options, self._device)
+        built = built_model(machine, options, self._device)
+        self._model, self.weights_id, self.keep = built.model, built.weights_id, built.keep
         self._shape = shape = self._model.shape
         self._dtype = self._model.dtype
         self.vocab = shape.vocab
@@ -199,9 +203,7 @@ class TorchExecutor:
         if buffer is None:
             buffer = self._buffers[sequence.id] = self._new_buffer(sequence)
         tokens = torch.tensor(sequence.tokens[start : start + count], device=self._device)
-        for part in torch.split(tokens, MASKED_TOKENS if start else count):
-            hidden = self._model.prefill(part, buffer, start)
-            start += len(part)
+        hidden = self._model.prefill(tokens, buffer, start)
         return hidden[-1:] if chunk.is_last else None
 
     def _decode(self, sequences: list[Sequence]) -> Tensor:
@@ -309,30 +311,40 @@ def shape_of(model: ModelSettings) -> Architecture:
     return model.architecture
 
 
-def loaded_model(machine: Machine, options: TorchOptions, device: torch.device) -> tuple[Decoder, str]:
-    """The model of a machine, shared by all replicas that run it, and what tells its weights from others."""
-    key = f"torch on {device}"
-    if key not in machine.loaded:
-        machine.loaded[key] = _load(machine, options, device)
-    decoder, weights_id = machine.loaded[key]
-    assert isinstance(decoder, Decoder)
-    return decoder, str(weights_id)
+@dataclass(slots=True)
+class Built:
+    """A model that can run. `weights_id` tells its weights from others; `keep` writes what was converted for it."""
+
+    model: Decoder
+    weights_id: str
+    keep: Callable[[], object] | None = None
+
+
+def built_model(machine: Machine, options: TorchOptions, device: torch.device) -> Built:
+    """The model of a machine, shared by all replicas that run it."""
+    key = f"torch {machine.model.key} on {device}"
+    if key in machine.loaded:
+        built = machine.loaded[key]
+        assert isinstance(built, Built)
+        return replace(built, keep=None)  # who built it sees to that
+    built = machine.loaded[key] = _build(machine, options, device)
+    return built
 
 
 @torch.inference_mode()
-def _load(machine: Machine, options: TorchOptions, device: torch.device) -> tuple[Decoder, str]:
-    model, dtype = machine.model, DTYPES[options.weights]
-    if model.path is None:
-        shape, seed = shape_of(model), weights_seed(model, machine.seed)
-        weights, weights_id = seeded_weights(shape, seed, device), f"seed {seed}"
-    else:
-        path = Path(model.path)
+def _build(machine: Machine, options: TorchOptions, device: torch.device) -> Built:
+    model, in_int8 = machine.model, options.weights == "int8"
+    if model.path is not None:
+        path, dtype = Path(model.path), DTYPES[options.weights]
         folder = converted_folder(path, options)
-        loaded = load_weights(open_checkpoint(path), device, dtype, folder)
-        weights, shape, weights_id = loaded.weights, loaded.shape, loaded.weights_hash
-    if options.weights == "int8":
-        weights = quantised(weights)
-    return Decoder(shape, weights), f"{weights_id} as {options.weights}"
+        loaded = load_weights(open_checkpoint(path), device, dtype, folder, in_int8=in_int8)
+        weights_id = f"{loaded.weights_hash} as {options.weights}"
+        return Built(Decoder(loaded.shape, loaded.weights), weights_id, loaded.keep)
+    shape, seed = shape_of(model), weights_seed(model, machine.seed)
+    weights = seeded_weights(shape, seed, device)
+    return Built(
+        Decoder(shape, quantised(weights) if in_int8 else weights), f"seed {seed} as {options.weights}"
+    )
 
 
 def converted_folder(path: Path, options: TorchOptions) -> Path | None:

@@ -4,7 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from engine.clock import to_ns
 from engine.settings import HealthSettings
+
+PARTS = 10  # of the window in which errors are counted; the oldest part goes when a new one begins
 
 
 class Health(StrEnum):
@@ -29,18 +32,57 @@ class HealthChange:
     cause: str
 
 
+class ErrorRate:
+    """How many of the latest requests failed: counts in the parts of a sliding window, O(1) memory."""
+
+    __slots__ = ("_bad", "_good", "_latest", "_part_ns")
+
+    def __init__(self, window_ns: int) -> None:
+        self._part_ns = max(1, window_ns // PARTS)
+        self._good = [0] * PARTS
+        self._bad = [0] * PARTS
+        self._latest = 0
+
+    def count(self, now_ns: int, *, is_good: bool) -> None:
+        part = now_ns // self._part_ns
+        for passed in range(max(self._latest + 1, part - PARTS + 1), part + 1):
+            self._good[passed % PARTS] = self._bad[passed % PARTS] = 0
+        self._latest = max(part, self._latest)
+        (self._good if is_good else self._bad)[part % PARTS] += 1
+
+    def clear(self) -> None:
+        self._good = [0] * PARTS
+        self._bad = [0] * PARTS
+
+    def of_at_least(self, requests: int) -> float | None:
+        """The share that failed; None where there were fewer requests than that."""
+        bad = sum(self._bad)
+        total = bad + sum(self._good)
+        return bad / total if total >= max(1, requests) else None
+
+
 @dataclass(slots=True)
 class _Record:
+    errors: ErrorRate
     health: Health = Health.HEALTHY
-    failures_in_a_row: int = 0
-    successes_in_a_row: int = 0
+    failures_in_a_row: int = 0  # of probes
+    successes_in_a_row: int = 0  # of probes, or of trials
+    errors_in_a_row: int = 0  # of requests
+    is_on_trial: bool = False
+    trials: int = 0  # in flight
+    closures: int = 0  # because of errors, with hardly a healthy time between
+    retry_ns: int = 0  # nothing brings it back before
+    healthy_since_ns: int = 0
 
 
 class HealthMonitor:
-    """Keeps the health of each replica and tells `on_change` of every change, synchronously.
+    """Keeps the health of each replica and tells `on_change` of every change, synchronously. O(1) an event.
 
-    A lost replica is unhealthy at once: there is nothing to be unsure of. A failed probe may be a hiccup, so
-    `fall` of them in a row are needed; `rise` good ones in a row bring the replica back.
+    A lost replica is unhealthy at once: there is nothing to be unsure of. A failed probe may be a hiccup, so `fall`
+    of them in a row are needed; `rise` good ones in a row bring the replica back. Requests that fail on it count too:
+    some in a row, or a share of the latest ones. Who was closed for that stays closed for a while, longer each time,
+    however well it answers probes. Then good probes bring it back; where nobody probes, it is *on trial* (half-open):
+    a few requests at a time, `rise` good ones in a row open it, one bad one closes it again.
     """
 
     def __init__(self, settings: HealthSettings, on_change: Callable[[HealthChange], None]) -> None:
@@ -49,7 +91,14 @@ class HealthMonitor:
         self._records: dict[str, _Record] = {}
 
     def add(self, replica: str) -> None:
-        self._records[replica] = _Record()
+        self._records[replica] = _Record(ErrorRate(to_ns(self._settings.window_s)))
+
+    def remove(self, replica: str) -> None:
+        """It is gone: what comes of it from now on is nobody's affair."""
+        del self._records[replica]
+
+    def knows(self, replica: str) -> bool:
+        return replica in self._records
 
     def health(self, replica: str) -> Health:
         return self._records[replica].health
@@ -58,6 +107,7 @@ class HealthMonitor:
         """A request found the replica dead."""
         record = self._records[replica]
         record.successes_in_a_row = 0
+        record.is_on_trial = False
         self._move(replica, record, Health.UNHEALTHY, "replica lost", now_ns)
 
     def probed(self, replica: str, answered: bool, now_ns: int) -> None:
@@ -66,13 +116,94 @@ class HealthMonitor:
         if answered:
             record.failures_in_a_row = 0
             record.successes_in_a_row += 1
-            if record.successes_in_a_row >= self._settings.rise:
-                self._move(replica, record, Health.HEALTHY, "probes answered", now_ns)
+            if record.successes_in_a_row >= self._settings.rise and record.health is Health.UNHEALTHY:
+                self._open(replica, record, "probes answered", now_ns)
         else:
             record.successes_in_a_row = 0
             record.failures_in_a_row += 1
             if record.failures_in_a_row >= self._settings.fall:
                 self._move(replica, record, Health.UNHEALTHY, "probes failed", now_ns)
+
+    def served(self, replica: str, now_ns: int) -> None:
+        """A request ended well on it."""
+        record = self._records.get(replica)
+        if record is None:
+            return
+        record.errors_in_a_row = 0
+        record.errors.count(now_ns, is_good=True)
+        if record.is_on_trial:
+            record.successes_in_a_row += 1
+            if record.successes_in_a_row >= self._settings.rise:
+                self._open(replica, record, "trials ended well", now_ns)
+        elif record.health is Health.DEGRADED:
+            rate = record.errors.of_at_least(self._settings.window_requests)
+            if rate is not None and rate < self._settings.degraded_error_rate / 2:
+                self._move(replica, record, Health.HEALTHY, "fewer requests fail", now_ns)
+
+    def failed(self, replica: str, now_ns: int) -> None:
+        """A request failed on it, and it was the replica's fault."""
+        record = self._records.get(replica)
+        if record is None:
+            return
+        settings = self._settings
+        record.errors_in_a_row += 1
+        record.errors.count(now_ns, is_good=False)
+        if record.is_on_trial:
+            self._close(replica, record, "a trial failed", now_ns)
+        elif record.errors_in_a_row >= settings.errors_in_a_row:
+            self._close(replica, record, f"{record.errors_in_a_row} requests in a row failed", now_ns)
+        elif (rate := record.errors.of_at_least(settings.window_requests)) is None:
+            return
+        elif rate >= settings.unhealthy_error_rate:
+            self._close(replica, record, f"{rate:.0%} of the latest requests failed", now_ns)
+        elif rate >= settings.degraded_error_rate and record.health is Health.HEALTHY:
+            self._move(replica, record, Health.DEGRADED, f"{rate:.0%} of the latest requests failed", now_ns)
+
+    def retry_in_ns(self, replica: str, now_ns: int) -> int:
+        """How long it stays closed at least, from now on."""
+        return max(0, self._records[replica].retry_ns - now_ns)
+
+    def try_again(self, replica: str, now_ns: int) -> None:
+        """Put a closed replica on trial: it gets a few requests at a time. Harmless for one that is gone or open."""
+        record = self._records.get(replica)
+        if record is not None and record.health is Health.UNHEALTHY and now_ns >= record.retry_ns:
+            record.is_on_trial, record.trials, record.successes_in_a_row = True, 0, 0
+            self._move(replica, record, Health.DEGRADED, "on trial", now_ns)
+
+    def enter(self, replica: str) -> bool:
+        """Whether a request may go there now. One that may has to `leave`."""
+        record = self._records[replica]
+        if record.is_on_trial:
+            if record.trials >= self._settings.trial_requests:
+                return False
+            record.trials += 1
+        return True
+
+    def leave(self, replica: str) -> None:
+        """A request that had entered has ended, well or not."""
+        record = self._records.get(replica)
+        if record is not None and record.trials:
+            record.trials -= 1
+
+    def _open(self, replica: str, record: _Record, cause: str, now_ns: int) -> None:
+        if now_ns < record.retry_ns:
+            return
+        record.is_on_trial = False
+        record.errors.clear()
+        record.healthy_since_ns = now_ns
+        self._move(replica, record, Health.HEALTHY, cause, now_ns)
+
+    def _close(self, replica: str, record: _Record, cause: str, now_ns: int) -> None:
+        settings = self._settings
+        longest_ns = to_ns(settings.max_retry_after_s)
+        if record.health is Health.HEALTHY and now_ns - record.healthy_since_ns > longest_ns:
+            record.closures = 0
+        record.retry_ns = now_ns + min(to_ns(settings.retry_after_s) << min(record.closures, 40), longest_ns)
+        record.closures += 1
+        record.errors_in_a_row = record.successes_in_a_row = 0
+        record.is_on_trial = False
+        record.errors.clear()
+        self._move(replica, record, Health.UNHEALTHY, cause, now_ns)
 
     def _move(self, replica: str, record: _Record, after: Health, cause: str, now_ns: int) -> None:
         if self._settings.enabled and record.health is not after:

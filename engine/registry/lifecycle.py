@@ -38,8 +38,8 @@ class Host(Protocol):
 class Residence:
     """A model and its place in memory: what it takes, who holds it, who waits for it.
 
-    `asking` counts the callers who will hold it as soon as they can. `may_return`: a draining model leaves for others,
-    and requests wait for it to come back; otherwise an operator sent it away, and they are refused.
+    `asking` counts the callers who will hold it as soon as they can. `may_return`: a draining model leaves for
+    others, and requests wait for it to come back; otherwise an operator sent it away, and they are refused.
     """
 
     key: str
@@ -363,4 +363,3 @@ def _give_up(line: list[Signal], signal: Signal) -> None:
 
 def _gib(num_bytes: int | None) -> str:
     return "no limit" if num_bytes is None else f"{num_bytes / 2**30:.2f} GiB"
-

@@ -18,7 +18,7 @@ from engine.clock import NS_PER_S
 from engine.settings import above, require
 from sim.traffic.lines import lines
 from sim.traffic.trace import MAX_TOKENS, BadTrace, Trace, from_rows
-from sim.traffic.workload import MAX_REQUESTS, check_kind, check_vocab, whole, workloads
+from sim.traffic.workload import MAX_REQUESTS, check_kind, check_popularity, check_vocab, whole, workloads
 
 HEADER = b"TIMESTAMP,ContextTokens,GeneratedTokens"
 YEARS = range(1970, 2201)  # nanoseconds of a wider range would not fit into an int64
@@ -44,6 +44,7 @@ class AzureWorkload:
     requests: int | None = 200  # the first so many; None is all
     time_scale: float = 1.0  # multiplies every arrival: above 1 is slower
     vocab: int = 4096
+    model_zipf: float | None = None
 
     def __post_init__(self) -> None:
         check_kind(self.kind, "azure")
@@ -52,6 +53,7 @@ class AzureWorkload:
             whole("workload.requests", self.requests, 1, MAX_REQUESTS)
         above("workload.time_scale", self.time_scale, 0)
         check_vocab(self.vocab)
+        check_popularity(self.model_zipf)
 
     def draw(self, seed: int, model: str) -> Trace:
         return read(

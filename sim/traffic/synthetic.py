@@ -10,7 +10,15 @@ from engine.request import Tokens
 from engine.settings import above, at_least, require
 from sim.streams import stream
 from sim.traffic.trace import MAX_TOKENS, Lengths, Times, Trace
-from sim.traffic.workload import MAX_REQUESTS, YEAR_S, check_kind, check_vocab, whole, workloads
+from sim.traffic.workload import (
+    MAX_REQUESTS,
+    YEAR_S,
+    check_kind,
+    check_popularity,
+    check_vocab,
+    whole,
+    workloads,
+)
 
 MAX_PREFIX_TOKENS = 131_072  # the context of today's larger models
 MAX_SIGMA = 10.0  # of a logarithm: the middle half of the draws then spans six orders of magnitude
@@ -42,6 +50,7 @@ class SyntheticWorkload:
     prefix_sigma: float = 0.6
     prefix_share: float = 1.0
     vocab: int = 4096
+    model_zipf: float | None = None
 
     def __post_init__(self) -> None:
         check_kind(self.kind, "synthetic")
@@ -57,6 +66,7 @@ class SyntheticWorkload:
         at_least("workload.prefix_zipf", self.prefix_zipf, 0)
         require("workload.prefix_share", self.prefix_share, 0 <= self.prefix_share <= 1, "from 0 to 1")
         check_vocab(self.vocab)
+        check_popularity(self.model_zipf)
 
     def draw(self, seed: int, model: str) -> Trace:
         return trace(self, seed, model)

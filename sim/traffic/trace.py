@@ -1,5 +1,6 @@
 """A trace: every request of a run as columns, the one record that each workload and trace format becomes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,7 +37,8 @@ class Trace:
 
     `prefix` is the index of a request's template in `prefixes`, -1 for none; a prompt is its template, then
     tokens of its own, `prompt_tokens` together. `dropped_rows` counts the rows of the source that nobody
-    can serve. Tokens are drawn from `seed` when a request is asked for, the same ones in any order.
+    can serve. `model_of` is the index in `models` of the one that each request asks for; None: all ask for `model`.
+    Tokens are drawn from `seed` when a request is asked for, the same ones in any order.
     """
 
     arrival_ns: Times
@@ -50,6 +52,8 @@ class Trace:
     seed: int
     source: str
     dropped_rows: int = 0
+    models: tuple[str, ...] = ()
+    model_of: Lengths | None = None
     _content: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -80,12 +84,25 @@ class Trace:
             raise IndexError(f"there is no request {index} in a trace of {len(self)}")
         return Request(
             id=index,
-            model=self.model,
+            model=self.model if self.model_of is None else self.models[self.model_of[index]],
             prompt_tokens=self._prompt(index),
             max_output_tokens=int(self.output_tokens[index]),
             arrival_ns=int(self.arrival_ns[index]),
             tenant=self.tenant,
         )
+
+    @property
+    def asked_for(self) -> tuple[str, ...]:
+        """The models that requests may ask for."""
+        return self.models or (self.model,)
+
+    def spread(self, models: Sequence[str], zipf: float) -> None:
+        """Let the requests ask for many models, the i-th (from 1) with weight i^-zipf: independent draws."""
+        weights = np.arange(1, len(models) + 1, dtype=np.float64) ** -zipf
+        upto = np.cumsum(weights) / weights.sum()
+        drawn = stream(self.seed, "models").random(len(self))
+        self.models = tuple(models)
+        self.model_of = np.searchsorted(upto[:-1], drawn, side="right").astype(np.int32)
 
     def summary(self) -> dict[str, float | int]:
         """Figures of the whole trace. The rate counts gaps, not requests; it is 0 without a span."""

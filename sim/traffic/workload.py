@@ -3,10 +3,11 @@
 A kind of traffic is one module with one settings class, registered here by its name.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from engine.named import Named
-from engine.settings import require
+from engine.settings import at_least, require
 from sim.traffic.trace import Trace
 
 MAX_REQUESTS = 100_000_000
@@ -17,6 +18,7 @@ class Workload(Protocol):
     """Traffic of one kind, as it was set."""
 
     kind: str
+    model_zipf: float | None  # popularity of the fleet's models; None: all requests ask for the first
 
     def draw(self, seed: int, model: str) -> Trace:
         """All requests of a run, a function of the settings and `seed` (>= 0) alone. Raises BadSettings."""
@@ -25,10 +27,13 @@ class Workload(Protocol):
 workloads: Named[Workload] = Named("workload")
 
 
-def draw(settings: Workload, seed: int, model: str) -> Trace:
-    """The trace of one run: every request that will arrive, for `model`. Raises BadSettings."""
+def draw(settings: Workload, seed: int, models: Sequence[str]) -> Trace:
+    """The trace of one run: every request that will arrive, for one model or many. Raises BadSettings."""
     whole("seed", seed, 0, 2**63)
-    return settings.draw(seed, model)
+    trace = settings.draw(seed, models[0])
+    if settings.model_zipf is not None:
+        trace.spread(models, settings.model_zipf)
+    return trace
 
 
 def whole(key: str, value: float, least: int, most: int) -> None:
@@ -45,3 +50,9 @@ def check_kind(value: str, kind: str) -> None:
 def check_vocab(value: int) -> None:
     """Raise BadSettings unless prompts can be drawn from a vocabulary of that size."""
     whole("workload.vocab", value, 2, 2**31 - 1)
+
+
+def check_popularity(value: float | None) -> None:
+    """Raise BadSettings unless the popularity of models can follow that law."""
+    if value is not None:
+        at_least("workload.model_zipf", value, 0)

@@ -94,7 +94,7 @@ def changed(settings, **changes):
 def test_an_engine_serves_as_soon_as_it_is_started(engine, clock):
     request = Request(7, "llama@1.0.0", np.arange(5, dtype=np.int32), 3, 0)
     answer = clock.env.run(until=clock.spawn(engine.serve(request)))
-    assert (answer.request_id, answer.model, answer.replica, answer.attempts) == (7, "llama", "a", 1)
+    assert (answer.request_id, answer.model, answer.replica, answer.attempts) == (7, "llama@1.0.0", "a", 1)
     assert len(answer.tokens) == answer.usage.output_tokens == 3
     assert answer.finished_ns == clock.now_ns()
 

@@ -23,7 +23,7 @@ TRACES = Path(__file__).parents[4] / "shared" / "traces"
 
 
 def read(path, **options):
-    return draw(AzureWorkload(path=str(path), **({"requests": None} | options)), 1, "m")
+    return draw(AzureWorkload(path=str(path), **({"requests": None} | options)), 1, ["m"])
 
 
 @pytest.fixture

@@ -38,9 +38,9 @@ def templates_of(trace):
 
 
 def test_the_same_seed_draws_the_same_trace_and_another_moves_every_column():
-    trace = draw(chat(), 1, "m")
-    assert columns_that_differ(trace, draw(chat(), 1, "m")) == set()
-    other = draw(chat(), 2, "m")
+    trace = draw(chat(), 1, ["m"])
+    assert columns_that_differ(trace, draw(chat(), 1, ["m"])) == set()
+    other = draw(chat(), 2, ["m"])
     assert columns_that_differ(trace, other) == set(COLUMNS)
     assert templates_of(trace) != templates_of(other)
 
@@ -60,30 +60,30 @@ def test_the_same_seed_draws_the_same_trace_and_another_moves_every_column():
     ],
 )
 def test_a_setting_moves_no_column_but_its_own(change, moved, same_templates):
-    trace, changed = draw(chat(), 1, "m"), draw(chat(**change), 1, "m")
+    trace, changed = draw(chat(), 1, ["m"]), draw(chat(**change), 1, ["m"])
     assert columns_that_differ(trace, changed) == moved
     assert (templates_of(trace) == templates_of(changed)) is same_templates
 
 
 def test_a_longer_trace_begins_with_the_shorter():
-    short, long = draw(chat(requests=500), 1, "m"), draw(chat(requests=900), 1, "m")
+    short, long = draw(chat(requests=500), 1, ["m"]), draw(chat(requests=900), 1, ["m"])
     for name in COLUMNS:
         assert getattr(long, name)[:500].tolist() == getattr(short, name).tolist()
     assert long.request(499).prompt_tokens.tolist() == short.request(499).prompt_tokens.tolist()
 
 
 def test_one_more_prefix_changes_none_of_the_others():
-    few, more = draw(chat(prefixes=8), 1, "m"), draw(chat(prefixes=9), 1, "m")
+    few, more = draw(chat(prefixes=8), 1, ["m"]), draw(chat(prefixes=9), 1, ["m"])
     assert templates_of(more)[:8] == templates_of(few)
 
 
 def test_no_template_begins_like_another():
-    trace = draw(chat(prefixes=50), 1, "m")
+    trace = draw(chat(prefixes=50), 1, ["m"])
     assert len({tuple(template[:8].tolist()) for template in trace.prefixes}) == 50
 
 
 def test_columns_do_not_follow_each_other():
-    trace = draw(chat(prefix_share=0.5, prefix_sigma=0.0, prefix_median_tokens=1.0), 1, "m")
+    trace = draw(chat(prefix_share=0.5, prefix_sigma=0.0, prefix_median_tokens=1.0), 1, ["m"])
     gaps = np.diff(trace.arrival_ns, prepend=0)
     ranks = [column.argsort().argsort() for column in (gaps, trace.prompt_tokens, trace.output_tokens)]
     correlations = np.corrcoef([*ranks, trace.prefix])
@@ -91,8 +91,8 @@ def test_columns_do_not_follow_each_other():
 
 
 def test_a_prompt_is_its_prefix_and_a_part_of_its_own():
-    trace = draw(chat(prefix_share=0.5), 1, "m")
-    without = draw(chat(prefixes=0), 1, "m")
+    trace = draw(chat(prefix_share=0.5), 1, ["m"])
+    without = draw(chat(prefixes=0), 1, ["m"])
     lengths = np.array([*map(len, trace.prefixes), 0])
     assert (trace.prompt_tokens - without.prompt_tokens).tolist() == lengths[trace.prefix].tolist()
     index = int(np.flatnonzero(trace.prefix == 3)[0])
@@ -102,13 +102,13 @@ def test_a_prompt_is_its_prefix_and_a_part_of_its_own():
 
 
 def test_the_rate_is_that_asked_for_within_four_sigma():
-    trace = draw(chat(), 1, "m")
+    trace = draw(chat(), 1, ["m"])
     seconds = trace.arrival_ns[-1] / 1e9
     assert seconds == pytest.approx(20_000 / 30, rel=4 / np.sqrt(20_000))
 
 
 def test_arrivals_are_a_poisson_process():
-    trace = draw(chat(requests=60_000, rate=50.0), 1, "m")
+    trace = draw(chat(requests=60_000, rate=50.0), 1, ["m"])
     counts = np.bincount(trace.arrival_ns // 10**9)[:1000]
     assert counts.var() / counts.mean() == pytest.approx(1, abs=4 * np.sqrt(2 / 1000))
     gaps = np.diff(trace.arrival_ns)
@@ -118,20 +118,20 @@ def test_arrivals_are_a_poisson_process():
 
 @pytest.mark.parametrize(("median", "sigma"), [(96.0, 1.0), (1100.0, 1.36), (500.0, 0.0)])
 def test_lengths_are_log_normal(median, sigma):
-    own = draw(chat(prompt_median_tokens=median, prompt_sigma=sigma, prefixes=0), 1, "m").prompt_tokens
+    own = draw(chat(prompt_median_tokens=median, prompt_sigma=sigma, prefixes=0), 1, ["m"]).prompt_tokens
     error = 1.2533 * sigma / np.sqrt(len(own))  # of a sample median
     assert np.log(np.median(own)) == pytest.approx(np.log(median), abs=4 * error + 0.5 / median)
     assert np.log(own).std() == pytest.approx(sigma, abs=0.03)
 
 
 def test_lengths_stay_between_the_least_and_the_most():
-    trace = draw(chat(output_sigma=10.0, output_min_tokens=3, output_max_tokens=40), 1, "m")
+    trace = draw(chat(output_sigma=10.0, output_min_tokens=3, output_max_tokens=40), 1, ["m"])
     assert (trace.output_tokens.min(), trace.output_tokens.max()) == (3, 40)
 
 
 @pytest.mark.parametrize("zipf", [0.0, 0.4, 1.0, 1.5])
 def test_prefixes_are_as_popular_as_zipf_says(zipf):
-    trace = draw(chat(prefix_zipf=zipf), 1, "m")
+    trace = draw(chat(prefix_zipf=zipf), 1, ["m"])
     weights = np.arange(1, 9.0) ** -zipf
     expected = weights / weights.sum()
     seen = np.bincount(trace.prefix, minlength=8) / len(trace)
@@ -140,17 +140,17 @@ def test_prefixes_are_as_popular_as_zipf_says(zipf):
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_a_share_of_the_requests_begins_with_a_prefix(share):
-    trace = draw(chat(prefix_share=share), 1, "m")
+    trace = draw(chat(prefix_share=share), 1, ["m"])
     margin = 4 * np.sqrt(share * (1 - share) / len(trace))
     assert (trace.prefix >= 0).mean() == pytest.approx(share, abs=margin)
 
 
 def test_an_extreme_popularity_leaves_one_prefix():
-    assert set(draw(chat(prefix_zipf=1e9), 1, "m").prefix.tolist()) == {0}
+    assert set(draw(chat(prefix_zipf=1e9), 1, ["m"]).prefix.tolist()) == {0}
 
 
 def test_columns_have_their_types():
-    trace = draw(chat(), 1, "m")
+    trace = draw(chat(), 1, ["m"])
     assert [getattr(trace, name).dtype.name for name in COLUMNS] == ["int64", "int32", "int32", "int32"]
     assert {template.dtype.name for template in trace.prefixes} == {"int32"}
 

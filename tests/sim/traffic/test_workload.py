@@ -51,6 +51,7 @@ def test_every_kind_has_a_name_that_its_settings_know(kind):
         "prefix_median_tokens": [0, -1, NAN, INF],
         "prefix_sigma": [-1, NAN, INF],
         "prefix_share": [-0.1, 1.1, NAN, INF],
+        "model_zipf": [-1, NAN, INF],
         "vocab": [0, 1, -1, NAN, 2**31],
     }.items(),
 )
@@ -80,21 +81,21 @@ def test_settings_that_read_no_trace_are_refused_by_key_and_value(key, values):
 
 def test_one_length_for_all_is_no_contradiction():
     same = {"prompt_min_tokens": 9, "prompt_max_tokens": 9, "prompt_sigma": 0}
-    trace = draw(SyntheticWorkload(**(CHAT | same)), 1, "m")
+    trace = draw(SyntheticWorkload(**(CHAT | same)), 1, ["m"])
     assert set(trace.prompt_tokens.tolist()) == {9}
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, NAN])
 def test_a_seed_is_a_natural_number(seed):
     with pytest.raises(BadSettings, match="seed is"):
-        draw(SyntheticWorkload(**CHAT), seed, "m")
+        draw(SyntheticWorkload(**CHAT), seed, ["m"])
 
 
 def test_every_kind_is_drawn_for_the_model_asked_for(tmp_path):
     path = tmp_path / "trace.csv"
     path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,5,6\n")
     for settings in (SyntheticWorkload(**CHAT), AzureWorkload(path=str(path))):
-        trace = draw(settings, 7, "phi")
+        trace = draw(settings, 7, ["phi"])
         assert (trace.model, trace.seed, trace.request(0).model) == ("phi", 7, "phi")
 
 

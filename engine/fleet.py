@@ -1,0 +1,264 @@
+"""The fleet: the models that are in memory, their replicas, and what each of them can take.
+
+It does what the lifecycle decides: makes executors and replicas, warms them, gives them to the router and to the
+health monitor, watches them, and takes them away again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.clock import Clock, to_ns
+from engine.errors import BadSettings, LoadFailed
+from engine.execution import Executor, Machine, Replica, Scheduler, executors
+from engine.formats import open_checkpoint
+from engine.registry import Health, HealthMonitor, Lifecycle, Registry
+from engine.routing import Router
+from engine.settings import EngineSettings, ExecutorSettings, LoadingSettings, ModelSettings
+
+if TYPE_CHECKING:
+    from engine.text import Text
+
+LoadTimes = Callable[[str, int], int]
+"""What the n-th load (from 0) of a model takes where it is modelled: key, n -> nanoseconds."""
+
+StateObserver = Callable[[str, Health, str], None]
+"""Told of a model's new state, and what made it."""
+
+
+def median_load_times(settings: LoadingSettings) -> LoadTimes:
+    """Every load takes the median of its kind: the first of a model is cold, the others are warm."""
+    return lambda _key, number: to_ns(settings.warm_s if number else settings.cold_median_s)
+
+
+@dataclass(slots=True)
+class Home:
+    """A model in memory: what one request to it may be, whose KV is whose, and how its tokens are text.
+
+    `weights_id` changes with the weights, so that KV of other weights is never taken for theirs.
+    """
+
+    model: ModelSettings
+    replicas: list[Replica]
+    request_tokens: int  # that one request may have at most, prompt and output
+    vocab: int
+    block_bytes: int
+    weights_id: str
+    text: "Text | None"
+
+
+class Fleet:
+    """Implements `Host` for the lifecycle. Not for others to call: they hold a model through `lifecycle`."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        clock: Clock,
+        registry: Registry,
+        router: Router,
+        health: HealthMonitor,
+        load_times: LoadTimes,
+        on_state: StateObserver,
+    ) -> None:
+        """Raises BadSettings or UnknownName before anything is loaded."""
+        self.settings = settings
+        self.lifecycle = Lifecycle(settings.models, clock, self)
+        self.replicas: dict[str, Replica] = {}
+        self.homes: dict[str, Home] = {}
+        self._clock = clock
+        self._registry = registry
+        self._router = router
+        self._health = health
+        self._load_times = load_times
+        self._on_state = on_state
+        self._options: dict[str, Any] = {}
+        self._num_loads: dict[str, int] = {}
+        self._names: dict[str, list[str]] = {}
+        for name, model in settings.fleet.replicas.items():
+            self._names.setdefault(registry.find(model).key, []).append(name)
+        self.executor_of(settings.executor.name)
+
+    def load_now(self, key: str) -> None:
+        """Have a model in memory before time begins. Raises LoadFailed, BadSettings."""
+        self.lifecycle.add_loaded(key)
+        machine = self._machine(key)
+        made = [self._make_executor(machine) for _ in self.names_of(key)]
+        self._move_in(key, machine, made, self._make_text(machine.model))
+        for replica in self.homes[key].replicas:
+            self._open(replica)
+        self.moved(key, Health.HEALTHY, "loaded")
+
+    def start(self) -> None:
+        """Let the replicas serve and their health be watched."""
+        for replica in self.replicas.values():
+            replica.start()
+            self._look_after(replica)
+
+    def names_of(self, key: str) -> list[str]:
+        """The names of a model's replicas. One that the settings do not name has one replica, called like itself."""
+        return self._names.get(key, [key])
+
+    def vocab_of(self, key: str) -> int | None:
+        """The size of a model's vocabulary, in memory or not; None when only loading tells."""
+        model = self._model(key)
+        return self.executor_of(self._executor_name(model)).vocab_of(model)
+
+    def executor_of(self, name: str) -> type[Executor]:
+        """The class of an executor, its options checked. Raises BadSettings, UnknownName."""
+        cls = executors.find(name)
+        if name not in self._options:
+            self._options[name] = executor_options(name, self.settings.executor)
+        return cls
+
+    # what the lifecycle asks for
+
+    def weights_bytes(self, key: str) -> int:
+        model = self._model(key)
+        name = self._executor_name(model)
+        cls = self.executor_of(name)
+        return cls.weights_bytes(model, self._options[name])
+
+    async def load(self, key: str) -> None:
+        machine = self._machine(key)
+        number = self._num_loads.get(key, 0)
+        self._num_loads[key] = number + 1
+        try:
+            if self.executor_of(self._executor_name(machine.model)).is_modelled:
+                await self._clock.sleep(self._load_times(key, number))
+                made, text = self._make_all(key, machine)
+            else:
+                (made, text), _ = await self._clock.compute(lambda: self._make_all(key, machine))
+        except LoadFailed:
+            raise
+        except (BadSettings, OSError, MemoryError, RuntimeError) as error:
+            raise LoadFailed(f"{key} could not be loaded: {error}") from error
+        self._move_in(key, machine, made, text)
+        try:
+            await self._warm(key)
+        except BaseException:
+            self.unload(key)
+            raise
+        for replica in self.homes[key].replicas:
+            self._open(replica)
+            self._look_after(replica)
+        for executor in made:
+            if executor.keep is not None:
+                self._clock.spawn(self._keep(executor.keep))
+
+    def unload(self, key: str) -> None:
+        home = self.homes.pop(key)
+        for replica in home.replicas:
+            if self._health.knows(replica.name):
+                self._router.remove(replica)
+                self._health.remove(replica.name)
+            del self.replicas[replica.name]
+            replica.stop()
+
+    def moved(self, key: str, state: Health, cause: str) -> None:
+        self._on_state(key, state, cause)
+
+    def _make_all(self, key: str, machine: Machine) -> tuple[list[Executor], "Text | None"]:
+        return [self._make_executor(machine) for _ in self.names_of(key)], self._make_text(machine.model)
+
+    def _make_executor(self, machine: Machine) -> Executor:
+        name = self._executor_name(machine.model)
+        cls = self.executor_of(name)
+        made: Executor = cls(machine, self._options[name])  # type: ignore[call-arg]
+        return made
+
+    def _make_text(self, model: ModelSettings) -> "Text | None":
+        if model.path is None or self.executor_of(self._executor_name(model)).is_modelled:
+            return None
+        from engine.text import text_of  # noqa: PLC0415  it brings Jinja and tokenizers
+
+        return text_of(open_checkpoint(Path(model.path)))
+
+    def _machine(self, key: str) -> Machine:
+        settings = self.settings
+        return Machine(
+            self._model(key), settings.hardware, self._clock, settings.fleet.max_batch, settings.seed
+        )
+
+    def _model(self, key: str) -> ModelSettings:
+        card = self._registry.find(key)
+        if card.settings is None:
+            raise LoadFailed(f"{key} cannot be loaded: {card.reason}")
+        return card.settings
+
+    def _executor_name(self, model: ModelSettings) -> str:
+        """The executor of a model: what our own decoder does not run goes to that of the library."""
+        chosen = self.settings.executor.name
+        return "transformers" if chosen == "torch" and model.architecture is None else chosen
+
+    def _move_in(self, key: str, machine: Machine, made: list[Executor], text: "Text | None") -> None:
+        """Replicas around the executors, known here and not yet to the router."""
+        settings, first = self.settings, made[0]
+        block_tokens = settings.cache.block_tokens
+        keeps = settings.cache.enabled and first.keeps_blocks
+        replicas = []
+        for name, executor in zip(self.names_of(key), made, strict=True):
+            fleet = settings.fleet
+            scheduler = Scheduler(fleet.max_batch, fleet.step_tokens, executor.kv_capacity_tokens)
+            # without a cache no block is worth copying out: no sequence fills one that is so long
+            length = block_tokens if keeps else executor.context_tokens + 1
+            replicas.append(Replica(name, key, executor, scheduler, self._clock, length))
+        self.replicas |= {replica.name: replica for replica in replicas}
+        self.homes[key] = Home(
+            model=machine.model,
+            replicas=replicas,
+            request_tokens=min(first.context_tokens, first.kv_capacity_tokens),
+            vocab=first.vocab,
+            block_bytes=first.kv_bytes_per_token * block_tokens if keeps else 0,
+            weights_id=first.weights_id,
+            text=text,
+        )
+
+    async def _warm(self, key: str) -> None:
+        """One token from each replica before the first request: what is made lazily is made now."""
+        timeout_s = self.settings.models.warm_timeout_s
+        for replica in self.homes[key].replicas:
+            replica.start()
+            if not await replica.probe(to_ns(timeout_s)):
+                raise LoadFailed(f"{key} was loaded, but did not give its first token within {timeout_s:g} s")
+
+    def _open(self, replica: Replica) -> None:
+        """Let requests come to a replica that is warm, or that waits for time to begin."""
+        self._router.add(replica)
+        self._health.add(replica.name)
+
+    def _look_after(self, replica: Replica) -> None:
+        if self.settings.health.enabled and self.settings.health.probes:
+            self._clock.spawn(self._watch(replica))
+
+    async def _keep(self, keep: Callable[[], object]) -> None:
+        """Write beside what loading has converted; the model serves meanwhile."""
+        await self._clock.compute(keep)
+
+    async def _watch(self, replica: Replica) -> None:
+        """Probe a replica again and again, for as long as it is here."""
+        settings = self.settings.health
+        while True:
+            await self._clock.sleep(to_ns(settings.probe_every_s))
+            if self.replicas.get(replica.name) is not replica:
+                return
+            answered = await replica.probe(to_ns(settings.probe_timeout_s))
+            if self.replicas.get(replica.name) is not replica:
+                return
+            self._health.probed(replica.name, answered, self._clock.now_ns())
+
+
+def executor_options(name: str, settings: ExecutorSettings) -> object:
+    """The options of an executor. Raises BadSettings for one that the chosen executor does not have.
+
+    One that was not chosen, but steps in for it, takes those of the options that it has too.
+    """
+    cls = executors.find(name).Options
+    allowed = [field.name for field in fields(cls)]
+    unknown = [option for option in settings.options if option not in allowed]
+    if unknown and name == settings.name:
+        raise BadSettings(
+            f"executor.{unknown[0]} is {settings.options[unknown[0]]!r}, but executor {name!r} has no such "
+            f"option; its options are {', '.join(allowed)}"
+        )
+    return cls(**{option: value for option, value in settings.options.items() if option in allowed})
