@@ -137,7 +137,7 @@ class Engine:
 
     def is_available(self, replica: str) -> bool:
         """Whether the router may give requests to that replica."""
-        return self.health.health(replica) in AVAILABLE
+        return self.health.knows(replica) and self.health.health(replica) in AVAILABLE
 
     async def _attempt(self, job: "Job", replica: Replica, story: Story) -> Completion:
         """Prefix, execute, settle: one try on one replica."""

@@ -87,7 +87,7 @@ class Fleet:
         self._move_in(key, machine, made, self._make_text(machine.model))
         for replica in self.homes[key].replicas:
             self._open(replica)
-        self.moved(key, Health.HEALTHY, "loaded")
+        self._registry.set_state(key, Health.HEALTHY)
 
     def start(self) -> None:
         """Let the replicas serve and their health be watched."""

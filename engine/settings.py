@@ -149,7 +149,10 @@ class ModelSettings:
 
 @dataclass(slots=True, kw_only=True)
 class FleetSettings:
-    """Who serves: `replicas` maps the name of each replica to the name of its model."""
+    """Who serves: `replicas` maps the name of each replica to the name of its model.
+
+    A model that has none here gets one of its own, called like itself, when it is first asked for.
+    """
 
     models: list[ModelSettings]
     replicas: dict[str, str]
@@ -164,7 +167,6 @@ class FleetSettings:
             isfinite(self.step_tokens) and self.step_tokens >= self.max_batch,
             f"at least fleet.max_batch ({self.max_batch}): each running sequence needs a token a step",
         )
-        require("fleet.replicas", self.replicas, len(self.replicas) > 0, "at least one replica")
         known = [model.name for model in self.models]
         for replica, model in self.replicas.items():
             require(f"fleet.replicas.{replica}", model, model in known, f"one of {', '.join(known)}")

@@ -117,7 +117,8 @@ class Replica:
     async def probe(self, timeout_ns: int) -> bool:
         """Whether one token is generated within `timeout_ns`, on the way of every request but first in line.
 
-        Busy is not ill: where no slot comes free in that time, steps that were finished in it are an answer too.
+        Busy is not ill: where others leave it no slot or no share of a step in that time, steps that were finished
+        in it are an answer too.
         """
         if not self.is_alive:
             return False
@@ -127,7 +128,7 @@ class Replica:
         timer = self._clock.call_later(timeout_ns, partial(self._expire, sequence))
         await sequence.done.wait()
         timer.cancel()
-        if isinstance(sequence.error, DeadlinePassed) and sequence.started_ns is None:
+        if isinstance(sequence.error, DeadlinePassed):
             return self.num_steps > steps_before
         return sequence.error is None
 

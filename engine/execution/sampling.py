@@ -238,9 +238,9 @@ def _places(weights: Tensor, chances: Tensor) -> Tensor:
     Never one of weight 0: the sum does not grow there.
     """
     upto = weights.double().cumsum(dim=-1)
-    whole = upto[:, -1:].contiguous()
-    reached = torch.minimum(chances * whole, torch.nextafter(whole, torch.zeros_like(whole)))
-    return torch.searchsorted(upto, reached, right=True)
+    return torch.searchsorted(
+        upto, chances * upto[:, -1:], right=True
+    )  # a chance below 1 stays below the whole
 
 
 def _finite(logits: Tensor, best: Tensor) -> Tensor:

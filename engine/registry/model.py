@@ -1,6 +1,7 @@
 """A model as the registry knows it: what its files say of it, how it is doing, and what people have said about it."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from semver import Version
@@ -20,7 +21,8 @@ class Model:
 
     `settings` is what executors need of it; None for a file that is no good, of which `reason` then says why.
     `path` is for our own eyes; `file` is what others may see. `last_used_at` is a UTC time that survives a restart,
-    `last_used_ns` the engine's clock in this life.
+    `last_used_ns` the engine's clock in this life. `flushed_count` is the use count that is on disk. `is_edited`: an
+    operator has changed tags, aliases, pin or note, which then stand over what the files say.
     """
 
     name: str
@@ -42,14 +44,22 @@ class Model:
     state: Health = Health.UNLOADED
     reason: str | None = None
     is_pinned: bool = False
+    note: str = ""
+    is_edited: bool = False
     use_count: int = 0
+    flushed_count: int = 0
     last_used_ns: int | None = None
     last_used_at: str | None = None
     semver: Version = field(init=False, repr=False)
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
-        """Raises BadSettings for a version that is none."""
+        """Raises BadSettings for a version that is none, and for a name that would look like another's version."""
+        if not self.name or "@" in self.name:
+            raise BadSettings(
+                f"the name of a model is {self.name!r}, but must have at least one character and no @, which stands "
+                "before versions"
+            )
         try:
             self.semver = Version.parse(self.version)
         except ValueError:
@@ -111,16 +121,24 @@ class Model:
             format=checkpoint.format,
             path=str(checkpoint.path),
             file=checkpoint.path.name,
-            created_s=int(checkpoint.path.stat().st_mtime),
+            created_s=_modified_s(checkpoint.path),
             tags=checkpoint.tags,
             state=Health.UNLOADED if reason is None else Health.UNHEALTHY,
             reason=reason,
         )
 
     @classmethod
-    def broken(cls, file: str, reason: str) -> "Model":
-        """A file that should be a model and is none. It is called like the file."""
-        return cls(name=file, file=file, state=Health.UNHEALTHY, reason=reason)
+    def broken(cls, file: str, reason: str, *, name: str | None = None) -> "Model":
+        """A file that should be a model and is none. It is called like the file, with _ for @."""
+        return cls(name=(name or file).replace("@", "_"), file=file, state=Health.UNHEALTHY, reason=reason)
+
+    @property
+    def public_reason(self) -> str | None:
+        """Why it is unhealthy, for clients: its files without the folder of this machine that they lie in."""
+        if self.reason is None or self.path is None:
+            return self.reason
+        folder = str(Path(self.path).parent)
+        return self.reason if folder in (".", "/") else self.reason.replace(f"{folder}/", "")
 
     def fixed(self) -> dict[str, Any]:
         """What does not change while it is known, for clients. No path of this machine is in it."""
@@ -140,3 +158,11 @@ class Model:
             "file": self.file,
             "licence": self.licence,
         }
+
+
+def _modified_s(path: Path) -> int:
+    """When a file was last changed, in seconds of Unix time; 0 for one that has gone since it was read."""
+    try:
+        return int(path.stat().st_mtime)
+    except OSError:
+        return 0

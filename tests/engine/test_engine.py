@@ -112,7 +112,7 @@ def test_the_steps_of_a_request_are_told_in_their_order(play):
     ]
     end = world.told("request_ended")[0]
     assert end.arrival_ns <= end.admitted_ns <= end.started_ns < end.first_token_ns < end.at_ns
-    assert (end.model, end.replica, end.attempts, end.output_tokens) == ("llama", "a", 1, 20)
+    assert (end.model, end.replica, end.attempts, end.output_tokens) == ("llama@1.0.0", "a", 1, 20)
 
 
 def test_the_stream_is_the_answer(play):
@@ -300,7 +300,7 @@ def test_when_the_last_one_dies_under_a_request_that_has_tries_left(play):
     (answer,) = world.run(1)
     assert isinstance(answer, NoReplica)
     assert isinstance(answer.__cause__, ReplicaLost)
-    assert "no healthy replica of 'llama' is left for request 0" in str(answer)
+    assert "no healthy replica of 'llama@1.0.0' is left for request 0" in str(answer)
     assert len(world.told("attempt_lost")) == 3
 
 
@@ -373,7 +373,7 @@ def test_two_models_have_their_own_replicas_and_slots(settings, clock):
     world.ask(model="llama")
     world.ask(model="phi")
     answers = world.run()
-    assert [(answer.model, answer.replica) for answer in answers] == [("llama", "a"), ("phi", "b")]
+    assert [(answer.model, answer.replica) for answer in answers] == [("llama@1.0.0", "a"), ("phi@1.0.0", "b")]
     world.ask(model="phi")
     assert world.run()[2].usage.cached_tokens == 96
     world.engine.replicas["a"].crash()
@@ -382,16 +382,16 @@ def test_two_models_have_their_own_replicas_and_slots(settings, clock):
     assert isinstance(world.run()[3], NoReplica)
 
 
-def test_a_model_that_no_replica_serves_is_known_but_not_available(settings, clock):
+def test_a_model_without_a_replica_is_loaded_when_it_is_asked_for(settings, clock):
     (model,) = settings.fleet.models
     settings.fleet.models.append(
         ModelSettings(name="phi", architecture=model.architecture, stand_in=model.stand_in)
     )
     world = Play(settings, clock)
     world.ask(model="phi")
-    (answer,) = world.run(1)
-    assert isinstance(answer, NoReplica)
-    assert "the fleet has no replica of 'phi'" in str(answer)
+    (answer,) = world.run(30)
+    assert (answer.model, answer.replica) == ("phi@1.0.0", "phi@1.0.0")
+    assert world.streams[0].first_token_ns > 22 * 1000 * MS
 
 
 def test_two_engines_do_not_know_of_each_other(settings, clock):
@@ -445,7 +445,7 @@ def test_an_option_of_another_executor_is_refused_with_those_there_are(settings,
 
 def test_two_models_of_one_name_are_refused(settings, clock):
     settings.fleet.models *= 2
-    with pytest.raises(BadSettings, match="two models are called 'llama'"):
+    with pytest.raises(BadSettings, match="two models are called 'llama@1.0.0'"):
         Engine(settings, clock)
 
 
@@ -512,15 +512,3 @@ def test_nobody_waits_for_an_engine_whose_clock_is_closed(settings):
         assert engine.quotas.in_service == 0
 
     asyncio.run(main())
-
-
-def test_a_model_without_a_replica_is_refused_and_no_defect(settings, clock):
-    (model,) = settings.fleet.models
-    other = ModelSettings(name="phi", architecture=model.architecture, stand_in=model.stand_in)
-    settings.fleet = FleetSettings(models=[model, other], replicas={"a": "llama"})
-    world = Play(settings, clock)
-    world.ask(model="phi")
-    (answer,) = world.run(1)
-    assert isinstance(answer, NoReplica)
-    assert str(answer) == "the fleet has no replica of 'phi'"
-    assert world.told("request_ended")[0].reason == "no_replica"

@@ -61,7 +61,6 @@ BOUNDS = [
     (FleetSettings, "max_batch", 0, "at least 1"),
     (FleetSettings, "step_tokens", 31, "at least fleet.max_batch (32)"),
     (FleetSettings, "step_tokens", inf, "at least fleet.max_batch (32)"),
-    (FleetSettings, "replicas", {}, "at least one replica"),
     *[
         (HardwareSettings, name, 0, "above 0")
         for name in ("flops", "memory_bytes", "memory_bytes_per_s", "link_bytes_per_s")

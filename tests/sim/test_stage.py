@@ -14,7 +14,7 @@ LINES = ["scenario=steady", "executor=roofline", "workload.requests=60", "worklo
 
 def make_stage(*lines):
     settings = read([*LINES, *lines])
-    return Stage(settings.engine, draw(settings.workload, settings.seed, "llama-3.2-1b"), 1.0)
+    return Stage(settings.engine, draw(settings.workload, settings.seed, ["llama-3.2-1b"]), 1.0)
 
 
 @pytest.fixture

@@ -281,13 +281,18 @@ def test_the_penalty_meets_each_token_seen_once_whether_in_prompt_or_output(valu
     assert logits.tolist() == torch.tensor(values).tolist()
 
 
-@pytest.mark.parametrize("penalty", [1e-300, 1e-30, 1e30, 1e300])
+@pytest.mark.parametrize(
+    ("penalty", "possible"), [(1e-300, {4}), (1e-30, {4}), (1e30, {0, 2, 4}), (1e300, {0, 2, 4})]
+)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_penalty_without_measure_still_gives_a_token(penalty, temperature):
+def test_a_penalty_without_measure_still_gives_a_token(penalty, possible, temperature):
     logits = torch.tensor([[1.0, -1.0, 0.0, -inf, 2.0, -3.0]])
-    (choice,) = choose(logits, wish(Sampling(temperature=temperature, repetition_penalty=penalty)))
-    assert choice.error is None
-    assert choice.token != 3
+    sampling = Sampling(temperature=temperature, repetition_penalty=penalty)
+    choices = [choose(logits, wish(sampling, seed))[0] for seed in range(20)]
+    assert {choice.error for choice in choices} == {None}
+    assert {choice.token for choice in choices} == ({min(possible)} if temperature == 0 else possible)
+    (all_seen,) = choose(logits[:, [1, 1, 1, 1, 1, 5]], wish(sampling, new_tokens=[0, 2]))
+    assert all_seen.error is None
 
 
 # log probabilities

@@ -53,6 +53,8 @@ def test_a_meter_that_saw_nothing_has_no_samples_but_can_be_read():
         "modelyard:replica_requests",
         "modelyard:replica_lost_attempts",
         "modelyard:health_changes",
+        "modelyard:model_states",
+        "vllm:num_preemptions",
     }
 
 

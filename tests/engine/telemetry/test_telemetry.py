@@ -161,7 +161,7 @@ def test_a_caller_that_cancels_is_told_so(settings, after):
         clock = WallClock()
         engine = Engine(settings, clock, [events])
         prompt = np.zeros(8, dtype=np.int32)
-        grant = engine.quotas.reserve("llama", 0)
+        grant = engine.quotas.reserve("llama@1.0.0", 0)
         task = asyncio.ensure_future(
             engine.serve(Request(0, "llama", prompt, 4, 0))
         )  # nobody started the engine
@@ -250,7 +250,7 @@ def test_the_numbers_of_a_run_are_those_of_its_events(settings, clock):
         sample.name: sample.value
         for family in text_string_to_metric_families(meter.exposition())
         for sample in family.samples
-        if sample.labels == {"model_name": "llama"}
+        if sample.labels == {"model_name": "llama@1.0.0"}
     }
     assert told["vllm:prompt_tokens_total"] == sum(16 + number for number in range(12))
     assert told["vllm:generation_tokens_total"] == 24
