@@ -1,8 +1,10 @@
 """A models folder, shown: every model with what its header says, and every file that is no good with the reason."""
 
+import sys
 import threading
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -10,6 +12,7 @@ from engine.registry import Model, Registry
 from engine.registry.discovery import Discovery, discover, rescan
 
 GIGA = 1e9
+WIDTH = 160  # of the table where nobody looks at it in a terminal
 
 
 def show(folder: Path, *, as_json: bool, watching: bool) -> int:
@@ -36,11 +39,12 @@ def _print(found: Discovery, *, as_json: bool) -> None:
     if as_json:
         print(registry_of(found).as_json())
         return
-    table = Table("model", "family", "parameters", "quantisation", "size", "context", "licence", "file")
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    table = Table("model", "family", "parameters", "quantisation", "size", "context", "licence", "file", box=SIMPLE)
+    table.columns[0].no_wrap = True
     for each in found.found:
         if each.checkpoint is not None and each.is_healthy:
             table.add_row(*_row(Model.from_checkpoint(each.checkpoint)), each.shown)
-    console = Console()
     if found.healthy:
         console.print(table)
     for each in found.unhealthy:

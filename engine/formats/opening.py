@@ -56,7 +56,7 @@ def _from_gguf(header: GgufHeader) -> Checkpoint:
         format="gguf",
         path=header.path,
         files=header.files,
-        name=slug(_word(metadata, "general.name")) or slug(_stem(header.path)),
+        name=slug(_stem(header.path)) or slug(_word(metadata, "general.name")),
         version=as_version(_word(metadata, "general.version")),
         quantisation=_file_type(metadata) or commonest_kind(header.tensors.values()),
         licence=shown(_word(metadata, "general.license"), quoted=False) or None,

@@ -417,13 +417,24 @@ def _changed(root: str, candidate: _Candidate) -> str | None:
 
 
 def _without_doubles(found: list[Found]) -> Iterator[Found]:
-    """Of two models with one name and version, the first in the order of paths has it."""
-    owners: dict[str, str] = {}
+    """Of two models with one name and version, the first in the order of paths has it.
+
+    Another quantisation of the same model is a version of it with that as its build: 1.0.0+Q8-0. The bare version
+    means the first.
+    """
+    owners: dict[str, tuple[str, str]] = {}
     for each in found:
         if each.checkpoint is None:
             yield each
             continue
-        key = f"{each.checkpoint.name}@{each.checkpoint.version}"
-        owner = owners.setdefault(key, each.path)
-        why = None if owner == each.path else _told(f"{owner} is called {key} too, and comes first")
-        yield each if each.reason == why else replace(each, reason=why)
+        build = "+" + re.sub(r"[^0-9A-Za-z-]", "-", each.checkpoint.quantisation)
+        name, version = each.checkpoint.name, each.checkpoint.version.removesuffix(build)
+        owner, kind = owners.setdefault(f"{name}@{version}", (each.path, build))
+        if kind != build and "+" not in version:
+            version += build
+            owner, _ = owners.setdefault(f"{name}@{version}", (each.path, build))
+        is_free = owner == each.path
+        why = None if is_free else _told(f"{owner} is called {name}@{version} too, and comes first")
+        if each.reason != why or each.checkpoint.version != version:
+            each = replace(each, reason=why, checkpoint=replace(each.checkpoint, version=version))  # noqa: PLW2901
+        yield each

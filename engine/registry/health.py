@@ -69,10 +69,21 @@ class _Record:
     successes_in_a_row: int = 0  # of probes, or of trials
     errors_in_a_row: int = 0  # of requests
     is_on_trial: bool = False
-    trials: int = 0  # in flight
-    closures: int = 0  # because of errors, with hardly a healthy time between
+    in_flight: int = 0
+    earlier: int = 0  # of those, at least so many had entered before the trial
+    closures: int = 0  # in a row, with hardly an open time between
     retry_ns: int = 0  # nothing brings it back before
-    healthy_since_ns: int = 0
+    open_since_ns: int = 0
+
+    @property
+    def trials(self) -> int:
+        """Requests in flight since the trial began; rather one too many than one too few."""
+        return self.in_flight - self.earlier
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether how a request ends says something new: what ends after a closure had begun before it."""
+        return self.trials > 0 if self.is_on_trial else self.health is not Health.UNHEALTHY
 
 
 class HealthMonitor:
@@ -81,8 +92,9 @@ class HealthMonitor:
     A lost replica is unhealthy at once: there is nothing to be unsure of. A failed probe may be a hiccup, so `fall`
     of them in a row are needed; `rise` good ones in a row bring the replica back. Requests that fail on it count too:
     some in a row, or a share of the latest ones. Who was closed for that stays closed for a while, longer each time,
-    however well it answers probes. Then good probes bring it back; where nobody probes, it is *on trial* (half-open):
-    a few requests at a time, `rise` good ones in a row open it, one bad one closes it again.
+    however well it answers probes. Then good probes bring it back; where nobody probes, a lost one is closed for a
+    while too, and then it is *on trial* (half-open): a few requests at a time, `rise` good ones in a row open it, one
+    bad one closes it again.
     """
 
     def __init__(self, settings: HealthSettings, on_change: Callable[[HealthChange], None]) -> None:
@@ -107,8 +119,11 @@ class HealthMonitor:
         """A request found the replica dead."""
         record = self._records[replica]
         record.successes_in_a_row = 0
-        record.is_on_trial = False
-        self._move(replica, record, Health.UNHEALTHY, "replica lost", now_ns)
+        if self._settings.probes:  # they tell soon enough when it is back
+            record.is_on_trial = False
+            self._move(replica, record, Health.UNHEALTHY, "replica lost", now_ns)
+        elif record.health is not Health.UNHEALTHY:
+            self._close(replica, record, "replica lost", now_ns)
 
     def probed(self, replica: str, answered: bool, now_ns: int) -> None:
         """A probe was answered in time, or was not."""
@@ -122,12 +137,13 @@ class HealthMonitor:
             record.successes_in_a_row = 0
             record.failures_in_a_row += 1
             if record.failures_in_a_row >= self._settings.fall:
+                record.is_on_trial = False
                 self._move(replica, record, Health.UNHEALTHY, "probes failed", now_ns)
 
     def served(self, replica: str, now_ns: int) -> None:
         """A request ended well on it."""
         record = self._records.get(replica)
-        if record is None:
+        if record is None or not record.is_judged:
             return
         record.errors_in_a_row = 0
         record.errors.count(now_ns, is_good=True)
@@ -136,14 +152,14 @@ class HealthMonitor:
             if record.successes_in_a_row >= self._settings.rise:
                 self._open(replica, record, "trials ended well", now_ns)
         elif record.health is Health.DEGRADED:
-            rate = record.errors.of_at_least(self._settings.window_requests)
+            rate = record.errors.of_at_least(1)  # where few requests come, none of them may have failed
             if rate is not None and rate < self._settings.degraded_error_rate / 2:
                 self._move(replica, record, Health.HEALTHY, "fewer requests fail", now_ns)
 
     def failed(self, replica: str, now_ns: int) -> None:
         """A request failed on it, and it was the replica's fault."""
         record = self._records.get(replica)
-        if record is None:
+        if record is None or not record.is_judged:
             return
         settings = self._settings
         record.errors_in_a_row += 1
@@ -167,36 +183,36 @@ class HealthMonitor:
         """Put a closed replica on trial: it gets a few requests at a time. Harmless for one that is gone or open."""
         record = self._records.get(replica)
         if record is not None and record.health is Health.UNHEALTHY and now_ns >= record.retry_ns:
-            record.is_on_trial, record.trials, record.successes_in_a_row = True, 0, 0
+            record.is_on_trial, record.earlier, record.successes_in_a_row = True, record.in_flight, 0
             self._move(replica, record, Health.DEGRADED, "on trial", now_ns)
 
     def enter(self, replica: str) -> bool:
         """Whether a request may go there now. One that may has to `leave`."""
         record = self._records[replica]
-        if record.is_on_trial:
-            if record.trials >= self._settings.trial_requests:
-                return False
-            record.trials += 1
+        if record.is_on_trial and record.trials >= self._settings.trial_requests:
+            return False
+        record.in_flight += 1
         return True
 
     def leave(self, replica: str) -> None:
         """A request that had entered has ended, well or not."""
         record = self._records.get(replica)
-        if record is not None and record.trials:
-            record.trials -= 1
+        if record is not None and record.in_flight:
+            record.in_flight -= 1
+            record.earlier = max(0, record.earlier - 1)  # nobody knows which one it was: the cautious guess
 
     def _open(self, replica: str, record: _Record, cause: str, now_ns: int) -> None:
         if now_ns < record.retry_ns:
             return
         record.is_on_trial = False
         record.errors.clear()
-        record.healthy_since_ns = now_ns
+        record.open_since_ns = now_ns
         self._move(replica, record, Health.HEALTHY, cause, now_ns)
 
     def _close(self, replica: str, record: _Record, cause: str, now_ns: int) -> None:
         settings = self._settings
         longest_ns = to_ns(settings.max_retry_after_s)
-        if record.health is Health.HEALTHY and now_ns - record.healthy_since_ns > longest_ns:
+        if not record.is_on_trial and now_ns - record.open_since_ns > longest_ns:
             record.closures = 0
         record.retry_ns = now_ns + min(to_ns(settings.retry_after_s) << min(record.closures, 40), longest_ns)
         record.closures += 1

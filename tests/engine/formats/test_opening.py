@@ -49,6 +49,7 @@ def test_a_gguf_file_says_what_it_is(write_gguf):
     path = write_gguf(
         "llama", {**{f"general.{key}": value for key, value in general.items()}, **KEYS}, TENSORS
     )
+    path = path.rename(path.with_name("My-Model-7B.Q4_K_M.gguf"))
     model = open_checkpoint(path)
     assert (model.format, model.path, model.files) == ("gguf", path, (path,))
     assert (model.name, model.version, model.licence, model.tags) == (

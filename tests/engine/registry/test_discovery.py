@@ -13,6 +13,7 @@ import pytest
 from engine.errors import BadModel, BadSettings
 from engine.registry import discovery
 from engine.registry.discovery import Found, discover, printable, rescan
+from engine.stand_ins import make_stand_ins
 from tests.hostile_files import (
     CANARY,
     CONFIG,
@@ -139,7 +140,7 @@ def test_every_hostile_file_is_listed_with_its_reason_and_the_good_ones_beside_a
     tmp_path,
 ):
     folder = tmp_path / "models"
-    good = {"a.gguf", "gguf/good.gguf", "hf/good", "zz.gguf"}
+    good = {"a.gguf", "gguf/fine.gguf", "hf/good", "zz.gguf"}
     folder.mkdir()
     expected = write_hostile(folder)
     for path in good:
@@ -285,22 +286,34 @@ def test_the_models_folder_may_be_a_symlink_itself(tmp_path):
 
 
 def test_of_two_models_with_one_name_and_version_the_second_is_told_who_has_it(tmp_path):
-    write_gguf(tmp_path / "b.gguf", "same")
-    write_gguf(tmp_path / "c.gguf", "same")
-    write_gguf(tmp_path / "d.gguf", "same", "2.0.0")
+    write_gguf(tmp_path / "b" / "same.gguf")
+    write_gguf(tmp_path / "c" / "same.gguf")
+    write_gguf(tmp_path / "d" / "same.gguf", version="2.0.0")
     found = discover(tmp_path)
-    why = "b.gguf is called same@1.0.0 too, and comes first"
-    assert reasons(found) == {"b.gguf": None, "c.gguf": why, "d.gguf": None}
+    why = "b/same.gguf is called same@1.0.0 too, and comes first"
+    assert reasons(found) == {"b/same.gguf": None, "c/same.gguf": why, "d/same.gguf": None}
+
+
+def test_another_quantisation_is_a_version_of_the_same_model(tmp_path):
+    make_stand_ins(tmp_path, ["phi-4"], kind="Q4_0")
+    make_stand_ins(tmp_path, ["phi-4"], kind="Q8_0")
+    found = discover(tmp_path)
+    named = [(each.checkpoint.name, each.checkpoint.version) for each in found.found]
+    assert named == [("phi-4", "1.0.0"), ("phi-4", "1.0.0+Q8-0")]
+    assert not found.unhealthy
+    (tmp_path / found.found[0].path).unlink()
+    (left,) = rescan(found).discovery.found
+    assert (left.checkpoint.version, left.is_healthy) == ("1.0.0", True)
 
 
 def test_the_second_of_two_takes_the_name_when_the_first_goes_without_being_opened(tmp_path, opened):
-    write_gguf(tmp_path / "a.gguf", "same")
-    write_gguf(tmp_path / "b.gguf", "same")
+    write_gguf(tmp_path / "a" / "same.gguf")
+    write_gguf(tmp_path / "b" / "same.gguf")
     found = discover(tmp_path)
-    (tmp_path / "a.gguf").unlink()
+    (tmp_path / "a" / "same.gguf").unlink()
     opened.clear()
     changes = rescan(found)
-    assert (paths(changes.changed), paths(changes.removed)) == (["b.gguf"], ["a.gguf"])
+    assert (paths(changes.changed), paths(changes.removed)) == (["b/same.gguf"], ["a/same.gguf"])
     assert changes.changed[0].is_healthy
     assert not opened
     assert not found.found[1].is_healthy  # what was told before still says what it said
@@ -385,7 +398,7 @@ def test_folders_are_looked_into_down_to_a_depth(tmp_path):
 
 def test_the_order_is_that_of_the_names_not_of_the_file_system(tmp_path, monkeypatch):
     for name in "cadb":
-        write_gguf(tmp_path / name / f"{name}.gguf", "same")
+        write_gguf(tmp_path / name / "same.gguf")
     listed = discover(tmp_path)
     real = os.scandir
 
@@ -401,7 +414,7 @@ def test_the_order_is_that_of_the_names_not_of_the_file_system(tmp_path, monkeyp
 
     monkeypatch.setattr(os, "scandir", Reversed)
     assert discover(tmp_path) == listed
-    assert paths(listed.healthy) == ["a/a.gguf"]
+    assert paths(listed.healthy) == ["a/same.gguf"]
 
 
 def test_a_rescan_of_an_unchanged_folder_opens_nothing(tmp_path, opened):
