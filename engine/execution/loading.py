@@ -28,7 +28,7 @@ from engine.settings import Architecture
 if TYPE_CHECKING:
     import io
 
-CHUNK_WEIGHTS = 2**17  # are dequantised together: the scratch stays near the processor
+CHUNK_WEIGHTS = 2**16  # are dequantised together: the scratch stays in the cache
 THREADS = 2
 CONFIG = "config.json"
 ROPE_FREQS = "rope_freqs.weight"

@@ -401,7 +401,7 @@ class Registry:
 
     def _resolve(self, asked: str) -> Model:
         """Find out what a range means, and remember it."""
-        model = self._meant_by(asked) if len(asked) <= MAX_NAME else None
+        model = self._meant_by(asked)
         if model is None:
             raise self._not_found(asked)
         if len(self._ranges) >= MAX_RANGES:

@@ -16,9 +16,9 @@ from engine.clock import WallClock
 from engine.engine import Engine
 from engine.errors import BadSettings
 from engine.execution import Batch, Chunk, Machine, Replica, Scheduler, Sequence, torch_executor
+from engine.execution.decoder import MASKED_TOKENS
 from engine.execution.replica import Work
 from engine.execution.torch_executor import (
-    MASKED_TOKENS,
     SHORTEST_ROW_TOKENS,
     Rack,
     TorchExecutor,
