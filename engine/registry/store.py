@@ -131,8 +131,20 @@ class Store:
                 raise sqlite3.DatabaseError(whole)
             with _transaction(database):  # of two that begin together, one makes the file
                 self._make_or_check(database)
-            database.execute("PRAGMA journal_mode = WAL")
+            self._write_ahead(database)
             database.execute(SELECT)
+
+    def _write_ahead(self, database: sqlite3.Connection) -> None:
+        """Let those who read not wait for one who writes. The file remembers it.
+
+        SQLite does not wait for its turn here. Whoever is in the way has opened the file too and does the same; if
+        both fail, the next one does it, and until then the file is as safe, only slower.
+        """
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
 
     def _make_or_check(self, database: sqlite3.Connection) -> None:
         (application,) = database.execute("PRAGMA application_id").fetchone()

@@ -47,13 +47,15 @@ def test_the_digest_of_several_files_knows_where_one_ends(tmp_path):
     assert len(found) == 3
 
 
-def test_a_note_is_believed_while_the_file_is_untouched(settled, file, kept):
+@pytest.mark.usefixtures("settled")
+def test_a_note_is_believed_while_the_file_is_untouched(file, kept):
     kept.of(file)
     rewrite_notes(kept, sha256="as noted")
     assert kept.of(file) == "as noted"
 
 
-def test_a_changed_file_of_the_same_size_is_read_again(settled, file, kept):
+@pytest.mark.usefixtures("settled")
+def test_a_changed_file_of_the_same_size_is_read_again(file, kept):
     kept.of(file)
     about = file.stat()
     file.write_bytes(b"two")
@@ -66,15 +68,17 @@ def test_a_file_that_was_written_just_now_gets_no_note(file, kept):
     assert not list(kept.folder.iterdir())
 
 
+@pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize("note", ["", "[]", "null", '{"stamp": 1}', "[" * 10_000, "\xff", '{"sha256": 1'])
-def test_a_note_that_is_none_is_not_believed(note, settled, file, kept):
+def test_a_note_that_is_none_is_not_believed(note, file, kept):
     kept.of(file)
     for path in kept.folder.glob("*.json"):
         path.write_text(note, encoding="latin-1")
     assert kept.of(file) == sha256(b"one").hexdigest()
 
 
-def test_a_folder_that_takes_no_notes_is_no_error(settled, file):
+@pytest.mark.usefixtures("settled")
+def test_a_folder_that_takes_no_notes_is_no_error(file):
     assert Digests(file).of(file) == sha256(b"one").hexdigest()
 
 
@@ -99,7 +103,7 @@ def test_what_is_written_aside_appears_whole_or_not_at_all(tmp_path):
         file.write(b"whole")
         assert not path.exists()
     assert path.read_bytes() == b"whole"
-    with pytest.raises(KeyError), written_aside(path) as file:
+    with pytest.raises(KeyError), written_aside(path) as file:  # noqa: PT012 - the block is what fails
         file.write(b"half")
         raise KeyError
     assert path.read_bytes() == b"whole"

@@ -30,21 +30,24 @@ PROMPTS = [
 ]
 
 PAGE = """\
-The lighthouse stood on a small island two miles from the shore. Every evening, when the sun went down, the keeper \
-climbed the one hundred and forty steps to the lamp room, cleaned the glass, filled the lamp with oil and lit it. \
-Then he sat down beside the window, opened a large book and wrote the date, the direction of the wind and the names \
-of the ships that he could see. He had done so for thirty years and had never missed a night.
+The lighthouse stood on a small island two miles from the shore. Every evening, when the sun went \
+down, the keeper climbed the one hundred and forty steps to the lamp room, cleaned the glass, filled \
+the lamp with oil and lit it. Then he sat down beside the window, opened a large book and wrote the \
+date, the direction of the wind and the names of the ships that he could see. He had done so for \
+thirty years and had never missed a night.
 
-One autumn the storms came early. For eleven days no boat could land, and the keeper began to count his bread. On the \
-twelfth day he saw a sail far out, much too close to the rocks in the north. It was still light, but the clouds were \
-so dark that he ran up the stairs and lit the lamp. The ship turned slowly, as if somebody on board had woken up, and \
-passed the last of the rocks with so little room that he could hear people shouting.
+One autumn the storms came early. For eleven days no boat could land, and the keeper began to count \
+his bread. On the twelfth day he saw a sail far out, much too close to the rocks in the north. It \
+was still light, but the clouds were so dark that he ran up the stairs and lit the lamp. The ship \
+turned slowly, as if somebody on board had woken up, and passed the last of the rocks with so little \
+room that he could hear people shouting.
 
-In the spring a woman came to the island with the supply boat. She carried a box of oranges and a letter. Her brother \
-had been on that ship, she said, and he wanted to know who had lit the lamp in the middle of the afternoon. The \
-keeper did not know what to answer. He showed her the book, where it said: wind from the north-east, rain, one ship, \
-lamp lit at three. She read the line twice, laughed, and asked whether she might write something under it. When the \
-boat had left he looked at the page. She had written only two words, and he never told anybody what they were.
+In the spring a woman came to the island with the supply boat. She carried a box of oranges and a \
+letter. Her brother had been on that ship, she said, and he wanted to know who had lit the lamp in \
+the middle of the afternoon. The keeper did not know what to answer. He showed her the book, where \
+it said: wind from the north-east, rain, one ship, lamp lit at three. She read the line twice, \
+laughed, and asked whether she might write something under it. When the boat had left he looked at \
+the page. She had written only two words, and he never told anybody what they were.
 """
 
 
