@@ -12,6 +12,11 @@ EMBEDDING_SCALE = 0.2
 ATTENTION_SCALE = 2.0
 BIAS_SPREAD = 0.1
 
+HAS_ONEDNN: bool = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+LARGE_PRODUCT = 2**20
+"""Multiplications from which oneDNN's product is the faster one: 8 x 128 x 1024 take 30 us either way."""
+
 MOST_INT8_ROWS = 16
 """Rows of activations up to which the int8 kernel is the faster one: it has no tiles, so its time grows with them.
 
@@ -86,11 +91,20 @@ class Weights:
 
 
 def product(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
-    """The product of x (..., in) with the transposed matrix (out, in), plus the bias (out)."""
-    if isinstance(matrix, Tensor):
-        return linear(x, matrix, bias)
-    out = matrix.apply(x)
-    return out if bias is None else out.add_(bias)
+    """X (..., in) times the transposed matrix (out, in), plus the bias (out).
+
+    In float32 on a CPU, oneDNN's product is twice as fast as the one that torch's `linear` takes there, for one row
+    as for 512, and as fast on plain weights as on packed ones; but calling it costs 10 us more.
+    """
+    if not isinstance(matrix, Tensor):
+        out = matrix.apply(x)
+        return out if bias is None else out.add_(bias)
+    is_large = x.numel() * len(matrix) >= LARGE_PRODUCT
+    if HAS_ONEDNN and is_large and x.dtype is torch.float32 and x.device.type == "cpu":
+        out = torch.ops.mkldnn._linear_pointwise(x, matrix, bias, "none", [], "")  # noqa: SLF001  it has no other name
+        assert isinstance(out, Tensor)
+        return out
+    return linear(x, matrix, bias)
 
 
 def quantised(weights: Weights) -> Weights:

@@ -11,7 +11,7 @@ from engine.registry.discovery import discover, rescan
 from tests.hostile_files import write_gguf, write_hostile
 from tests.reference_models import write_reference
 
-pytestmark = [pytest.mark.benchmark(group="targeted"), pytest.mark.slow]
+pytestmark = pytest.mark.benchmark(group="targeted")
 
 DISCOVERY_LIMIT_MS = 100  # of the folder with the five reference models
 READER_RATIO = 50  # GGUFReader's time for the header of gemma-2-9b, in times of ours

@@ -1,0 +1,254 @@
+"""What our decoder, batching and loading are worth beside `transformers`, in one process and interleaved.
+
+Each figure is a ratio of two medians; both sides have two torch threads. What needs SmolLM2 wants a folder that has it
+in MODELYARD_REAL_MODELS (`python -m engine fetch smollm2`).
+"""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import pytest
+import torch
+
+from engine.execution import Machine, Replica, Scheduler, Work
+from engine.execution.torch_executor import TorchExecutor, TorchOptions
+from engine.formats import open_checkpoint
+from engine.request import Stream
+from engine.settings import HardwareSettings, ModelSettings
+from engine.stand_ins import make_stand_ins
+from sim.world import SimClock
+
+transformers = pytest.importorskip("transformers", reason="the other side is the extra hf")
+
+pytestmark = [pytest.mark.benchmark(group="inference"), pytest.mark.torch]
+
+THREADS, ROUNDS, KV_TOKENS = 2, 5, 100_000
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+HARDWARE = HardwareSettings(
+    name="x", flops=1, memory_bytes=1, memory_bytes_per_s=1, link_bytes_per_s=1, source="none"
+)
+
+READY = """
+import resource, sys, time
+import numpy as np, torch
+from pathlib import Path
+torch.set_num_threads(2)
+from engine.execution import Batch, Chunk, Machine, Sequence  # noqa
+begun = time.perf_counter()
+if sys.argv[1] == "ours":
+    from engine.execution.torch_executor import TorchExecutor, TorchOptions
+    from engine.formats import open_checkpoint
+    from engine.request import Stream
+    from engine.settings import HardwareSettings, ModelSettings
+    from engine.text import text_of
+    from sim.world import SimClock
+    path = Path(sys.argv[2])
+    checkpoint = open_checkpoint(path)
+    text = text_of(checkpoint)
+    model = ModelSettings(name="m", architecture=checkpoint.shape, path=str(path))
+    hardware = HardwareSettings(name="x", flops=1, memory_bytes=1, memory_bytes_per_s=1, link_bytes_per_s=1, source="")
+    clock = SimClock()
+    options = TorchOptions(threads=2, converted_folder=sys.argv[3])
+    executor = TorchExecutor(Machine(model, hardware, clock, 1, 1), options)
+    tokens = np.asarray(text.tokenizer.encode("The capital of France is"), np.int32)
+    sequence = Sequence(1, tokens, 2, Stream(), clock.signal())
+    executor._forward(Batch([Chunk(sequence, len(tokens))]))
+    print(time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    if executor.keep is not None:
+        executor.keep()
+else:
+    import transformers
+    folder, file = Path(sys.argv[2]).parent, Path(sys.argv[2]).name
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    with torch.inference_mode():
+        model(torch.tensor([tokenizer("The capital of France is")["input_ids"]]))
+    print(time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(before)
+
+
+class Ours:
+    """One replica of a model from disk, as the engine has it."""
+
+    def __init__(self, path, weights="float32"):
+        checkpoint = open_checkpoint(path)
+        model = ModelSettings(name=checkpoint.name, architecture=checkpoint.shape, path=str(path))
+        options = TorchOptions(
+            threads=THREADS, weights=weights, kv_capacity_tokens=KV_TOKENS, keep_converted=False
+        )
+        self.clock = SimClock()
+        executor = TorchExecutor(Machine(model, HARDWARE, self.clock, 32, 1), options)
+        self.replica = Replica("a", "m", executor, Scheduler(32, 512, KV_TOKENS), self.clock, KV_TOKENS)
+        self.replica.start()
+
+    def __call__(self, prompts, new):
+        """Seconds for all of these requests, which come together."""
+        begun = perf_counter()
+        for prompt in prompts:
+            self.clock.spawn(self.replica.generate(Work(prompt, new), Stream()))
+        self.clock.env.run()
+        return perf_counter() - begun
+
+
+class Theirs:
+    """`generate` of a model of the library, greedy."""
+
+    def __init__(self, folder, **options):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, **options
+            ).eval()
+
+    @torch.inference_mode()
+    def __call__(self, prompts, new):
+        """Seconds for one static batch."""
+        tokens = torch.from_numpy(np.stack(prompts)).long()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            begun = perf_counter()
+            self.model.generate(
+                tokens, attention_mask=torch.ones_like(tokens), do_sample=False, pad_token_id=0,
+                min_new_tokens=new, max_new_tokens=new,
+            )  # fmt: skip
+        return perf_counter() - begun
+
+    def one_by_one(self, prompts, new):
+        return sum(self([prompt], new) for prompt in prompts)
+
+
+def decode_s(side, prompts, new=33):
+    """Seconds of decode alone: the difference between many tokens and one."""
+    return side(prompts, new) - side(prompts, 1)
+
+
+def prompts_of(vocab, length, count):
+    return [np.random.default_rng(seed).integers(vocab, size=length, dtype=np.int32) for seed in range(count)]
+
+
+def medians(*sides):
+    """The median seconds of each side over rounds in which all take turns; the first round warms up."""
+    rounds = [[side() for side in sides] for _ in range(ROUNDS + 1)][1:]
+    return [median(times) for times in zip(*rounds, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    folder = os.environ.get("MODELYARD_REAL_MODELS")
+    if not folder or not Path(folder, SMOLLM2).exists():
+        pytest.skip(f"MODELYARD_REAL_MODELS names no folder with {SMOLLM2}")
+    return Path(folder, SMOLLM2)
+
+
+@pytest.fixture(scope="module")
+def smollm2_of_transformers(smollm2):
+    return Theirs(smollm2.parent, gguf_file=smollm2.name)
+
+
+@pytest.fixture(scope="module")
+def smollm2_of_ours(smollm2):
+    return Ours(smollm2)
+
+
+def report(benchmark, **figures):
+    """Figures for the table of the run; pytest-benchmark wants something to time."""
+    benchmark.extra_info.update({name: round(value, 2) for name, value in figures.items()})
+    benchmark.pedantic(lambda: None, rounds=1)
+    print(*(f"{name} {value:.2f}" for name, value in figures.items()), sep=", ")
+
+
+def test_sixteen_requests_on_a_stand_in(benchmark, tmp_path):
+    (path,) = make_stand_ins(tmp_path, ["Llama-3.3-70B-Instruct"], formats=("safetensors",))
+    ours, theirs, prompts = Ours(path), Theirs(path), prompts_of(256, 256, 16)
+    together, one_by_one, static = medians(
+        lambda: ours(prompts, 64), lambda: theirs.one_by_one(prompts, 64), lambda: theirs(prompts, 64)
+    )
+    report(
+        benchmark,
+        tokens_per_s=16 * 64 / together,
+        times_one_by_one=one_by_one / together,
+        times_static_batch=static / together,
+    )
+    assert one_by_one / together >= 6
+    assert static / together >= 0.9
+
+
+def test_decode_of_smollm2(benchmark, smollm2_of_ours, smollm2_of_transformers):
+    ours, theirs, prompts = smollm2_of_ours, smollm2_of_transformers, prompts_of(40_000, 128, 8)
+    one, eight, their_one, their_eight = medians(
+        lambda: decode_s(ours, prompts[:1]),
+        lambda: decode_s(ours, prompts),
+        lambda: decode_s(theirs, prompts[:1]),
+        lambda: decode_s(theirs, prompts),
+    )
+    report(
+        benchmark,
+        tokens_per_s_of_one=32 / one,
+        tokens_per_s_of_eight=256 / eight,
+        one_times_generate=their_one / one,
+        eight_times_one_by_one=8 * their_one / eight,
+        eight_times_static_batch=their_eight / eight,
+    )
+    assert their_one / one >= 1.1
+    assert 8 * their_one / eight >= 3.5
+    assert their_eight / eight >= 1
+
+
+def test_prefill_of_smollm2(benchmark, smollm2_of_ours, smollm2_of_transformers):
+    prompt = prompts_of(40_000, 512, 1)
+    ours, theirs = medians(lambda: smollm2_of_ours(prompt, 1), lambda: smollm2_of_transformers(prompt, 1))
+    report(benchmark, tokens_per_s=512 / ours, times_transformers=theirs / ours)
+    assert theirs / ours >= 1
+
+
+def test_int8_decode_of_smollm2(benchmark, smollm2, smollm2_of_ours, smollm2_of_transformers):
+    in_int8, prompt = Ours(smollm2, "int8"), prompts_of(40_000, 128, 1)
+    small, full, theirs = medians(
+        lambda: decode_s(in_int8, prompt),
+        lambda: decode_s(smollm2_of_ours, prompt),
+        lambda: decode_s(smollm2_of_transformers, prompt),
+    )
+    report(benchmark, tokens_per_s=32 / small, times_float32=full / small, times_transformers=theirs / small)
+    assert full / small >= 1.8
+
+
+def ready(who, path, folder):
+    """Seconds from torch imported to the first prefill done, and the peak of memory in MiB, in a fresh process."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", READY, who, str(path), str(folder)],
+        capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    seconds, mib = done.stdout.split()[-2:]
+    return float(seconds), float(mib)
+
+
+def test_smollm2_is_ready_soon_and_sooner_the_second_time(benchmark, smollm2, tmp_path):
+    first_s, first_mib = ready("ours", smollm2, tmp_path)
+    again_s, again_mib = min(ready("ours", smollm2, tmp_path) for _ in range(3))
+    theirs_s, theirs_mib = ready("transformers", smollm2, tmp_path)
+    report(
+        benchmark,
+        first_s=first_s,
+        again_s=again_s,
+        transformers_s=theirs_s,
+        peak_mib=first_mib,
+        peak_mib_again=again_mib,
+        peak_mib_of_transformers=theirs_mib,
+    )
+    assert theirs_s / first_s >= 3
+    assert first_s / again_s >= 2
