@@ -1,20 +1,33 @@
 """The engine: the parts put together, and the path of a request from top to bottom."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engine.cache import BlockChain, PrefixCache, namespace
-from engine.clock import Clock
-from engine.errors import BadRequest, DeadlinePassed, GenerationFailed, NoReplica, ReplicaLost
+from engine.clock import Clock, to_ns, utc_now
+from engine.errors import BadRequest, BadSettings, DeadlinePassed, GenerationFailed, NoReplica, ReplicaLost
 from engine.execution import Replica, Work
 from engine.fleet import Fleet, Home, LoadTimes, median_load_times
 from engine.quotas import ConcurrencyQuota
-from engine.registry import Health, HealthChange, HealthMonitor, Model, Registry
+from engine.registry import (
+    Changes,
+    Discovery,
+    Health,
+    HealthChange,
+    HealthMonitor,
+    Model,
+    Registry,
+    Store,
+    discover,
+    rescan,
+)
 from engine.request import Completion, Request, Sampling, Stream, Usage
 from engine.routing import Router
 from engine.routing.strategies import Replica as Routable
@@ -66,13 +79,16 @@ class Engine:
         self.settings = settings
         self.clock = clock
         self.telemetry = Telemetry(clock, sinks)
-        self.registry = Registry()
+        remembered = settings.models.registry_file
+        self.registry = Registry(Store(Path(remembered)) if remembered is not None else None)
         self.router = Router(settings.routing, self._routed)
         self.quotas = ConcurrencyQuota(settings.quotas, clock)
         self.cache = PrefixCache(settings.cache)
+        self._states: dict[str, Health] = {}  # of models, as they were told last
         self.health = HealthMonitor(settings.health, self._health_changed)
         for model in (*map(Model.from_settings, settings.fleet.models), *models):
             self.registry.add(model)
+        self._discovered = self._discover()
         self.fleet = Fleet(
             settings,
             clock,
@@ -83,11 +99,15 @@ class Engine:
             self._model_moved,
         )
         self.lifecycle = self.fleet.lifecycle
+        for model in self.registry.all():
+            if model.is_pinned:
+                self.lifecycle.pin(model.key)
         if settings.models.preload:
             for name in settings.fleet.replicas.values():
                 key = self.registry.find(name).key
                 if key not in self.fleet.homes:
                     self.fleet.load_now(key)
+                    self._states[key] = Health.HEALTHY
 
     @property
     def replicas(self) -> dict[str, Replica]:
@@ -95,8 +115,40 @@ class Engine:
         return self.fleet.replicas
 
     def start(self) -> None:
-        """Let the replicas serve and their health be watched."""
+        """Let the replicas serve, their health be watched, and what is known of models be kept up to date."""
         self.fleet.start()
+        models = self.settings.models
+        if models.registry_file is not None:
+            self.clock.spawn(self._again_and_again(models.flush_every_s, self.flush))
+        if models.folder is not None and models.rescan_every_s is not None:
+            self.clock.spawn(self._rescan_again_and_again(models.rescan_every_s))
+
+    def flush(self) -> None:
+        """Put the use counts of all models into the registry's file, where there is one."""
+        self.registry.flush(utc_now().isoformat(timespec="seconds"))
+
+    def pin(self, name: str, *, pinned: bool = True) -> None:
+        """Never unload that model to make room, or do so again; remembered where there is a registry's file.
+
+        Raises NotFound.
+        """
+        self.lifecycle.pin(self.registry.edit(name, is_pinned=pinned).key, pinned=pinned)
+
+    async def rescan(self) -> Changes:
+        """Look at the models folder again. Raises BadSettings when there is none, or it cannot be listed."""
+        found = self._discovered
+        if found is None:
+            raise BadSettings("models.folder is null, but must be the models folder for a rescan")
+        changes, _ = await self.clock.compute(lambda: rescan(found))
+        self.learn(changes)
+        return changes
+
+    def learn(self, changes: Changes) -> None:
+        """Take over what a rescan found. Models that are gone or changed serve whom they hold, then they leave."""
+        self._discovered = changes.discovery
+        gone, _ = self.registry.relearn(changes)
+        for model in gone:
+            self.clock.spawn(self._dismiss(model.key))
 
     async def serve(self, request: Request, stream: Stream | None = None) -> Completion:
         """The whole path of a request, top to bottom. Nothing else knows this order.
@@ -138,6 +190,31 @@ class Engine:
     def is_available(self, replica: str) -> bool:
         """Whether the router may give requests to that replica."""
         return self.health.knows(replica) and self.health.health(replica) in AVAILABLE
+
+    def _discover(self) -> Discovery | None:
+        """The models folder, everything in it known from now on; None without one. Raises BadSettings."""
+        folder = self.settings.models.folder
+        if folder is None:
+            return None
+        found = discover(Path(folder))
+        self.registry.learn(found)
+        return found
+
+    async def _dismiss(self, key: str) -> None:
+        await self.lifecycle.unload(key, may_return=key in self.registry)
+        if key not in self.registry:
+            self.lifecycle.forget(key)
+
+    async def _again_and_again(self, every_s: float, work: Callable[[], None]) -> None:
+        while True:
+            await self.clock.sleep(to_ns(every_s))
+            work()
+
+    async def _rescan_again_and_again(self, every_s: float) -> None:
+        while True:
+            await self.clock.sleep(to_ns(every_s))
+            with suppress(BadSettings):  # a disk that is away for a while takes no model along
+                await self.rescan()
 
     async def _attempt(self, job: "Job", replica: Replica, story: Story) -> Completion:
         """Prefix, execute, settle: one try on one replica."""
@@ -288,9 +365,11 @@ class Engine:
         return min(healths, key=BEST_FIRST.index)
 
     def _model_moved(self, key: str, state: Health, cause: str) -> None:
-        before = self.registry.find(key).state
+        before = self._states.get(key, Health.UNLOADED)
+        self._states[key] = state
         if before is not state:
-            self.registry.set_state(key, state, cause if state is Health.UNHEALTHY else None)
+            if key in self.registry:  # a rescan may have found it gone
+                self.registry.set_state(key, state, cause if state is Health.UNHEALTHY else None)
             self.telemetry.emit(ModelMoved(self.clock.now_ns(), key, before, state, cause))
 
 

@@ -259,6 +259,12 @@ class LoadingSettings:
     GenTD26, a production trace of 86 models.
     """
 
+    folder: str | None = None  # of models that are known besides those of the fleet, loaded when asked for
+    rescan_every_s: float | None = None  # None: only when somebody calls for it
+    registry_file: str | None = (
+        None  # where use counts and operators' edits outlive the process; None: nowhere
+    )
+    flush_every_s: float = 30.0
     weights_gib: float | None = None  # None: no limit
     preload: bool = True
     patience_s: float = 10.0  # how long a model waits for an idle one before a busy one has to go
@@ -270,8 +276,10 @@ class LoadingSettings:
     warm_timeout_s: float = 60.0  # for the first token of a model that has just been loaded
 
     def __post_init__(self) -> None:
-        if self.weights_gib is not None:
-            above("models.weights_gib", self.weights_gib, 0)
+        for name in ("weights_gib", "rescan_every_s"):
+            if (value := getattr(self, name)) is not None:
+                above(f"models.{name}", value, 0)
+        above("models.flush_every_s", self.flush_every_s, 0)
         for name in ("patience_s", "retry_after_s", "max_retry_after_s", "warm_s", "warm_timeout_s"):
             at_least(f"models.{name}", getattr(self, name), 0)
         above("models.cold_median_s", self.cold_median_s, 0)

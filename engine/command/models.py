@@ -40,7 +40,9 @@ def _print(found: Discovery, *, as_json: bool) -> None:
         print(registry_of(found).as_json())
         return
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    table = Table("model", "family", "parameters", "quantisation", "size", "context", "licence", "file", box=SIMPLE)
+    table = Table(
+        "model", "family", "parameters", "quantisation", "size", "context", "licence", "file", box=SIMPLE
+    )
     table.columns[0].no_wrap = True
     for each in found.found:
         if each.checkpoint is not None and each.is_healthy:

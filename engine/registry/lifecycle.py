@@ -145,13 +145,16 @@ class Lifecycle:
         with await self.hold(key):
             pass
 
-    async def unload(self, key: str) -> None:
-        """Drain a model: it takes no more requests, and leaves when those that hold it have ended."""
+    async def unload(self, key: str, *, may_return: bool = False) -> None:
+        """Drain a model: it takes no more requests, and leaves when those that hold it have ended.
+
+        With `may_return` who asks for it meanwhile waits for its next load, and is not refused.
+        """
         residence = self._residence(key)
         if residence.state is Health.LOADING:
             await self._wait(residence.waiting, None)
         if residence.state is Health.HEALTHY:
-            residence.may_return = False
+            residence.may_return = may_return
             self._move(residence, Health.DRAINING, "asked to leave")
             await self._empty(residence)
 

@@ -138,6 +138,10 @@ class Registry:
                 model = self._resolve(name)
         return model
 
+    def __contains__(self, key: str) -> bool:
+        """Whether a model of that name@version is known."""
+        return key in self._models
+
     def __len__(self) -> int:
         return len(self._models)
 

@@ -373,7 +373,10 @@ def test_two_models_have_their_own_replicas_and_slots(settings, clock):
     world.ask(model="llama")
     world.ask(model="phi")
     answers = world.run()
-    assert [(answer.model, answer.replica) for answer in answers] == [("llama@1.0.0", "a"), ("phi@1.0.0", "b")]
+    assert [(answer.model, answer.replica) for answer in answers] == [
+        ("llama@1.0.0", "a"),
+        ("phi@1.0.0", "b"),
+    ]
     world.ask(model="phi")
     assert world.run()[2].usage.cached_tokens == 96
     world.engine.replicas["a"].crash()

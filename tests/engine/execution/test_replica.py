@@ -38,7 +38,9 @@ class Steady:
             raise self.error
         errors = {number: GenerationFailed("no valid scores") for number in self.failing}
         tokens = [each.new_tokens[-1] + 1 for each in batch.decodes]
-        chunks = [(chunk.sequence.new_tokens or [0])[-1] + 1 if chunk.is_last else None for chunk in batch.chunks]
+        chunks = [
+            (chunk.sequence.new_tokens or [0])[-1] + 1 if chunk.is_last else None for chunk in batch.chunks
+        ]
         return StepResult(self.step_ns, chunks, tokens, errors=errors)
 
     def retire(self, sequence, first_block, last_block, block_tokens):
@@ -153,7 +155,9 @@ def test_one_that_is_preempted_gives_its_kv_back_and_misses_no_token(clock):
 def test_a_preemption_is_told_with_what_it_costs(clock):
     world, told = World(clock, kv_capacity_tokens=60, step_tokens=64), []
     for number in range(2):
-        work = Work(np.zeros(10, dtype=np.int32), 40, preempted=lambda lost, name=number: told.append((name, lost)))
+        work = Work(
+            np.zeros(10, dtype=np.int32), 40, preempted=lambda lost, name=number: told.append((name, lost))
+        )
         clock.spawn(world.replica.generate(work, Stream()))
     world.run()
     assert told == [(1, 31)]

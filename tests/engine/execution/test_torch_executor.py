@@ -314,7 +314,10 @@ def test_memory_follows_the_tokens_that_are_there_and_not_those_that_may_come(cl
     step(clock, executor, decodes=many)
     in_use = sum(max(each.computed_tokens, SHORTEST_ROW_TOKENS) for each in many)
     assert executor.held_bytes <= 2 * in_use * executor.kv_bytes_per_token
-    assert executor.held_bytes < sum((len(each.tokens) + each.max_new_tokens) for each in many) * executor.kv_bytes_per_token / 2
+    assert (
+        executor.held_bytes
+        < sum((len(each.tokens) + each.max_new_tokens) for each in many) * executor.kv_bytes_per_token / 2
+    )
 
 
 def test_reset_forgets_everything(clock, executor):
@@ -464,7 +467,9 @@ def test_a_lone_sequence_holds_a_small_multiple_of_what_it_needs(clock, executor
     for length in (1, 255, 256, 257, 900):
         each = sequence(clock, length, prompt(length), 2)
         generate(clock, executor, each)
-        needed = max((len(each.tokens) + each.max_new_tokens), SHORTEST_ROW_TOKENS) * executor.kv_bytes_per_token
+        needed = (
+            max((len(each.tokens) + each.max_new_tokens), SHORTEST_ROW_TOKENS) * executor.kv_bytes_per_token
+        )
         assert executor.held_bytes <= 2 * needed
         executor.retire(each, 0, 0, 16)
         assert executor.held_bytes == 0

@@ -6,7 +6,6 @@ import pytest
 import simpy
 
 from engine.errors import DeadlinePassed, LoadFailed, NoReplica
-from engine.registry import Health
 from engine.registry.lifecycle import Lifecycle
 from engine.settings import LoadingSettings
 
