@@ -12,7 +12,15 @@ import numpy as np
 
 from engine.cache import BlockChain, PrefixCache, namespace
 from engine.clock import Clock, to_ns, utc_now
-from engine.errors import BadRequest, BadSettings, DeadlinePassed, GenerationFailed, NoReplica, ReplicaLost
+from engine.errors import (
+    BadRequest,
+    BadSettings,
+    DeadlinePassed,
+    GenerationFailed,
+    LoadFailed,
+    NoReplica,
+    ReplicaLost,
+)
 from engine.execution import Replica, Work
 from engine.fleet import Fleet, Home, LoadTimes, median_load_times
 from engine.quotas import ConcurrencyQuota
@@ -73,8 +81,8 @@ class Engine:
     ) -> None:
         """`models` are known besides those of the fleet, and loaded when they are asked for.
 
-        `load_times` says what loading takes where it is modelled; the median if nobody says. Raises BadSettings,
-        UnknownName or LoadFailed before anything runs.
+        `load_times` says what loading takes where it is modelled; the median if nobody says. Raises BadSettings or
+        UnknownName before anything runs.
         """
         self.settings = settings
         self.clock = clock
@@ -103,11 +111,7 @@ class Engine:
             if model.is_pinned:
                 self.lifecycle.pin(model.key)
         if settings.models.preload:
-            for name in settings.fleet.replicas.values():
-                key = self.registry.find(name).key
-                if key not in self.fleet.homes:
-                    self.fleet.load_now(key)
-                    self._states[key] = Health.HEALTHY
+            self._preload()
 
     @property
     def replicas(self) -> dict[str, Replica]:
@@ -190,6 +194,17 @@ class Engine:
     def is_available(self, replica: str) -> bool:
         """Whether the router may give requests to that replica."""
         return self.health.knows(replica) and self.health.health(replica) in AVAILABLE
+
+    def _preload(self) -> None:
+        """Have the models of the fleet's replicas in memory before time begins. Raises BadSettings."""
+        for replica, name in self.settings.fleet.replicas.items():
+            key = self.registry.find(name).key
+            if key not in self.fleet.homes:
+                try:
+                    self.fleet.load_now(key)
+                except LoadFailed as error:
+                    raise BadSettings(f"replica {replica!r} cannot be loaded: {error}") from error
+                self._states[key] = Health.HEALTHY
 
     def _discover(self) -> Discovery | None:
         """The models folder, everything in it known from now on; None without one. Raises BadSettings."""

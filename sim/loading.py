@@ -1,4 +1,4 @@
-"""What loading a model takes where it is modelled: log-normal when it is cold, drawn from a stream of the model's own."""
+"""What loading a model takes where it is modelled: log-normal when cold, drawn from a stream of the model's own."""
 
 from math import exp, log
 

@@ -15,14 +15,21 @@ CALLS = 1_000  # of one round: a mean below a microsecond is not seen by a clock
 SINGLES = 10_000  # calls timed one by one, for p99
 
 FIGURES = pytest.StashKey[list]()
+RATIOS = pytest.StashKey[list]()
 
 
 def pytest_configure(config):
     config.stash[FIGURES] = []
+    config.stash[RATIOS] = []
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """What the table of pytest-benchmark cannot say: one unit for all, and the ratio to the loop."""
+    """What the table of pytest-benchmark cannot say: one unit for all, ratios to the loop and to others."""
+    if config.stash[RATIOS]:
+        terminalreporter.section("beside others, in one run")
+        for name, figures in config.stash[RATIOS]:
+            told = "  ".join(f"{key} {value:,.2f}" for key, value in figures.items())
+            terminalreporter.write_line(f"{name}: {told}")
     if not config.stash[FIGURES]:
         return
     terminalreporter.section("one operation")
@@ -57,6 +64,18 @@ def p99_ns(operation):
         operation()
         calls_ns[number] = perf_counter_ns() - begun_ns
     return float(np.percentile(calls_ns, 99) - np.median(looks_ns))
+
+
+@pytest.fixture
+def report(benchmark, pytestconfig):
+    """Figures of a comparison that times itself, for the record and for the summary."""
+
+    def told(**figures):
+        benchmark.extra_info.update(figures)
+        benchmark.pedantic(lambda: None, rounds=1)
+        pytestconfig.stash[RATIOS].append((benchmark.name, figures))
+
+    return told
 
 
 @pytest.fixture

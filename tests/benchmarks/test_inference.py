@@ -1,7 +1,7 @@
 """What our decoder, batching and loading are worth beside `transformers`, in one process and interleaved.
 
-Each figure is a ratio of the best rounds of two sides; both sides have two torch threads. What needs SmolLM2 wants a folder that has it
-in MODELYARD_REAL_MODELS (`python -m engine fetch smollm2`).
+Each figure is a ratio of the best rounds of two sides; both have two torch threads. What needs SmolLM2 wants a folder
+that has it in MODELYARD_REAL_MODELS (`python -m engine fetch smollm2`).
 """
 
 import os
@@ -51,7 +51,8 @@ if sys.argv[1] == "ours":
     checkpoint = open_checkpoint(path)
     text = text_of(checkpoint)
     model = ModelSettings(name="m", architecture=checkpoint.shape, path=str(path))
-    hardware = HardwareSettings(name="x", flops=1, memory_bytes=1, memory_bytes_per_s=1, link_bytes_per_s=1, source="")
+    sizes = {"flops": 1, "memory_bytes": 1, "memory_bytes_per_s": 1, "link_bytes_per_s": 1}
+    hardware = HardwareSettings(name="x", source="none", **sizes)
     clock = SimClock()
     options = TorchOptions(threads=2, converted_folder=sys.argv[3])
     executor = TorchExecutor(Machine(model, hardware, clock, 1, 1), options)
@@ -140,7 +141,7 @@ def prompts_of(vocab, length, count):
 
 
 def best(*sides):
-    """The least seconds of each side over rounds in which all take turns: what others on the machine add is no one's."""
+    """The least seconds of each side over rounds in which all take turns: the rest is what others add."""
     rounds = [[side() for side in sides] for _ in range(ROUNDS + 1)]
     return [min(times) for times in zip(*rounds, strict=True)]
 
@@ -163,21 +164,13 @@ def smollm2_of_ours(smollm2):
     return Ours(smollm2)
 
 
-def report(benchmark, **figures):
-    """Figures for the table of the run; pytest-benchmark wants something to time."""
-    benchmark.extra_info.update({name: round(value, 2) for name, value in figures.items()})
-    benchmark.pedantic(lambda: None, rounds=1)
-    print(*(f"{name} {value:.2f}" for name, value in figures.items()), sep=", ")
-
-
-def test_sixteen_requests_on_a_stand_in(benchmark, tmp_path):
+def test_sixteen_requests_on_a_stand_in(report, tmp_path):
     (path,) = make_stand_ins(tmp_path, ["Llama-3.3-70B-Instruct"], formats=("safetensors",))
     ours, theirs, prompts = Ours(path), Theirs(path), prompts_of(256, 256, 16)
     together, one_by_one, static = best(
         lambda: ours(prompts, 64), lambda: theirs.one_by_one(prompts, 64), lambda: theirs(prompts, 64)
     )
     report(
-        benchmark,
         tokens_per_s=16 * 64 / together,
         times_one_by_one=one_by_one / together,
         times_static_batch=static / together,
@@ -186,7 +179,7 @@ def test_sixteen_requests_on_a_stand_in(benchmark, tmp_path):
     assert static / together >= 0.9
 
 
-def test_decode_of_smollm2(benchmark, smollm2_of_ours, smollm2_of_transformers):
+def test_decode_of_smollm2(report, smollm2_of_ours, smollm2_of_transformers):
     ours, theirs, prompts = smollm2_of_ours, smollm2_of_transformers, prompts_of(40_000, 128, 8)
     one, eight, their_one, their_eight = best(
         lambda: decode_s(ours, prompts[:1]),
@@ -195,7 +188,6 @@ def test_decode_of_smollm2(benchmark, smollm2_of_ours, smollm2_of_transformers):
         lambda: decode_s(theirs, prompts),
     )
     report(
-        benchmark,
         tokens_per_s_of_one=32 / one,
         tokens_per_s_of_eight=256 / eight,
         one_times_generate=their_one / one,
@@ -207,21 +199,21 @@ def test_decode_of_smollm2(benchmark, smollm2_of_ours, smollm2_of_transformers):
     assert their_eight / eight >= 1
 
 
-def test_prefill_of_smollm2(benchmark, smollm2_of_ours, smollm2_of_transformers):
+def test_prefill_of_smollm2(report, smollm2_of_ours, smollm2_of_transformers):
     prompt = prompts_of(40_000, 512, 1)
     ours, theirs = best(lambda: smollm2_of_ours(prompt, 1), lambda: smollm2_of_transformers(prompt, 1))
-    report(benchmark, tokens_per_s=512 / ours, times_transformers=theirs / ours)
+    report(report, tokens_per_s=512 / ours, times_transformers=theirs / ours)
     assert theirs / ours >= 1
 
 
-def test_int8_decode_of_smollm2(benchmark, smollm2, smollm2_of_ours, smollm2_of_transformers):
+def test_int8_decode_of_smollm2(report, smollm2, smollm2_of_ours, smollm2_of_transformers):
     in_int8, prompt = Ours(smollm2, "int8"), prompts_of(40_000, 128, 1)
     small, full, theirs = best(
         lambda: decode_s(in_int8, prompt),
         lambda: decode_s(smollm2_of_ours, prompt),
         lambda: decode_s(smollm2_of_transformers, prompt),
     )
-    report(benchmark, tokens_per_s=32 / small, times_float32=full / small, times_transformers=theirs / small)
+    report(report, tokens_per_s=32 / small, times_float32=full / small, times_transformers=theirs / small)
     assert full / small >= 1.8
 
 
@@ -236,12 +228,11 @@ def ready(who, path, folder):
     return float(seconds), float(mib)
 
 
-def test_smollm2_is_ready_soon_and_sooner_the_second_time(benchmark, smollm2, tmp_path):
+def test_smollm2_is_ready_soon_and_sooner_the_second_time(report, smollm2, tmp_path):
     first_s, first_mib = ready("ours", smollm2, tmp_path)
     again_s, again_mib = min(ready("ours", smollm2, tmp_path) for _ in range(3))
     theirs_s, theirs_mib = ready("transformers", smollm2, tmp_path)
     report(
-        benchmark,
         first_s=first_s,
         again_s=again_s,
         transformers_s=theirs_s,

@@ -448,7 +448,7 @@ def test_an_option_of_another_executor_is_refused_with_those_there_are(settings,
 
 def test_two_models_of_one_name_are_refused(settings, clock):
     settings.fleet.models *= 2
-    with pytest.raises(BadSettings, match="two models are called 'llama@1.0.0'"):
+    with pytest.raises(BadSettings, match=r"two models are called 'llama@1\.0\.0'"):
         Engine(settings, clock)
 
 

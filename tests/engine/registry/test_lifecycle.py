@@ -1,5 +1,6 @@
 """Models come when they are asked for and go when others need the room; nobody waits for nothing."""
 
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -113,7 +114,7 @@ def test_a_broken_model_is_tried_again_later_and_later(clock):
         world.ask(number, "a4", at_s=number)
     world.run()
     tries = [at_ns // S for at_ns, _ in world.host.loads]
-    gaps = [after - before for before, after in zip(tries, tries[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(tries)]
     assert gaps[:3] == [30, 50, 50]  # 10 s each to fail, then 20, 40 and never more than 40 s of peace
     assert "the next try is in" in world.ended[25][1]
 
