@@ -298,3 +298,22 @@ def test_a_random_life_keeps_every_promise(clock, seed):
             word in world.ended[number][1]
             for word in ("deadline", "drained", "header is cut", "whole budget", "pinned")
         )
+
+
+@pytest.mark.parametrize(("resident", "expected"), [(1, 0.279), (2, 0.518), (3, 0.714)])
+def test_models_of_zipf_popularity_are_in_memory_as_often_as_lru_makes_them(clock, resident, expected):
+    """Whole-model LRU under independent draws, Zipf 1.0 over five models: the shares that published traces report."""
+    draws = 4_000
+    world = World(clock, weights_gib=2 * resident)
+    random = Random(5)  # noqa: S311  seeded
+    weights = [1 / rank for rank in range(1, 6)]
+
+    async def ask_one_after_the_other():
+        for key in random.choices(["a2", "b2", "c2", "d2", "e2"], weights, k=draws):
+            with await world.lifecycle.hold(key):
+                await clock.sleep(S)
+
+    clock.spawn(ask_one_after_the_other())
+    world.run()
+    share = 1 - len(world.host.loads) / draws
+    assert share == pytest.approx(expected, abs=4 * (0.25 / draws) ** 0.5)
