@@ -23,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EngineError as error:
         print(f"modelyard: {error}", file=sys.stderr)
         return 2 if isinstance(error, BadSettings) else 1
+    except OSError as error:
+        print(f"modelyard: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130

@@ -202,7 +202,7 @@ def test_decode_of_smollm2(report, smollm2_of_ours, smollm2_of_transformers):
 def test_prefill_of_smollm2(report, smollm2_of_ours, smollm2_of_transformers):
     prompt = prompts_of(40_000, 512, 1)
     ours, theirs = best(lambda: smollm2_of_ours(prompt, 1), lambda: smollm2_of_transformers(prompt, 1))
-    report(report, tokens_per_s=512 / ours, times_transformers=theirs / ours)
+    report(tokens_per_s=512 / ours, times_transformers=theirs / ours)
     assert theirs / ours >= 1
 
 
@@ -213,7 +213,7 @@ def test_int8_decode_of_smollm2(report, smollm2, smollm2_of_ours, smollm2_of_tra
         lambda: decode_s(smollm2_of_ours, prompt),
         lambda: decode_s(smollm2_of_transformers, prompt),
     )
-    report(report, tokens_per_s=32 / small, times_float32=full / small, times_transformers=theirs / small)
+    report(tokens_per_s=32 / small, times_float32=full / small, times_transformers=theirs / small)
     assert full / small >= 1.8
 
 
