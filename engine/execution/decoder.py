@@ -220,8 +220,7 @@ class Decoder:
         return out.view(q.shape)
 
     def _embedded(self, tokens: Tensor) -> Tensor:
-        table = self.weights.embedding
-        hidden = table[tokens] if isinstance(table, Tensor) else table.rows(tokens, self.dtype)
+        hidden = self.weights.embedding[tokens]
         return hidden if self._embedding_scale == 1.0 else hidden * self._embedding_scale
 
     def _turns(self, places: slice | Tensor, length: int) -> list[Turn]:

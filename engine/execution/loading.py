@@ -63,7 +63,7 @@ def load_weights(
     *,
     in_int8: bool = False,
 ) -> Loaded:
-    """The weights of a model in `dtype`; `in_int8`: with the matrices in int8, as `quantised` makes them.
+    """The weights of a model in `dtype`; `in_int8`: with the projections in int8, as `quantised` makes them.
 
     `folder` is where converted weights are kept; None: nowhere. A kept file that is not whole, not ours, or changed
     since is as good as none. Weights of a Hugging Face folder are kept in int8 only: the rest is no conversion.

@@ -28,7 +28,7 @@ PIECE_BYTES = 2**24
 ABANDONED_NS = 3600 * 10**9
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
-MATRICES = {"embedding", "head", "qkv", "attention_out", "gate_up", "down"}
+PROJECTIONS = {"qkv", "attention_out", "gate_up", "down"}
 SCALES = ".scales"
 
 
@@ -51,10 +51,10 @@ class Layout:
 
     @classmethod
     def of(cls, shape: Architecture, dtype: torch.dtype, *, in_int8: bool = False) -> Self:
-        """The layout of all weights of `shape` in `dtype`; `in_int8`: of the matrices as `Int8Matrix`."""
+        """The layout of all weights of `shape` in `dtype`; `in_int8`: projections as `Int8Matrix`."""
         tensors: list[tuple[str, tuple[int, ...], torch.dtype]] = []
         for name, size in sizes(shape):
-            if in_int8 and name.rpartition(".")[2] in MATRICES:
+            if in_int8 and name.rpartition(".")[2] in PROJECTIONS:
                 tensors += [(name, size, torch.int8), (name + SCALES, size[:1], torch.bfloat16)]
             else:
                 tensors.append((name, size, dtype))
@@ -96,7 +96,7 @@ class Layout:
             return Layer(**{name: matrix(key) for name, key in found.items() if key in self.places})  # type: ignore[arg-type]
 
         count = sum(name.endswith(".attention_norm") for name in self.places)
-        embedding = matrix("embedding")
+        embedding = tensor("embedding")
         head = matrix("head") if "head" in self.places else embedding
         return Weights(embedding, [layer(number) for number in range(count)], tensor("norm"), head)
 

@@ -152,8 +152,11 @@ class TorchExecutor:
 
     @classmethod
     def weights_bytes(cls, model: ModelSettings, options: TorchOptions) -> int:
-        size = 1 if options.weights == "int8" else DTYPES[options.weights].itemsize
-        return shape_of(model).parameters * size
+        shape, size = shape_of(model), DTYPES[options.weights].itemsize
+        if options.weights != "int8":
+            return shape.parameters * size
+        tables = shape.vocab * shape.hidden * (1 if shape.tied_embeddings else 2)
+        return tables * size + shape.parameters - tables
 
     @classmethod
     def vocab_of(cls, model: ModelSettings) -> int:

@@ -51,10 +51,6 @@ class Int8Matrix:
             out = (torch.cat(outs, dim=-1) if len(outs) > 1 else outs[0]).mul_(self.scales)
         return out.to(x.dtype).view(*x.shape[:-1], -1)
 
-    def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """Rows of the matrix, as an embedding looks them up."""
-        return self.weight[index].to(dtype) * self.scales[index].to(dtype)[..., None]
-
 
 Matrix = Tensor | Int8Matrix
 
@@ -84,7 +80,7 @@ class Layer:
 class Weights:
     """All weights of a model. `head` is `embedding` itself where they are tied."""
 
-    embedding: Matrix
+    embedding: Tensor
     layers: list[Layer]
     norm: Tensor
     head: Matrix
@@ -108,11 +104,11 @@ def product(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
 
 
 def quantised(weights: Weights) -> Weights:
-    """The same with every matrix in int8, rounded to the nearest, one scale a row: its largest value is 127.
+    """The same with every projection in int8, rounded to the nearest, one scale a row: its largest value is 127.
 
-    An element is off by at most half a scale. Norms and biases stay; tied matrices stay one.
+    An element is off by at most half a scale. The rest stays, the head too: scores that are rounded to bfloat16 cost
+    SmolLM2 as much perplexity as all projections together (1.1 % instead of 0.4 %).
     """
-    embedding = int8(weights.embedding)
     layers = [
         replace(
             layer,
@@ -123,8 +119,7 @@ def quantised(weights: Weights) -> Weights:
         )
         for layer in weights.layers
     ]
-    head = embedding if weights.head is weights.embedding else int8(weights.head)
-    return Weights(embedding, layers, weights.norm, head)
+    return Weights(weights.embedding, layers, weights.norm, weights.head)
 
 
 def int8(matrix: Matrix) -> Int8Matrix:

@@ -27,7 +27,7 @@ transformers = pytest.importorskip("transformers", reason="the other side is the
 
 pytestmark = [pytest.mark.benchmark(group="inference"), pytest.mark.torch]
 
-THREADS, ROUNDS, KV_TOKENS = 2, 5, 100_000
+THREADS, ROUNDS, KV_TOKENS = 2, 3, 100_000
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 HARDWARE = HardwareSettings(
     name="x", flops=1, memory_bytes=1, memory_bytes_per_s=1, link_bytes_per_s=1, source="none"

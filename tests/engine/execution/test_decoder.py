@@ -309,17 +309,18 @@ def test_an_int8_product_takes_a_bias_as_any_other():
 
 @torch.inference_mode()
 @pytest.mark.parametrize("shape", [*SHAPES, *SWITCHED])
-def test_quantised_weights_are_a_quarter_and_tied_ones_stay_one(shape):
+def test_projections_are_quantised_and_what_makes_scores_is_not(shape):
     weights = seeded_weights(shape, 3, CPU)
     small = quantised(weights)
-    assert (small.head is small.embedding) == shape.tied_embeddings
+    assert small.head is weights.head
+    assert small.embedding is weights.embedding
     matrices = [tensor for tensor in tensors_of(small) if isinstance(tensor, Int8Matrix)]
-    assert len(matrices) == 4 * shape.layers + (1 if shape.tied_embeddings else 2)
+    assert len(matrices) == 4 * shape.layers
     assert all(matrix.weight.dtype == torch.int8 and matrix.weight.abs().max() == 127 for matrix in matrices)
     assert quantised(small).layers[0].qkv is small.layers[0].qkv
-    table = small.embedding
-    step = table.scales.float()[:, None]
-    assert ((table.rows(torch.arange(97), torch.float32) - weights.embedding).abs() <= step / 2 + 1e-9).all()
+    down = small.layers[0].down
+    step = down.scales.float()[:, None]
+    assert ((down.weight * step - weights.layers[0].down).abs() <= step / 2 + 1e-9).all()
 
 
 @torch.inference_mode()
