@@ -13,7 +13,9 @@ from engine.formats.checkpoint import TensorInfo
 from engine.formats.files import opened, parse_json, pickled, read_exactly, shown
 
 LENGTH_BYTES = 8
-MAX_HEADER = 2**24  # the largest real ones have some 5 MB; parsed JSON takes ten times its size
+MAX_HEADER = 2**22  # real ones have some 100 bytes a tensor
+MAX_TENSORS = 2**14  # as in a GGUF file; real shards have some thousand
+MAX_COMMAS = 2**18  # parsed JSON takes many times its size: what it holds is counted before it is parsed
 MAX_DIMENSIONS = 32
 MAX_ELEMENTS = 2**63
 
@@ -47,6 +49,9 @@ def read_safetensors(path: Path) -> SafetensorsHeader:
                 path, f"announces a header of {length:,} bytes, but at most {MAX_HEADER:,} are read"
             )
         data = head[LENGTH_BYTES:] + read_exactly(file, path, length - 1)
+    objects, lists = data.count(b"{"), data.count(b"[")
+    if max(objects, lists // 2) > MAX_TENSORS + 2 or data.count(b",") > MAX_COMMAS:
+        raise BadModel(path, f"its header is nested too deeply, or holds more than {MAX_TENSORS:,} tensors")
     header = parse_json(path, data, "its header")
     metadata = _metadata(path, header.pop("__metadata__", {}))
     start = LENGTH_BYTES + length

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ HOSTILE = {
     "a header longer than the file": (packed({})[:9], "announces a header of 2 bytes, but has 9 in all"),
     "a header longer than is read": (
         (MAX_HEADER + 1).to_bytes(8, "little") + b"{" + bytes(MAX_HEADER),
-        "but at most 16,777,216 are read",
+        "but at most 4,194,304 are read",
     ),
     "a list": (packed([]), r"its header does not begin with {"),
     "no JSON": (packed(b"{nonsense}"), "its header is no valid JSON"),
@@ -196,3 +197,29 @@ def test_whatever_bytes_change_the_file_is_read_or_refused(file, flips):
     except BadModel:
         return
     assert sum(each.num_bytes for each in read.tensors.values()) == 11
+
+
+ENTRY = b'"t%d":{"dtype":"F32","shape":[1],"data_offsets":[%d,%d]}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{" + b",".join(b'"%d":{}' % number for number in range(300_000)) + b"}",
+        b'{"a":[' + b",".join([b"1234567"] * 400_000) + b"]}",
+        b'{"a":[' + b",".join([b"[]"] * 250_000) + b"]}",
+        b'{"a":' + b"[" * 3_000_000 + b"}",
+        b'{"a":"' + b"x" * 4_000_000 + b'"}',
+        b"{" + b",".join(ENTRY % (each, 4 * each, 4 * each + 4) for each in range(16_000)) + b"}",
+    ],
+    ids=["objects", "numbers", "lists", "nesting", "a string", "the most tensors, and nothing behind them"],
+)
+def test_a_header_that_holds_too_much_is_refused_before_it_fills_the_memory(tmp_path, body):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(body).to_bytes(8, "little") + body)
+    tracemalloc.start()
+    with pytest.raises(BadModel):
+        read_safetensors(path)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 16 * 2**20
