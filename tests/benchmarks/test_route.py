@@ -16,15 +16,20 @@ def make_engine(settings, replicas, strategy):
     return Engine(settings(*lines).engine, SimClock())
 
 
-def load(router, replicas, request_of):
+def key_of(engine):
+    """What the router knows the fleet's only model by."""
+    return engine.settings.fleet.models[0].key
+
+
+def load(router, engine, request_of):
     """Requests in flight of unequal size, as a busy fleet has them."""
-    for number in range(HELD_PER_REPLICA * len(replicas)):
-        router.route(request_of(100 + 37 * number, number), "llama-3.2-1b", 0).next(0)
+    for number in range(HELD_PER_REPLICA * len(engine.replicas)):
+        router.route(request_of(100 + 37 * number, number), key_of(engine), 0).next(0)
 
 
-def decision(router, request):
+def decision(router, model, request):
     def route():
-        with router.route(request, "llama-3.2-1b", 0) as way:
+        with router.route(request, model, 0) as way:
             return way.next(0)
 
     return route
@@ -37,12 +42,15 @@ def test_route(measure, settings, request_of, strategy, replicas):
     router = Router(engine.settings.routing)
     for replica in engine.replicas.values():
         router.add(replica)
-    load(router, engine.replicas, request_of)
-    assert measure(decision(router, request_of()), with_p99=True) in engine.replicas.values()
+    load(router, engine, request_of)
+    assert measure(decision(router, key_of(engine), request_of()), with_p99=True) in engine.replicas.values()
 
 
 @pytest.mark.parametrize("replicas", [5])
 def test_route_with_the_decision_log(measure, settings, request_of, replicas):
     engine = make_engine(settings, replicas, "least_loaded")
-    load(engine.router, engine.replicas, request_of)
-    assert measure(decision(engine.router, request_of()), with_p99=True) in engine.replicas.values()
+    load(engine.router, engine, request_of)
+    assert (
+        measure(decision(engine.router, key_of(engine), request_of()), with_p99=True)
+        in engine.replicas.values()
+    )

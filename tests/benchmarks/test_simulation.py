@@ -32,7 +32,7 @@ def test_clock_event(measure):
 def test_steady_scenario(measure, settings, benchmark):
     """600 requests of chat on three replicas: the loop alone, without tables; `each_us` is of a request."""
     run = settings("workload=chat", "workload.requests=600")
-    trace = draw(run.workload, run.seed, run.engine.fleet.models[0].name)
+    trace = draw(run.workload, run.seed, [run.engine.fleet.models[0].name])
 
     def play():
         stage = Stage(run.engine, trace, run.report.sample_every_s)
