@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.cache import BlockChain, PrefixCache, namespace
+from engine.cache import (
+    BlockChain,
+    Carrier,
+    Decision,
+    Packer,
+    Prefix,
+    PrefixCache,
+    Space,
+    close_stores,
+    open_stores,
+)
 from engine.clock import Clock, to_ns, utc_now
 from engine.errors import (
     BadRequest,
@@ -49,12 +59,16 @@ from engine.telemetry import (
     PrefixFound,
     Routed,
     Sink,
+    StoreFailed,
     Story,
     Telemetry,
 )
 
 if TYPE_CHECKING:
     from engine.text import Text
+
+COSTED_TOKENS = 2_048
+"""The prompt whose prefill says what computing a block of a model costs."""
 
 AVAILABLE = (Health.HEALTHY, Health.DEGRADED)
 BEST_FIRST = (
@@ -106,6 +120,11 @@ class Engine:
             load_times or median_load_times(settings.models),
             self._model_moved,
         )
+        is_real = not self.fleet.executor_of(settings.executor.name).is_modelled
+        self._stores = open_stores(self.cache, is_real=is_real)
+        packer = make_packer(settings) if is_real and len(self.cache.tiers) > 1 else None
+        self.carrier = Carrier(self.cache, clock, self._stores, packer, self._store_failed)
+        self.carrier.adopt()
         self.lifecycle = self.fleet.lifecycle
         for model in self.registry.all():
             if model.is_pinned:
@@ -130,6 +149,10 @@ class Engine:
     def flush(self) -> None:
         """Put the use counts of all models into the registry's file, where there is one."""
         self.registry.flush(utc_now().isoformat(timespec="seconds"))
+
+    def close(self) -> None:
+        """Let go of what others may want: the folders of the cache's tiers. The clock has been closed before."""
+        close_stores(self._stores)
 
     def pin(self, name: str, *, pinned: bool = True) -> None:
         """Never unload that model to make room, or do so again; remembered where there is a registry's file.
@@ -240,15 +263,13 @@ class Engine:
             tokens = np.concatenate([tokens, np.asarray(stream.tokens, dtype=np.int32)])
         num_before = len(stream.tokens)
         keys = chain.keys if chain is not None else []
-        with self.cache.fetch(keys, len(tokens)) as prefix:
-            end.cached_tokens_ram = min(prefix.num_tokens, request.num_prompt_tokens)
-            self.telemetry.emit(
-                PrefixFound(self.clock.now_ns(), request.id, replica.name, end.cached_tokens_ram)
-            )
+        with self.cache.find(job.space, keys, len(tokens), self.clock.now_ns()) as prefix:
+            decision = await self._bring(prefix, job, len(tokens))
+            self._found(prefix, job, story, decision)
             work = Work(
                 tokens,
                 request.max_output_tokens - num_before,
-                prefix.payloads,
+                prefix.payloads(),
                 prefix.num_tokens,
                 request.deadline_ns,
                 request.sampling,
@@ -267,11 +288,14 @@ class Engine:
             end.started_ns = answer.started_ns
             if chain is not None:
                 known = chain.keys[: answer.computed_tokens // self.cache.block_tokens]
-                self.cache.keep(known, answer.blocks, job.home.block_bytes)
+                self.cache.keep(job.space, known, answer.blocks, self.clock.now_ns())
+        if decision is not None and stream.first_token_ns is not None and not num_before:
+            self.carrier.judge(decision, stream.first_token_ns - answer.started_ns)
+        self._prefetch(job)
         self.health.served(replica.name, self.clock.now_ns())
         if job.reader is not None:
             job.reader.finish()
-        usage = Usage(request.num_prompt_tokens, len(stream.tokens), end.cached_tokens_ram)
+        usage = Usage(request.num_prompt_tokens, len(stream.tokens), end.cached_tokens)
         completion = Completion(
             request.id,
             replica.model,
@@ -307,27 +331,61 @@ class Engine:
             raise BadRequest(
                 f"prompt token {wrong} is not in the vocabulary of {name!r}: 0 to {home.vocab - 1}"
             )
-        sampling = request.sampling
+        sampling, space = request.sampling, self._space(request, home)
+        chain = self._chain(request, home, space)
         if sampling is None:
-            return Job(request, home, self._chain(request, home), stream)
+            return Job(request, home, space, chain, stream)
         if sampling.stop and home.text is None:
             raise BadRequest(f"stop is {sampling.stop!r}, but {name!r} has no tokenizer to find it with")
         seed = sampling.seed if sampling.seed is not None else seed_of(self.settings.seed, request.id)
-        return Job(
-            request, home, self._chain(request, home), stream, seed, Reader(request, home.text, stream)
-        )
+        return Job(request, home, space, chain, stream, seed, Reader(request, home.text, stream))
 
-    def _chain(self, request: Request, home: Home) -> BlockChain | None:
+    def _space(self, request: Request, home: Home) -> Space:
+        """The namespace of that tenant's KV of that model."""
+        model, executor = home.model, home.executor
+        space = self.cache.space(
+            model.key, home.weights_id, request.tenant, home.block_bytes, home.value_bytes
+        )
+        tokens = min(COSTED_TOKENS, executor.context_tokens)
+        space.holder.recompute_ns = executor.prefill_ns(0, tokens) * self.cache.block_tokens / tokens
+        return space
+
+    def _chain(self, request: Request, home: Home, space: Space) -> BlockChain | None:
         if not home.block_bytes:
             return None
-        model = home.model
-        salt = "" if self.settings.cache.share_between_tenants else request.tenant
-        version = f"{model.version}/{home.weights_id}"
-        chain = BlockChain(
-            namespace(model.name, version, salt, self.cache.block_tokens), self.cache.block_tokens
-        )
+        chain = BlockChain(space.digest, self.cache.block_tokens)
         chain.extend(request.prompt_tokens)
         return chain
+
+    async def _bring(self, prefix: Prefix, job: "Job", num_tokens: int) -> Decision | None:
+        """Have a prefix where the executor takes it from, whatever tier it was found in; some of it may be given up."""
+        if self.cache.mover is None:
+            return None
+        return await self.carrier.bring(prefix, job.home.executor, num_tokens)
+
+    def _found(self, prefix: Prefix, job: "Job", story: Story, decision: Decision | None) -> None:
+        """Tell what of the prompt needs no prefill, and where it was."""
+        end, tokens = story.end, self.cache.block_tokens
+        left = job.request.num_prompt_tokens
+        for tier, blocks in zip(self.cache.tiers, prefix.blocks_by_tier, strict=True):
+            setattr(end, f"cached_tokens_{tier.name}", min(blocks * tokens, left))
+            left -= min(blocks * tokens, left)
+        found = PrefixFound(self.clock.now_ns(), job.request.id, end.replica or "", end.cached_tokens)
+        if decision is not None:
+            found.loaded_tokens = decision.loaded_blocks * tokens
+            found.recomputed_tokens = decision.dropped_blocks * tokens
+            found.waited_ns = decision.waited_ns
+        self.telemetry.emit(found)
+
+    def _prefetch(self, job: "Job") -> None:
+        """Bring the blocks of a session back before its next turn, if that is wanted."""
+        after_s = self.settings.cache.prefetch_after_s
+        if after_s is not None and job.chain is not None and job.request.session is not None:
+            again = partial(self.carrier.prefetch, job.space, job.chain.keys)
+            self.clock.call_later(to_ns(after_s), again)
+
+    def _store_failed(self, tier: str, kind: str) -> None:
+        self.telemetry.emit(StoreFailed(self.clock.now_ns(), tier, kind))
 
     def _routed(
         self, request: Request, attempt: int, chosen: Routable, candidates: Sequence[Routable], now_ns: int
@@ -422,10 +480,19 @@ class Job:
 
     request: Request
     home: Home
+    space: Space
     chain: BlockChain | None
     stream: Stream
     seed: int = 0
     reader: Reader | None = None
+
+
+def make_packer(settings: EngineSettings) -> Packer:
+    """What turns this executor's KV into something to store."""
+    from engine.cache.packing import TorchPacker  # noqa: PLC0415  it brings torch
+
+    device = settings.executor.options.get("device", "cpu") if settings.cache.gpu is not None else "cpu"
+    return TorchPacker(str(device))
 
 
 def seed_of(seed: int, request_id: int) -> int:

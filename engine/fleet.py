@@ -44,8 +44,10 @@ class Home:
     request_tokens: int  # that one request may have at most, prompt and output
     vocab: int
     block_bytes: int
+    value_bytes: float
     weights_id: str
     text: "Text | None"
+    executor: Executor  # of the first replica: what it says of costs holds for all
 
 
 class Fleet:
@@ -177,7 +179,12 @@ class Fleet:
     def _machine(self, key: str) -> Machine:
         settings = self.settings
         return Machine(
-            self._model(key), settings.hardware, self._clock, settings.fleet.max_batch, settings.seed
+            self._model(key),
+            settings.hardware,
+            self._clock,
+            settings.fleet.max_batch,
+            settings.seed,
+            keeps_on_device=settings.cache.enabled and settings.cache.gpu is not None,
         )
 
     def _model(self, key: str) -> ModelSettings:
@@ -210,8 +217,10 @@ class Fleet:
             request_tokens=min(first.context_tokens, first.kv_capacity_tokens),
             vocab=first.vocab,
             block_bytes=first.kv_bytes_per_token * block_tokens if keeps else 0,
+            value_bytes=first.kv_value_bytes,
             weights_id=first.weights_id,
             text=text,
+            executor=first,
         )
 
     async def _warm(self, key: str) -> None:

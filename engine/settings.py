@@ -304,20 +304,146 @@ class QuotaSettings:
         at_least("quotas.queue_capacity", self.queue_capacity, 0)
 
 
+TIERS = ("gpu", "ram", "ssd", "network", "cloud")
+"""Where KV blocks can lie, the hottest first."""
+
+FORMS = ("raw", "fp16", "int8")
+"""What the numbers of a stored block can be: as they were made, or smaller."""
+
+WRITES = ("back", "through", "second_use")
+GIB = 1 << 30
+
+
+@dataclass(slots=True, kw_only=True)
+class TierSettings:
+    """One tier of the cache: how much it holds, and the way between it and the machine's memory.
+
+    A transfer takes `latency_s` and then its bytes at `gib_per_s`, `concurrency` of them at a time; at most `queue_gib`
+    wait for their turn, and what would wait beyond that is not moved. Where a store is behind the tier (`path` or `url`),
+    its own time counts instead. Blocks that come down to it are written in `form`.
+
+    `write`: a block is written here when it is evicted above (back), when it is new (through), or when it is used for
+    the second time (second_use).
+    """
+
+    gib: float
+    gib_per_s: float = 10.0
+    latency_s: float = 0.0
+    concurrency: int = 1
+    queue_gib: float = 1.0
+    form: str = "raw"
+    max_error: float = (
+        0.02  # relative: a block that int8 changes more than this is written in a more exact form
+    )
+    write: str = "back"
+    path: str | None = None  # a folder: ssd, or a mounted one for network
+    url: str | None = None  # redis://host:port/0 for network, s3://bucket/prefix for cloud
+    endpoint: str | None = None  # of an S3-compatible server
+    timeout_s: float = 10.0  # for one operation of a store that is not a folder
+    retry_after_s: float = 30.0  # a store that fails again and again is left alone for so long
+
+    def check(self, name: str) -> None:
+        """Raise BadSettings for values that no tier can have."""
+        key = f"tiers.{name}"
+        for field_name in ("gib", "latency_s", "queue_gib", "retry_after_s"):
+            at_least(f"{key}.{field_name}", getattr(self, field_name), 0)
+        for field_name in ("gib_per_s", "timeout_s", "max_error"):
+            above(f"{key}.{field_name}", getattr(self, field_name), 0)
+        at_least(f"{key}.concurrency", self.concurrency, 1)
+        require(f"{key}.form", self.form, self.form in FORMS, f"one of {', '.join(FORMS)}")
+        require(f"{key}.write", self.write, self.write in WRITES, f"one of {', '.join(WRITES)}")
+        if name in ("gpu", "ram"):
+            require(f"{key}.path", self.path, self.path is None, "null: this tier is memory")
+        if name == "cloud":
+            require(f"{key}.path", self.path, self.path is None, "null: this tier has a url")
+        scheme = {"network": "redis://", "cloud": "s3://"}.get(name)
+        if self.url is not None:
+            fits = scheme is not None and self.url.startswith(scheme)
+            require(f"{key}.url", self.url, fits, "null" if scheme is None else f"{scheme}..., or null")
+        require(f"{key}.url", self.url, self.url is None or self.path is None, "null where there is a path")
+
+    @property
+    def capacity_bytes(self) -> int:
+        return int(self.gib * GIB)
+
+
+@dataclass(slots=True, kw_only=True)
+class LimitSettings:
+    """How much of a tier a model or a tenant may hold; both given: that tenant with that model.
+
+    Steps are shares of the limit, and 1 is no step. From `admit_from` on, only blocks that were wanted before come in; from `compress_from` on, they come
+    in as int8; from `demote_from` on, the oldest are sent down one tier ahead of need. At the limit either its own
+    oldest blocks make room (`evict`), or nothing more comes in (`refuse`).
+    """
+
+    tier: str
+    gib: float
+    model: str | None = None
+    tenant: str | None = None
+    admit_from: float = 0.8
+    compress_from: float = 0.9
+    demote_from: float = 0.95
+    when_full: str = "evict"
+
+    def __post_init__(self) -> None:
+        key = "tiers.limits"
+        require(f"{key}.tier", self.tier, self.tier in TIERS, f"one of {', '.join(TIERS)}")
+        at_least(f"{key}.gib", self.gib, 0)
+        whose = self.model is not None or self.tenant is not None
+        require(f"{key}.model", self.model, whose, "given, or tenant must be")
+        steps = (self.admit_from, self.compress_from, self.demote_from)
+        for name, value in zip(("admit_from", "compress_from", "demote_from"), steps, strict=True):
+            require(f"{key}.{name}", value, 0 < value <= 1, "above 0 and at most 1")
+        choices = ("evict", "refuse")
+        require(f"{key}.when_full", self.when_full, self.when_full in choices, "evict or refuse")
+
+
 @dataclass(slots=True, kw_only=True)
 class CacheSettings:
-    """The prefix cache: one tier of RAM shared by all replicas of the process."""
+    """The prefix cache: up to five tiers, shared by all models and all replicas of the process.
+
+    New blocks go to the hottest tier that is given. `inclusive`: a block that is promoted leaves a copy where it was,
+    for as long as nobody needs the room. `load`: what lies below memory is loaded when that is cheaper than computing
+    it again, always, or never. `prefetch_after_s`: so long after an answer the session's blocks are brought back to
+    memory; None: never.
+    """
 
     enabled: bool = True
     block_tokens: int = 16
-    ram_gib: float = 0.25
+    gpu: TierSettings | None = None
+    ram: TierSettings | None = field(default_factory=lambda: TierSettings(gib=0.25))
+    ssd: TierSettings | None = None
+    network: TierSettings | None = None
+    cloud: TierSettings | None = None
+    inclusive: bool = False
+    load: str = "cheaper"
+    prefetch_after_s: float | None = None
+    headroom: float = 0.0  # share of a tier that is freed beyond what is needed, whenever room has to be made
     eviction: str = "lru"
     options: dict[str, Any] = field(default_factory=dict)
+    allocation: str = "shared"
+    allocation_options: dict[str, Any] = field(default_factory=dict)
+    limits: list[LimitSettings] = field(default_factory=list)
     share_between_tenants: bool = False
 
     def __post_init__(self) -> None:
         at_least("tiers.block_tokens", self.block_tokens, 1)
-        at_least("tiers.ram_gib", self.ram_gib, 0)
+        for name, tier in self.tiers.items():
+            tier.check(name)
+        if self.enabled:
+            require("tiers", {}, bool(self.tiers), f"given: at least one of {', '.join(TIERS)}")
+        choices = ("cheaper", "always", "never")
+        require("tiers.load", self.load, self.load in choices, f"one of {', '.join(choices)}")
+        if self.prefetch_after_s is not None:
+            at_least("tiers.prefetch_after_s", self.prefetch_after_s, 0)
+        require("tiers.headroom", self.headroom, 0 <= self.headroom < 1, "from 0 to below 1")
+        for limit in self.limits:
+            require("tiers.limits.tier", limit.tier, limit.tier in self.tiers, "a tier that is given")
+
+    @property
+    def tiers(self) -> dict[str, TierSettings]:
+        """Those that are given, the hottest first."""
+        return {name: tier for name in TIERS if (tier := getattr(self, name)) is not None}
 
 
 @dataclass(slots=True, kw_only=True)

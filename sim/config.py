@@ -20,7 +20,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from engine.cache import eviction
+from engine.cache import allocation, check_order
 from engine.errors import BadSettings, UnknownName
 from engine.execution import executors
 from engine.routing import strategy
@@ -52,6 +52,7 @@ SECTIONS = (
     "strategy",
     "tiers",
     "eviction",
+    "allocation",
     "quotas",
     "report",
     "scenario",
@@ -139,7 +140,7 @@ def settle(config: DictConfig, overrides: Sequence[str]) -> RunSettings:
             routing=_routing(parts["routing"], parts["strategy"]),
             health=typed(HealthSettings, parts["health"], "health"),
             quotas=typed(QuotaSettings, parts["quotas"], "quotas"),
-            cache=_cache(parts["tiers"], parts["eviction"]),
+            cache=_cache(parts["tiers"], parts["eviction"], parts["allocation"]),
             models=typed(LoadingSettings, parts["models"], "models"),
             seed=seed,
         ),
@@ -305,10 +306,13 @@ def _routing(values: dict[str, Any], chosen: dict[str, Any]) -> RoutingSettings:
     return typed(RoutingSettings, {**values, "strategy": name, "options": options}, "routing")
 
 
-def _cache(values: dict[str, Any], chosen: dict[str, Any]) -> CacheSettings:
-    name, options = _named(chosen, "eviction")
-    eviction.make(name, **options)
-    return typed(CacheSettings, {**values, "eviction": name, "options": options}, "tiers")
+def _cache(values: dict[str, Any], evicting: dict[str, Any], dividing: dict[str, Any]) -> CacheSettings:
+    name, options = _named(evicting, "eviction")
+    check_order(name, options)
+    how, shares = _named(dividing, "allocation")
+    allocation.make(how, **shares)
+    chosen = {"eviction": name, "options": options, "allocation": how, "allocation_options": shares}
+    return typed(CacheSettings, {**values, **chosen}, "tiers")
 
 
 def _workload(values: dict[str, Any]) -> Workload:

@@ -78,6 +78,7 @@ class Stage:
         """End what still runs; requests in flight are told to nobody any more."""
         self.engine.telemetry.sinks.clear()
         self.clock.close()
+        self.engine.close()
 
     async def _arrive(self) -> None:
         """Requests walk in, each at its time, whatever becomes of those before it (an open loop)."""
@@ -121,6 +122,11 @@ class Stage:
         note(now_ns, "cache", "bytes", engine.cache.used_bytes)
         note(now_ns, "cache", "capacity_bytes", engine.cache.capacity_bytes)
         note(now_ns, "cache", "blocks", len(engine.cache))
+        for tier in engine.cache.tiers:
+            note(now_ns, f"tier {tier.name}", "bytes", tier.used_bytes)
+            note(now_ns, f"tier {tier.name}", "capacity_bytes", tier.capacity_bytes)
+            for holder in engine.cache.holders:
+                note(now_ns, f"tier {tier.name}", f"bytes of {holder.key}", holder.held_bytes[tier.rank])
         note(now_ns, "quota", "in_service", engine.quotas.in_service)
         note(now_ns, "quota", "waiting", engine.quotas.num_waiting)
         note(now_ns, "quota", "limit", engine.settings.quotas.max_concurrent_requests)

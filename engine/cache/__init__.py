@@ -1,7 +1,26 @@
-"""The prefix cache: KV blocks found by the hash of all that leads up to them."""
+"""The prefix cache: KV blocks found by the hash of all that leads up to them, over up to five tiers."""
 
+from engine.cache.allocation import allocation
 from engine.cache.blocks import BlockChain, namespace
 from engine.cache.cache import Prefix, PrefixCache
-from engine.cache.eviction import Eviction, eviction
+from engine.cache.carrier import Carrier, Decision, Packer
+from engine.cache.holders import Holder, Space
+from engine.cache.opening import close_stores, open_stores
+from engine.cache.orders import check_order, orders
 
-__all__ = ["BlockChain", "Eviction", "Prefix", "PrefixCache", "eviction", "namespace"]
+__all__ = [
+    "BlockChain",
+    "Carrier",
+    "Decision",
+    "Holder",
+    "Packer",
+    "Prefix",
+    "PrefixCache",
+    "Space",
+    "allocation",
+    "check_order",
+    "close_stores",
+    "namespace",
+    "open_stores",
+    "orders",
+]

@@ -16,9 +16,9 @@ KEY_BYTES = 16
 LAYOUT_VERSION = 1
 
 
-def namespace(model: str, version: str, salt: str, block_tokens: int) -> bytes:
+def namespace(model: str, weights: str, salt: str, block_tokens: int) -> bytes:
     """The start of every chain of this model version and tenant."""
-    text = "\0".join((model, version, salt, str(block_tokens), str(LAYOUT_VERSION)))
+    text = "\0".join((model, weights, salt, str(block_tokens), str(LAYOUT_VERSION)))
     data = text.encode(errors="surrogatepass")  # JSON lets a tenant's name hold half a character
     return blake2b(data, digest_size=KEY_BYTES).digest()
 

@@ -1,157 +1,953 @@
-"""The cache: which KV blocks are resident, who references them, and who leaves when there is no room.
+"""The cache: one for all models and tenants, over up to five tiers.
 
-Metadata and payload are apart: the cache never looks into a payload, a tensor under torch and None where only
-sizes are simulated. Residency is prefix-closed: a block is resident only if the one before it is. So the longest
-cached prefix is found by bisection, and nothing resident is out of reach.
+It decides, and knows sizes only: which blocks are where, who reads them, who leaves when there is no room. What carries
+payloads (`engine/cache/carrier.py`) is told of each decision. Everything here is synchronous and takes the time from its
+caller.
+
+Two rules carry all of it. *Closed*: a block is resident in some tier only if the one before it is. *Ordered*: no block
+lies in a hotter tier than the one before it. So the longest cached prefix over all tiers is one bisection, its boundaries
+between tiers are one more each, and reading a prefix pins and touches one block a tier, whatever its length: those before
+it cannot leave before it does.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from engine.cache.eviction import Eviction, eviction
+from engine.cache.allocation import allocation
+from engine.cache.blocks import namespace
+from engine.cache.holders import Counts, Holder, Space
+from engine.cache.limits import Limits
+from engine.cache.orders import NOWHERE
+from engine.cache.reuse import Reuse
+from engine.cache.table import Table
+from engine.cache.tier import Tier
+from engine.clock import NS_PER_S
 from engine.settings import CacheSettings
 
-GIB = 1 << 30
+if TYPE_CHECKING:
+    from engine.cache.stores import Found
+
+TICK_NS = 10_000_000
+"""The unit of last use: 32 bits of it are 497 days."""
+
+LAST_TICK = (1 << 32) - 1
+REBALANCE_NS = NS_PER_S
+MIN_GHOSTS = 4_096
 
 
-@dataclass(slots=True, eq=False)
-class _Block:
-    """A resident block. `references` are prefixes in use; a referenced block never leaves."""
+class Mover(Protocol):
+    """What carries payloads. It is told of decisions when they are made: the books are ahead of the bytes."""
 
-    payload: Any
-    size_bytes: int
-    parent: bytes | None
-    references: int = 0
+    def accepts(self, tier: Tier, size_bytes: int) -> bool:
+        """Whether the way down to that tier has room for so much more."""
+
+    def size_bytes(self, slot: int, space: Space, tier: Tier, *, compress: bool) -> int:
+        """What a block will take in that tier; `compress`: as int8, whatever the tier's own form."""
+
+    def moved(self, slots: list[int], source: Tier, target: Tier, size_bytes: int) -> None:
+        """Blocks of one namespace were demoted; each takes `size_bytes` there."""
+
+    def copied(self, slot: int, source: Tier, target: Tier, size_bytes: int) -> None:
+        """A block is to be written to a colder tier too."""
+
+    def dropped(self, slot: int, tier: Tier) -> None:
+        """A block, or its copy, left a tier: what is there of it is worth nothing."""
 
 
 class Prefix:
-    """The longest cached prefix of a prompt, pinned until the `with` block ends."""
+    """The longest cached prefix of a prompt, pinned until the `with` block ends.
 
-    __slots__ = ("_blocks", "_cache", "_keys", "num_tokens", "payloads")
+    `blocks_by_tier[t]`: how many of its blocks were found in tier t.
+    """
 
-    def __init__(
-        self, cache: "PrefixCache", keys: Sequence[bytes], blocks: list[_Block], num_tokens: int
-    ) -> None:
+    __slots__ = ("_cache", "_pinned", "blocks_by_tier", "keys", "num_blocks", "space")
+
+    def __init__(self, cache: "PrefixCache", space: Space, keys: list[bytes], num_blocks: int) -> None:
         self._cache = cache
-        self._keys = keys
-        self._blocks = blocks
-        self.num_tokens = num_tokens
-        self.payloads = [block.payload for block in blocks]
+        self.space = space
+        self.keys = keys
+        self.num_blocks = num_blocks
+        pinned: list[int]
+        self.blocks_by_tier = by_tier = [0] * len(cache.tiers)
+        self._pinned = pinned = []
+        if num_blocks:
+            table, pins = cache.table, cache.pins
+            slots, start = table.slots, 0
+            last = slots[keys[num_blocks - 1]]
+            runs = table.runs(keys, num_blocks) if table.home[last] else ((0, num_blocks),)
+            for tier, end in runs:
+                by_tier[tier] = end - start
+                start = end
+                slot = last if end == num_blocks else slots[keys[end - 1]]
+                pins[slot] = pins.get(slot, 0) + 1
+                pinned.append(slot)
 
-    def __len__(self) -> int:
-        """How many blocks it has."""
-        return len(self._blocks)
+    @property
+    def num_tokens(self) -> int:
+        return self.num_blocks * self._cache.block_tokens
+
+    def runs(self) -> list[tuple[int, int]]:
+        """Where its blocks lie now: (tier, end), the hottest first."""
+        return self._cache.table.runs(self.keys, self.num_blocks)
+
+    def slots(self) -> list[int]:
+        """Its blocks, from the head. O(n): for those who carry payloads."""
+        slots = self._cache.table.slots
+        return [slots[key] for key in self.keys[: self.num_blocks]]
+
+    def cut(self, num_blocks: int) -> None:
+        """Use only so many of its blocks, from the head."""
+        left = num_blocks
+        for tier, blocks in enumerate(self.blocks_by_tier):
+            self.blocks_by_tier[tier] = min(blocks, left)
+            left -= self.blocks_by_tier[tier]
+        self.num_blocks = num_blocks
+        self._pin()
+
+    def lift(self) -> list[tuple[int, int]]:
+        """Promote what lies below the hottest tier, as far as there is room; (slot, tier it came from) of each."""
+        lifted = self._cache.lift(self)
+        if lifted:
+            self._pin()
+        return lifted
+
+    def payloads(self) -> list[Any]:
+        """What is in memory of its blocks, from the head; None where only sizes are known."""
+        found = self._cache.tiers[0].payloads if self._cache.tiers else {}
+        return [found.get(slot) for slot in self.slots()] if found else [None] * self.num_blocks
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._cache.unpin(self._keys, self._blocks)
+        pinned, self._pinned = self._pinned, []
+        self._cache.release(self, pinned)
+
+    def _pin(self) -> None:
+        """Pin the last block of each tier, and let go of what was pinned before."""
+        cache, keys, before = self._cache, self.keys, self._pinned
+        pins, slots = cache.pins, cache.table.slots
+        self._pinned = [slots[keys[end - 1]] for _, end in self.runs()]
+        for slot in self._pinned:
+            pins[slot] = pins.get(slot, 0) + 1
+        for slot in before:
+            cache.unpin(slot)
 
 
 class PrefixCache:
-    """One tier of RAM for all models and replicas of the process."""
+    """One object for all models, tenants and replicas of the process.
+
+    `hollow` are blocks whose payload was lost, to a fault of a store: they and what comes after them are not found
+    until somebody computes them again. `lossy` are blocks that were int8 once, with the relative error that they carry
+    since, wherever they are now.
+    """
 
     def __init__(self, settings: CacheSettings) -> None:
-        """Raises UnknownName, or BadSettings for options that the policy does not have."""
+        """Raises UnknownName, or BadSettings for options that a policy or an allocation does not have."""
+        self.settings = settings
         self.enabled = settings.enabled
         self.block_tokens = settings.block_tokens
-        self.capacity_bytes = int(settings.ram_gib * GIB)
-        self.used_bytes = 0
-        self._pinned_bytes = 0  # of them, in blocks that somebody references
-        self._policy: Eviction = eviction.make(settings.eviction, **settings.options)
-        self._blocks: dict[bytes, _Block] = {}
+        self.mover: Mover | None = None
+        given = settings.tiers if settings.enabled else {}
+        self.table = Table(max(1, len(given)))
+        self.pins: dict[int, int] = {}
+        self.tiers = [
+            Tier(rank, name, tier, settings, self.table, self.pins)
+            for rank, (name, tier) in enumerate(given.items())
+        ]
+        self.allocation = allocation.make(settings.allocation, **settings.allocation_options)
+        self.limits = Limits(settings.limits if settings.enabled else [], list(given))
+        for tier in self.tiers:
+            tier.divide(self.allocation, by_model=bool(self.limits))
+        self.holders: list[Holder] = []
+        self.spaces: dict[bytes, Space] = {}
+        self.hollow: set[int] = set()
+        self.lossy: dict[int, float] = {}
+        self.wanted_again: dict[
+            str, list[int]
+        ] = {}  # evicted, then wanted: by model, how often and the ticks between
+        self.stopwatch_ticks = 0
+        self._by_name: dict[tuple[str, str], Holder] = {}
+        self._space_of = [Space(b"", Holder("", -1, 1, 2.0, [], Reuse()), "", 0, [], Counts(0))]
+        self._reuse = Reuse()
+        self._stuck: set[int] = set()  # could not leave, because something colder hangs on it
+        self._ghosts: dict[
+            bytes, tuple[int, int]
+        ] = {}  # of ends that left: when last read, and when they left
+        self._tick = 1
+        self._balanced_ns = -REBALANCE_NS
 
     def __len__(self) -> int:
-        """How many blocks are resident."""
-        return len(self._blocks)
+        """How many blocks are resident, in whatever tier."""
+        return len(self.table.slots)
 
-    def match(self, keys: Sequence[bytes]) -> int:
-        """How many of a chain's blocks, from its head, are resident. O(log n): residency is prefix-closed."""
-        blocks = self._blocks
-        if not keys or keys[0] not in blocks:
-            return 0
-        low, high = 1, len(keys)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if keys[middle - 1] in blocks:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+    @property
+    def used_bytes(self) -> int:
+        """What lies in all tiers together."""
+        return sum(tier.used_bytes for tier in self.tiers)
 
-    def fetch(self, keys: Sequence[bytes], num_tokens: int) -> Prefix:
+    @property
+    def capacity_bytes(self) -> int:
+        return sum(tier.capacity_bytes for tier in self.tiers)
+
+    def space(
+        self, model: str, weights_id: str, tenant: str, block_bytes: int, value_bytes: float = 2.0
+    ) -> Space:
+        """The namespace of a tenant's blocks of a model. It outlives the model's time in memory.
+
+        `model` is its key (name and version), `weights_id` another one for other weights, `block_bytes` the size of a
+        block as the executor makes it, of numbers that take `value_bytes` each.
+        """
+        salt = "" if self.settings.share_between_tenants else tenant
+        digest = namespace(model, weights_id, salt, self.block_tokens)
+        space = self.spaces.get(digest)
+        if space is None:
+            return self._new_space(digest, model, salt, block_bytes, value_bytes)
+        if space.holder.is_guess or space.tenant != salt:
+            self._know(space, salt, block_bytes, value_bytes)
+        return space
+
+    def match(self, keys: list[bytes]) -> int:
+        """How many of a chain's blocks, from its head, can be read, in whatever tier."""
+        count = self.table.match(keys, len(keys))
+        return self._sound(keys, count) if self.hollow else count
+
+    def find(self, space: Space, keys: list[bytes], num_tokens: int, now_ns: int | None = None) -> Prefix:
         """The longest cached prefix of a prompt of `num_tokens`, pinned.
 
-        At least one token is always left to prefill: its logits are what the first new token comes from.
+        At least one token is always left to prefill: its logits are what the first new token comes from. Without a
+        mover, what lies below the hottest tier is promoted at once, and counted.
         """
+        self._pass(now_ns)
         useful = min(len(keys), (num_tokens - 1) // self.block_tokens)
-        matched = keys[: self.match(keys[:useful])]
-        found, pinned_bytes = [], 0
-        for key in matched:
-            block = self._blocks[key]
-            if block.references == 0:
-                self._policy.forget(key)
-                pinned_bytes += block.size_bytes
-            block.references += 1
-            found.append(block)
-        self._pinned_bytes += pinned_bytes
-        return Prefix(self, matched, found, len(found) * self.block_tokens)
+        count = self.table.match(keys, useful)
+        if self.hollow:
+            count = self._sound(keys, count)
+        prefix = Prefix(self, space, keys, count)
+        counts = space.stats
+        counts.requests += 1
+        counts.prompt_tokens += num_tokens
+        counts.prompt_blocks += num_tokens // self.block_tokens
+        if self.tiers:
+            space.holder.demand_bytes += len(keys) * space.holder.block_bytes[0]
+        if self.mover is None:
+            self.count(prefix)
+            if count and prefix.blocks_by_tier[0] < count:
+                prefix.lift()
+        return prefix
 
-    def unpin(self, keys: Sequence[bytes], blocks: Sequence[_Block]) -> None:
-        """End the use of a prefix; tail first, so that its head is the last to leave."""
-        freed_bytes = 0
-        for key, block in zip(reversed(keys), reversed(blocks), strict=True):
-            block.references -= 1
-            if block.references == 0:
-                self._policy.touch(key)
-                freed_bytes += block.size_bytes
-        self._pinned_bytes -= freed_bytes
+    def peek(self, space: Space, keys: list[bytes]) -> Prefix:
+        """What is there of a chain, pinned, and not counted as asked for."""
+        return Prefix(self, space, keys, self.match(keys))
 
-    def keep(self, keys: Sequence[bytes], payloads: Sequence[Any], block_bytes: int) -> None:
-        """Make the last `len(payloads)` blocks of a chain resident, as far as room can be made for them.
+    def count(self, prefix: Prefix) -> None:
+        """Note what of a prefix is used."""
+        counts, tokens = prefix.space.stats, self.block_tokens
+        counts.request_hits += prefix.num_blocks > 0
+        for rank, blocks in enumerate(prefix.blocks_by_tier):
+            counts.hit_blocks[rank] += blocks
+            counts.hit_tokens[rank] += blocks * tokens
 
-        The blocks before them count as used too. What does not fit is dropped from the tail, so residency stays
-        prefix-closed; a block that is there already keeps the payload that it has.
+    def keep(
+        self,
+        space: Space,
+        keys: list[bytes],
+        payloads: Sequence[Any] | None = None,
+        now_ns: int | None = None,
+    ) -> int:
+        """Make the last blocks of a chain resident, those that `payloads` are of (None: all, as sizes); how many are new.
+
+        What does not fit is dropped from the tail. A block that is there already moves to the hottest tier: its payload
+        is in hand.
         """
-        if not self.enabled:
+        if not self.tiers or not keys:
+            return 0
+        self._pass(now_ns)
+        table, hot, slots, holder = self.table, self.tiers[0], self.table.slots, space.holder
+        first = len(keys) - len(payloads) if payloads is not None else 0
+        start = first if payloads is not None else table.match(keys, len(keys))
+        last = NOWHERE
+        if start:
+            known = slots.get(keys[start - 1])
+            if known is None:
+                return 0  # its head has left meanwhile
+            last = known
+        start, last = self._refill(space, keys, payloads, first, start, last)
+        if last:
+            self.pins[last] = (
+                self.pins.get(last, 0) + 1
+            )  # room for the tail must not be made at the cost of its head
+        begin, fits = last, 0
+        if start < len(keys) and (not last or table.home[last] == 0):
+            fits = self._admitted(space, keys, start)
+        if fits:
+            last = table.extend(keys[start : start + fits], last, space.index)
+            if payloads is not None and payloads[start - first] is not None:
+                for index in range(start, start + fits):
+                    hot.payloads[slots[keys[index]]] = payloads[index - first]
+            self._charge(hot, space, fits * holder.block_bytes[0], fits)
+            hot.add(last, keys[start + fits - 1], holder)
+            space.stats.inserted_blocks += fits
+            if self._ghosts:
+                self._welcome_back(space, keys, start, start + fits)
+            self._write_through(space, keys[start : start + fits], "through")
+        space.stats.refused_blocks += len(keys) - start - fits
+        if last:
+            self._note_end(last)
+        if begin:
+            self.unpin(begin)
+        self._relieve(space)
+        return fits
+
+    def lift(self, prefix: Prefix) -> list[tuple[int, int]]:
+        """See `Prefix.lift`. Blocks leave their tier before room is made for them above: the two may change places."""
+        slots, space = self.table.slots, prefix.space
+        lifted: list[tuple[int, int]] = []
+        start = 0
+        for rank, end in prefix.runs():
+            if rank:
+                run = [slots[key] for key in prefix.keys[start:end]]
+                if not self._raise(run, space):
+                    run = run[: self._raise_some(run, space)]
+                lifted += [(slot, rank) for slot in run]
+                if len(run) < end - start:
+                    break
+            start = end
+        if lifted:
+            slot = lifted[-1][0]
+            key = self.table.keys[slot]
+            assert key is not None
+            self.tiers[0].add(slot, key, space.holder)
+        return lifted
+
+    def release(self, prefix: Prefix, pinned: Sequence[int]) -> None:
+        """End the use of a prefix: its blocks were just read."""
+        table, tick = self.table, self._tick
+        if pinned:
+            last = pinned[-1]
+            if self.table.ends[last] and not table.has_kids(last):
+                prefix.space.holder.reuse.read(tick - table.used[last])
+            for slot in pinned:
+                table.used[slot] = tick
+                self.unpin(slot)
+            self.table.ends[last] = 1
+            self._write_through(prefix.space, prefix.keys[: prefix.num_blocks], "second_use")
+
+    def unpin(self, slot: int) -> None:
+        """One reader fewer; without any, the block may leave again, as one that was just read."""
+        count = self.pins[slot] - 1
+        if count:
+            self.pins[slot] = count
+        else:
+            del self.pins[slot]
+            self.tiers[self.table.home[slot]].touch(slot, self._holder_of(slot))
+
+    def lose(self, slot: int) -> None:
+        """The payload of a block is gone: it is not found any more until somebody computes it again."""
+        self.hollow.add(slot)
+        for tier in self.tiers:
+            tier.payloads.pop(slot, None)
+
+    def adopt(self, tier: Tier, found: "Sequence[Found]") -> list[int]:
+        """Take blocks into the books that a store holds from before, heads first; the slot of each, NOWHERE for no room.
+
+        The latest written count as the latest read.
+        """
+        table, adopted = self.table, []
+        for each in found:
+            space = self.spaces.get(each.space) or self._new_space(
+                each.space, each.model, "", each.num_bytes, 2.0
+            )
+            parent = NOWHERE if each.parent == each.space else table.slots.get(each.parent, -1)
+            fits = tier.used_bytes + each.num_bytes <= tier.capacity_bytes
+            if parent < 0 or each.key in table.slots or not fits:
+                adopted.append(NOWHERE)
+                continue
+            space.holder.is_guess = space.holder.is_guess or not any(space.holder.held_bytes)
+            slot = table.extend([each.key], parent, space.index)
+            table.move(slot, tier.rank)
+            tier.sizes[slot] = each.num_bytes
+            table.ends[slot] = 1
+            if each.error:
+                self.lossy[slot] = each.error
+            self._charge(tier, space, each.num_bytes, 1)
+            adopted.append(slot)
+        ordered = sorted((each.seq, slot) for each, slot in zip(found, adopted, strict=True) if slot)
+        for _, slot in ordered:
+            key = table.keys[slot]
+            assert key is not None
+            tier.add(slot, key, self._holder_of(slot))
+        return adopted
+
+    def unwritten(self, slot: int, tier: Tier) -> None:
+        """A block could not be written to a tier that it was sent to."""
+        if slot in tier.copies:
+            self._drop_copy(tier, slot)
+        elif self.table.home[slot] == tier.rank:
+            if slot in self.pins or self.table.has_kids(slot):
+                self.lose(slot)
+            else:
+                self._evict(tier, [slot], self.space_of(slot))
+
+    def space_of(self, slot: int) -> Space:
+        """The namespace of a block."""
+        return self._space_of[self.table.space[slot]]
+
+    def resize(self, slot: int, tier: Tier, size_bytes: int) -> None:
+        """Note what a block really takes in a tier, when that is known."""
+        known = self._size(slot, tier)
+        if size_bytes == known or self.table.home[slot] != tier.rank:
             return
-        known = len(keys) - len(payloads)
-        held: list[_Block] = []
-        for index, key in enumerate(keys):
-            block = self._blocks.get(key)
-            if block is None:
-                if index < known or not self._make_room(block_bytes):
-                    break  # its head has left meanwhile, or too much of what is resident is in use
-                block = self._blocks[key] = _Block(
-                    payloads[index - known], block_bytes, keys[index - 1] if index else None
-                )
-                self.used_bytes += block_bytes
-                self._pinned_bytes += block_bytes
-            elif block.references == 0:
-                self._policy.forget(key)
-                self._pinned_bytes += block.size_bytes
-            block.references += 1  # room for the tail must not be made at the cost of its own head
-            held.append(block)
-        self.unpin(keys[: len(held)], held)
+        tier.sizes[slot] = size_bytes
+        self._charge(tier, self._space_of[self.table.space[slot]], size_bytes - known, 0)
+        if tier.used_bytes > tier.capacity_bytes:
+            self._make_room(tier, self._holder_of(slot), 0)
+
+    def drop_model(self, model: str) -> int:
+        """Evict all blocks of a model that nobody reads, in all tiers; how many left."""
+        table = self.table
+        spaces = {space.index for space in self.spaces.values() if space.holder.key == model}
+        leaves = [
+            slot for slot in table.slots.values() if table.space[slot] in spaces and not table.has_kids(slot)
+        ]
+        dropped = 0
+        while leaves:
+            slot = leaves.pop()
+            if slot in self.pins:
+                continue
+            parent = table.parent[slot]
+            self._evict(self.tiers[table.home[slot]], [slot], self._space_of[table.space[slot]])
+            dropped += 1
+            if parent and not table.has_kids(parent):
+                leaves.append(parent)
+        return dropped
+
+    def close_tier(self, tier: Tier) -> None:
+        """Nothing new comes to that tier until `open_tier`; what is there stays."""
+        tier.is_open = False
+
+    def open_tier(self, tier: Tier) -> None:
+        tier.is_open = True
 
     def check_integrity(self) -> None:
-        """Raise AssertionError when the books do not add up: bytes, capacity, references, prefix closure, victims."""
-        assert self.used_bytes == sum(block.size_bytes for block in self._blocks.values())
-        assert self.used_bytes <= self.capacity_bytes
-        assert all(block.references >= 0 for block in self._blocks.values())
-        in_use = [block for block in self._blocks.values() if block.references]
-        assert self._pinned_bytes == sum(block.size_bytes for block in in_use)
-        assert all(block.parent is None or block.parent in self._blocks for block in self._blocks.values())
-        assert len(self._policy) == sum(block.references == 0 for block in self._blocks.values())
+        """Raise AssertionError when the books do not add up: bytes, capacities, both rules, orders, namespaces."""
+        table = self.table
+        used, held, blocks = [0] * len(self.tiers), {}, [0] * len(self.tiers)
+        kids = [dict.fromkeys(range(0), 0) for _ in self.tiers]
+        for key, slot in table.slots.items():
+            home, parent = table.home[slot], table.parent[slot]
+            assert table.keys[slot] == key
+            assert not parent or (table.keys[parent] is not None and table.home[parent] <= home)
+            kids[home][parent] = kids[home].get(parent, 0) + 1
+            blocks[home] += 1
+            for tier in self.tiers:
+                if tier.rank == home or slot in tier.copies:
+                    assert tier.rank >= home
+                    size = tier.copies[slot] if slot in tier.copies else self._size(slot, tier)
+                    used[tier.rank] += size
+                    place = (table.space[slot], tier.rank)
+                    held[place] = held.get(place, 0) + size
+        for tier in self.tiers:
+            assert tier.used_bytes == used[tier.rank] <= tier.capacity_bytes
+            assert tier.num_blocks == blocks[tier.rank]
+            assert set(tier.copies) <= set(table.slots.values())
+            assert tier.copied_bytes == sum(tier.copies.values())
+            for slot in table.slots.values():
+                assert table.kids[tier.rank][slot] == kids[tier.rank].get(slot, 0)
+                if table.home[slot] == tier.rank and not tier.busy(slot):
+                    assert table.links.after[slot] or slot in self._stuck, "a block that nobody can evict"
+        for space in self.spaces.values():
+            assert space.held_bytes == [held.get((space.index, rank), 0) for rank in range(len(self.tiers))]
+        for holder in self.holders:
+            mine = [space.held_bytes for space in self.spaces.values() if space.holder is holder]
+            assert holder.held_bytes == [sum(column) for column in zip(*mine, strict=True)] or not mine
+        for rule in self.limits.rules:
+            of_rule = [space for space in self.spaces.values() if rule in space.rules]
+            assert rule.held_bytes == sum(space.held_bytes[rule.rank] for space in of_rule)
+        assert all(count > 0 and table.keys[slot] is not None for slot, count in self.pins.items())
+        assert all(table.keys[slot] is not None for slot in self.hollow)
 
-    def _make_room(self, size_bytes: int) -> bool:
-        """Evict until `size_bytes` fit; False, and nobody leaves, when they cannot fit beside what is in use."""
-        if self._pinned_bytes + size_bytes > self.capacity_bytes:
+    # time
+
+    def _pass(self, now_ns: int | None) -> None:
+        """Time goes on. Without a time, each call is a tick, and the books are balanced now and then."""
+        if now_ns is None:
+            self._tick += 1
+            if self._tick % 256 == 0:
+                self._rebalance(0.0)
+            return
+        self._tick = max(self._tick, min(now_ns // TICK_NS + 1, LAST_TICK))
+        passed_ns = now_ns - self._balanced_ns
+        if passed_ns >= REBALANCE_NS:
+            self._balanced_ns = now_ns
+            self._rebalance(passed_ns / NS_PER_S)
+
+    def _rebalance(self, passed_s: float) -> None:
+        """Say anew what each model is sure of, and learn from what was seen. O(models)."""
+        half_life_s = getattr(self.allocation, "half_life_s", None)
+        keep = 0.5 ** (passed_s / half_life_s) if half_life_s else 1.0
+        hosts = [holder for holder in self.holders if not holder.is_guest]
+        if not hosts:
+            return
+        for holder in self.holders:
+            holder.demand_bytes *= keep
+            if self.allocation.is_timely:
+                holder.reuse.learn()
+        for tier in self.tiers:
+            sure = iter(self.allocation.sure_bytes(tier.capacity_bytes, hosts, tier.rank))
+            tier.rebalance([0 if holder.is_guest else next(sure) for holder in self.holders])
+
+    # whose blocks
+
+    def _new_space(
+        self, digest: bytes, model: str, tenant: str, block_bytes: int, value_bytes: float
+    ) -> Space:
+        count = len(self.tiers)
+        holder = self._holder(model, tenant, block_bytes, value_bytes)
+        space = Space(digest, holder, tenant, len(self._space_of), [0] * count, Counts(count))
+        space.rules = self.limits.rules_of(model, tenant)
+        self.spaces[digest] = space
+        self._space_of.append(space)
+        return space
+
+    def _know(self, space: Space, tenant: str, block_bytes: int, value_bytes: float) -> None:
+        """A namespace that was found in a store says whose it is, and what its blocks weigh.
+
+        What was adopted has sizes of its own, so nothing is booked by the ones that are replaced here.
+        """
+        holder = space.holder
+        if holder.is_guess:
+            holder.is_guess = False
+            holder.raw_bytes, holder.value_bytes = block_bytes, value_bytes
+            holder.block_bytes = [holder.form_bytes(tier.settings.form) for tier in self.tiers]
+        if space.tenant != tenant:
+            for rule in space.rules:
+                rule.held_bytes -= space.held_bytes[rule.rank]
+            space.tenant = tenant
+            space.rules = self.limits.rules_of(holder.key, tenant)
+            for rule in space.rules:
+                rule.held_bytes += space.held_bytes[rule.rank]
+
+    def _holder(self, model: str, tenant: str, block_bytes: int, value_bytes: float) -> Holder:
+        guest = tenant if self.limits.has_own_order(tenant) else ""
+        holder = self._by_name.get((model, guest))
+        if holder is None:
+            held = [0] * len(self.tiers)
+            holder = Holder(model, len(self.holders), block_bytes, value_bytes, held, Reuse(self._reuse))
+            holder.block_bytes = [holder.form_bytes(tier.settings.form) for tier in self.tiers]
+            holder.is_guest = bool(guest)
+            self._by_name[model, guest] = holder
+            self.holders.append(holder)
+            for tier in self.tiers:
+                tier.admit(holder)
+            self._rebalance(0.0)
+        return holder
+
+    def _holder_of(self, slot: int) -> Holder:
+        return self._space_of[self.table.space[slot]].holder
+
+    def _size(self, slot: int, tier: Tier) -> int:
+        """What a block takes in the tier in which it lies."""
+        return tier.sizes.get(slot) or self._holder_of(slot).block_bytes[tier.rank]
+
+    def _charge(self, tier: Tier, space: Space, size_bytes: int, blocks: int) -> None:
+        """Book bytes (negative: discharge them) of a namespace in a tier."""
+        rank = tier.rank
+        tier.used_bytes += size_bytes
+        tier.num_blocks += blocks
+        space.held_bytes[rank] += size_bytes
+        space.holder.held_bytes[rank] += size_bytes
+        for rule in space.rules:
+            if rule.rank == rank:
+                rule.held_bytes += size_bytes
+
+    # coming in
+
+    def _refill(
+        self,
+        space: Space,
+        keys: list[bytes],
+        payloads: Sequence[Any] | None,
+        first: int,
+        start: int,
+        last: int,
+    ) -> tuple[int, int]:
+        """Pass over blocks that are there already; those below the hottest tier, and hollow ones, get their payload anew.
+
+        The first block that is not there, and the last one that is.
+        """
+        table, slots = self.table, self.table.slots
+        while start < len(keys) and (slot := slots.get(keys[start])) is not None:
+            if payloads is not None and (table.home[slot] or slot in self.hollow):
+                if last and table.home[last]:
+                    return start, last
+                self.pins[slot] = self.pins.get(slot, 0) + 1
+                is_raised = not table.home[slot] or self._raise([slot], space)
+                if is_raised:
+                    self.hollow.discard(slot)
+                    self.lossy.pop(slot, None)
+                    self.tiers[0].payloads.pop(slot, None)
+                    if payloads[start - first] is not None:
+                        self.tiers[0].payloads[slot] = payloads[start - first]
+                self.unpin(slot)
+                if not is_raised:
+                    return start, last
+            last = slot
+            start += 1
+        return start, last
+
+    def _admitted(self, space: Space, keys: list[bytes], start: int) -> int:
+        """How many of the blocks from `start` on come in, room made for them."""
+        hot, holder = self.tiers[0], space.holder
+        size, count = holder.block_bytes[0], len(keys) - start
+        if space.rules:
+            count = self.limits.wanted(space, 0, size, keys[start:])
+            for rule in space.rules:
+                if rule.rank == 0:
+                    count = min(count, self._within(rule, hot, holder, count * size) // size)
+        needed = min(count, hot.capacity_bytes // size) * size
+        if needed and not self._make_room(hot, holder, needed):
+            needed = hot.capacity_bytes - hot.used_bytes
+        return min(count, needed // size)
+
+    def _within(self, rule: "Any", tier: Tier, holder: Holder, wanted_bytes: int) -> int:
+        """How much of what is wanted a limit allows; its own oldest blocks make room where that is the rule."""
+        left = rule.limit_bytes - rule.held_bytes
+        if left < wanted_bytes and rule.settings.when_full == "evict":
+            order = tier.order_of(holder)
+            while left < min(wanted_bytes, rule.limit_bytes) and (slot := order.victim()):
+                self._send_away(tier, slot)
+                left = rule.limit_bytes - rule.held_bytes
+        return max(0, min(left, wanted_bytes))
+
+    def _relieve(self, space: Space) -> None:
+        """Send the oldest blocks down where a limit is nearly reached."""
+        for rule in space.rules:
+            tier = self.tiers[rule.rank]
+            if rule.share(0) > rule.settings.demote_from and tier.rank + 1 < len(self.tiers):
+                order = tier.order_of(space.holder)
+                while rule.share(0) > rule.settings.demote_from and (slot := order.victim()):
+                    self._send_away(tier, slot)
+
+    def _write_through(self, space: Space, keys: Sequence[bytes], when: str) -> None:
+        """Write blocks of the hottest tier to colder ones too, where that is their way; from the tail, until one is there."""
+        table = self.table
+        for tier in self.tiers[1:]:
+            if tier.settings.write != when or not tier.is_open:
+                continue
+            fresh = []
+            for key in reversed(keys):
+                slot = table.slots[key]
+                if table.home[slot] or slot in tier.copies or slot in self.hollow:
+                    break
+                fresh.append(slot)
+            for slot in reversed(fresh):  # head first: what does not fit is the tail
+                if not self._copy(slot, space, tier):
+                    break
+
+    def _copy(self, slot: int, space: Space, tier: Tier) -> bool:
+        """Write a block to a colder tier too, if there is room that only older copies have."""
+        size = self._size_there(slot, space, tier)
+        if tier.copied_bytes + tier.capacity_bytes - tier.used_bytes < size:
             return False
-        while self.used_bytes + size_bytes > self.capacity_bytes:
-            victim = self._policy.victim()
-            self._policy.forget(victim)
-            self.used_bytes -= self._blocks.pop(victim).size_bytes
+        if self.mover is not None and not self.mover.accepts(tier, size):
+            return False
+        while tier.used_bytes + size > tier.capacity_bytes:
+            self._drop_copy(tier)
+        tier.copies[slot] = size
+        tier.copied_bytes += size
+        self._charge(tier, space, size, 0)
+        if self.mover is not None:
+            self.mover.copied(slot, self.tiers[self.table.home[slot]], tier, size)
         return True
+
+    def _welcome_back(self, space: Space, keys: list[bytes], start: int, end: int) -> None:
+        """Learn from blocks that left too early: they are wanted again."""
+        ghosts, tick = self._ghosts, self._tick
+        for key in keys[start:end]:
+            if (ghost := ghosts.pop(key, None)) is not None:
+                read, left = ghost
+                space.holder.reuse.returned(left - read, tick - read)
+                seen = self.wanted_again.setdefault(space.holder.key, [0, 0])
+                seen[0] += 1
+                seen[1] += tick - left
+
+    def _note_end(self, slot: int) -> None:
+        """A request ends at this block."""
+        self.table.used[slot] = self._tick
+        self.table.ends[slot] = 1
+
+    # moving
+
+    def _raise_some(self, run: list[int], space: Space) -> int:
+        """Move blocks to the hottest tier one by one; how many found room."""
+        for count, slot in enumerate(run):
+            if not self._raise([slot], space):
+                return count
+        return len(run)
+
+    def _raise(self, run: list[int], space: Space) -> bool:
+        """Move blocks of a chain, from the head, out of one tier to the hottest; False when there is no room for all."""
+        table, hot, holder = self.table, self.tiers[0], space.holder
+        source = self.tiers[table.home[run[0]]]
+        order, usual = source.order_of(holder), holder.block_bytes[source.rank]
+        sizes = [source.sizes.get(slot, usual) for slot in run] if source.sizes else [usual] * len(run)
+        total, needed = sum(sizes), holder.block_bytes[0] * len(run)
+        for slot in run:
+            order.forget(slot)
+        self._charge(source, space, -total, -len(run))
+        if not self._make_room(hot, holder, needed):
+            self._make_room(source, holder, total)  # of those who left above, some may have come here
+            self._charge(source, space, total, len(run))
+            for slot in run:
+                if not source.busy(slot):
+                    source.touch(slot, holder)
+            return False
+        table.rise(run)
+        self._charge(hot, space, needed, len(run))
+        space.stats.promoted_blocks[source.rank] += len(run)
+        if source.sizes:
+            for slot in run:
+                source.sizes.pop(slot, None)
+        if self.settings.inclusive:
+            self._leave_copies(source, space, run, sizes)
+        if self.mover is None and source.payloads:
+            for slot in run:
+                if slot in source.payloads:
+                    hot.payloads[slot] = source.payloads[slot]
+                    if slot not in source.copies:
+                        del source.payloads[slot]
+        return True
+
+    def _leave_copies(self, source: Tier, space: Space, run: list[int], sizes: list[int]) -> None:
+        """What was promoted is still written where it was, for as long as nobody needs the room."""
+        for slot, size in zip(run, sizes, strict=True):
+            if slot not in self.hollow and source.used_bytes + size <= source.capacity_bytes:
+                source.copies[slot] = size
+                source.copied_bytes += size
+                self._charge(source, space, size, 0)
+
+    def _make_room(self, tier: Tier, holder: Holder, needed_bytes: int) -> bool:
+        """Let blocks leave until `needed_bytes` fit; False when they do not fit beside what is in use."""
+        capacity = tier.capacity_bytes
+        if tier.used_bytes + needed_bytes <= capacity:
+            return True
+        if needed_bytes > capacity:
+            return False
+        spare = min(int(self.settings.headroom * capacity), capacity - needed_bytes)
+        while tier.used_bytes + needed_bytes + spare > capacity:
+            if tier.copies:
+                self._drop_copy(tier)
+            elif slot := tier.victim(holder, needed_bytes, self._tick):
+                self._send_away(tier, slot, tier.used_bytes + needed_bytes + spare - capacity)
+            else:
+                break
+        return tier.used_bytes + needed_bytes <= capacity
+
+    def _send_away(self, tier: Tier, slot: int, needed_bytes: int = 1) -> None:
+        """A block leaves a tier: down to the next one that takes it, or for good. It stays where it cannot do either.
+
+        The blocks before it that hang on nothing else go with it, as far as `needed_bytes` asks for more.
+        """
+        table = self.table
+        space = self._space_of[table.space[slot]]
+        run = self._run(tier, slot, space, needed_bytes)
+        if len(run) > 1 and self._send_run(tier, run, space):
+            return
+        for lower in self.tiers[tier.rank + 1 :]:
+            if slot in lower.copies:
+                self._sink_to_copy(tier, lower, slot, space)
+                return
+            size = self._size_there(slot, space, lower)
+            if self._make_way(lower, space, [slot], size):
+                self._sink(tier, lower, [slot], space, size)
+                return
+            if table.kids[lower.rank][slot]:
+                break  # it must not lie colder than what hangs on it
+        if table.has_kids(slot):
+            tier.order_of(space.holder).forget(slot)
+            self._stuck.add(slot)
+        else:
+            self._evict(tier, [slot], space)
+
+    def _run(self, tier: Tier, slot: int, space: Space, needed_bytes: int) -> list[int]:
+        """A victim, and the blocks before it that would be the next victims: from the tail up, as many as are needed."""
+        size = space.holder.block_bytes[tier.rank]
+        count = min(-(-needed_bytes // size), tier.spare_blocks(space.holder, size))
+        run = [slot]
+        if count < 2 or not tier.order_of(space.holder).keeps_place or space.rules:
+            return run
+        table, rank, pins = self.table, tier.rank, self.pins
+        parents, home, kids, after = table.parent, table.home, table.kids[rank], table.links.after
+        while len(run) < count:
+            slot = parents[slot]
+            if not slot or home[slot] != rank or kids[slot] != 1 or after[slot] or slot in pins:
+                break
+            run.append(slot)
+        return run
+
+    def _send_run(self, tier: Tier, run: list[int], space: Space) -> bool:
+        """Send several blocks of a chain one tier down, or off the last one; False when each has to be looked at."""
+        if any(each.copies for each in self.tiers) or self.hollow or tier.sizes:
+            return False
+        if tier.rank + 1 == len(self.tiers):
+            self._evict(tier, run, space)
+            return True
+        lower = self.tiers[tier.rank + 1]
+        sizes = {self._size_there(slot, space, lower) for slot in run} if self.mover is not None else None
+        size = space.holder.block_bytes[lower.rank] if sizes is None else min(sizes)
+        if (sizes is not None and len(sizes) > 1) or not self._make_way(lower, space, run, size):
+            return False
+        self._sink(tier, lower, run, space, size)
+        return True
+
+    def _size_there(self, slot: int, space: Space, tier: Tier) -> int:
+        """What a block will take in a colder tier."""
+        if self.mover is None:
+            return space.holder.block_bytes[tier.rank]
+        compress = bool(space.rules) and self.limits.compresses(space, tier.rank)
+        return self.mover.size_bytes(slot, space, tier, compress=compress)
+
+    def _make_way(self, lower: Tier, space: Space, run: list[int], size_bytes: int) -> bool:
+        """Whether a colder tier takes blocks of that size; there is room for them then."""
+        if not lower.is_open or (self.hollow and run[0] in self.hollow):
+            return False
+        total = size_bytes * len(run)
+        if self.mover is not None and not self.mover.accepts(lower, total):
+            return False
+        for rule in space.rules:
+            if rule.rank == lower.rank and self._within(rule, lower, space.holder, total) < total:
+                return False
+        return self._make_room(lower, space.holder, total)
+
+    def _sink(self, tier: Tier, lower: Tier, run: list[int], space: Space, size_bytes: int) -> None:
+        """Book blocks of a chain, from the tail up, in a colder tier. Only the last of them can leave that one next."""
+        table = self.table
+        key = self._leave(tier, run, space)
+        table.sink(run, lower.rank)
+        if size_bytes != space.holder.block_bytes[lower.rank]:
+            lower.sizes.update(dict.fromkeys(run, size_bytes))
+        self._charge(lower, space, size_bytes * len(run), len(run))
+        lower.add(run[0], key, space.holder)
+        space.stats.demoted_blocks[lower.rank] += len(run)
+        if self.mover is not None:
+            self.mover.moved(run, tier, lower, size_bytes)
+        elif tier.payloads:
+            for slot in run:
+                if slot in tier.payloads:
+                    lower.payloads[slot] = tier.payloads.pop(slot)
+        if self._stuck:
+            self._unstick(table.parent[run[-1]])
+
+    def _sink_to_copy(self, tier: Tier, lower: Tier, slot: int, space: Space) -> None:
+        """It is written there already."""
+        key = self._leave(tier, [slot], space)
+        size = lower.copies.pop(slot)
+        lower.copied_bytes -= size
+        if size != space.holder.block_bytes[lower.rank]:
+            lower.sizes[slot] = size
+        self.table.move(slot, lower.rank)
+        lower.num_blocks += 1
+        lower.add(slot, key, space.holder)
+        space.stats.demoted_blocks[lower.rank] += 1
+        if self.mover is not None:
+            self.mover.dropped(slot, tier)
+        elif slot in tier.payloads:
+            lower.payloads[slot] = tier.payloads.pop(slot)
+        if self._stuck:
+            self._unstick(self.table.parent[slot])
+
+    def _leave(self, tier: Tier, run: list[int], space: Space) -> bytes:
+        """Take blocks of a chain, from the tail up, out of a tier's books; the one before them takes their place there.
+
+        The key of the last one of the chain.
+        """
+        table, rank, slot = self.table, tier.rank, run[0]
+        used = table.used
+        key = table.keys[slot]
+        assert key is not None
+        if tier.sizes:
+            usual = space.holder.block_bytes[rank]
+            size = sum([tier.sizes.pop(each, usual) for each in run])
+        else:
+            size = space.holder.block_bytes[rank] * len(run)
+        head = run[-1]
+        parent = table.parent[head]
+        if parent:
+            read = used[slot]
+            used[parent] = max(used[parent], read)
+            is_freed = table.home[parent] == rank and table.kids[rank][parent] == 1
+            if is_freed and parent not in self.pins:
+                tier.inherit(parent, slot, space.holder)
+        tier.order_of(space.holder).leave(slot, key)
+        self._charge(tier, space, -size, -len(run))
+        return key
+
+    def _evict(self, tier: Tier, run: list[int], space: Space) -> None:
+        """Blocks of a chain, from the tail up, that nothing else hangs on leave for good, their copies with them."""
+        table = self.table
+        for lower in self.tiers[tier.rank + 1 :]:
+            if lower.copies:
+                for slot in run:
+                    if slot in lower.copies:
+                        self._drop_copy(lower, slot)
+        self._leave(tier, run, space)
+        ends, read = self.table.ends, table.used[run[0]]
+        for slot in run:
+            if ends[slot]:
+                ends[slot] = 0
+                key = table.keys[slot]
+                assert key is not None
+                self._mourn(key, read, space.holder)
+        space.stats.evicted_blocks[tier.rank] += len(run)
+        if self.hollow or self._stuck or self.lossy:
+            self._forget_marks(run)
+        if self.mover is not None:
+            for slot in run:
+                self.mover.dropped(slot, tier)
+        elif tier.payloads:
+            for slot in run:
+                tier.payloads.pop(slot, None)
+        parent = table.parent[run[-1]]
+        table.remove(run)
+        if parent and self._stuck:
+            self._unstick(parent)
+
+    def _forget_marks(self, run: list[int]) -> None:
+        for slot in run:
+            self.hollow.discard(slot)
+            self._stuck.discard(slot)
+            self.lossy.pop(slot, None)
+
+    def _mourn(self, key: bytes, read: int, holder: Holder) -> None:
+        """Remember an end that left, for a while: whether it is wanted again tells how long to keep such blocks."""
+        ghosts = self._ghosts
+        holder.reuse.left(self._tick - read)
+        ghosts[key] = (read, self._tick)
+        if len(ghosts) > max(MIN_GHOSTS, len(self.table.slots) // 4):
+            del ghosts[next(iter(ghosts))]
+
+    def _drop_copy(self, tier: Tier, slot: int | None = None) -> None:
+        """Give up a copy, the oldest one unless it is said which."""
+        if slot is None:
+            slot = next(iter(tier.copies))
+        size = tier.copies.pop(slot)
+        tier.copied_bytes -= size
+        self._charge(tier, self._space_of[self.table.space[slot]], -size, 0)
+        tier.payloads.pop(slot, None)
+        if self.mover is not None:
+            self.mover.dropped(slot, tier)
+
+    def _unstick(self, slot: int) -> None:
+        """A block that could not leave may be able to now."""
+        if slot in self._stuck:
+            self._stuck.discard(slot)
+            self.tiers[self.table.home[slot]].touch(slot, self._holder_of(slot))
+
+    def _sound(self, keys: list[bytes], count: int) -> int:
+        """How many of the first `count` resident blocks have their payload."""
+        slots, hollow = self.table.slots, self.hollow
+        for index in range(count):
+            if slots[keys[index]] in hollow:
+                return index
+        return count

@@ -154,6 +154,7 @@ class Executor(Protocol):
     context_tokens: int
     kv_capacity_tokens: int
     kv_bytes_per_token: int
+    kv_value_bytes: float  # of one number in it
 
     async def step(self, batch: Batch) -> StepResult:
         """Run one step and return when its time is over, on the clock that the executor was made with.
@@ -176,6 +177,12 @@ class Executor(Protocol):
     def release(self, sequence: Sequence) -> None:
         """Forget the sequence and its KV. Harmless for one that never ran."""
 
+    def prefill_ns(self, start: int, end: int) -> int:
+        """About what computing the KV of tokens `start` to `end` (exclusive) takes, those before them being there.
+
+        For decisions, not for the clock: load or compute, and which block is dearest to lose.
+        """
+
     @classmethod
     def weights_bytes(cls, model: ModelSettings, options: Any) -> int:
         """The memory that the weights of a model will take here. Raises LoadFailed when that cannot be told."""
@@ -192,7 +199,8 @@ class Executor(Protocol):
 class Machine:
     """What an executor is made of: a model on some hardware under some clock.
 
-    `loaded` is shared by the replicas of one model: they find its weights there.
+    `loaded` is shared by the replicas of one model: they find its weights there. `keeps_on_device`: KV blocks that are
+    kept stay in the device's memory, and do not cross the link.
     """
 
     model: ModelSettings
@@ -201,6 +209,7 @@ class Machine:
     max_batch: int
     seed: int
     loaded: dict[str, Any] = field(default_factory=dict)
+    keeps_on_device: bool = False
 
 
 executors: Named[Executor] = Named(

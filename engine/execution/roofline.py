@@ -38,7 +38,8 @@ class RooflineExecutor:
     L layers (c_i: the mean context of these tokens).
     memory = (weights + KV read and written) / (bytes/s x efficiency): the weights once a step, the KV of each
     sequence once.
-    KV that comes from the cache or goes there crosses the link: bytes / link bandwidth, added to the step.
+    KV that comes from the cache or goes there crosses the link: bytes / link bandwidth, added to the step; not where
+    the cache's hottest tier is the device's own memory.
     """
 
     Options = RooflineOptions
@@ -54,6 +55,7 @@ class RooflineExecutor:
         self.vocab = shape.vocab
         self.context_tokens = shape.context_tokens
         self.kv_bytes_per_token = max(1, round(shape.kv_values_per_token * model.kv_bytes))
+        self.kv_value_bytes = model.kv_bytes
         weights_bytes = self.weights_bytes(model, options)
         free_bytes = (hardware.memory_bytes - weights_bytes) * options.kv_share
         self.kv_capacity_tokens = int(free_bytes // self.kv_bytes_per_token)
@@ -69,7 +71,8 @@ class RooflineExecutor:
         self._pair_ns = 4 * shape.layers * shape.heads * shape.head_dim * ns_per_flop
         self._weights_ns = weights_bytes * ns_per_byte
         self._kv_token_ns = self.kv_bytes_per_token * ns_per_byte
-        self._link_token_ns = self.kv_bytes_per_token * NS_PER_S / hardware.link_bytes_per_s
+        crossing_bytes = 0 if machine.keeps_on_device else self.kv_bytes_per_token
+        self._link_token_ns = crossing_bytes * NS_PER_S / hardware.link_bytes_per_s
         self._overhead_ns = options.overhead_us * 1_000
         self._owed_ns = 0.0
 
@@ -113,6 +116,12 @@ class RooflineExecutor:
 
     def release(self, sequence: Sequence) -> None:
         """Nothing is held: KV is a number that the scheduler keeps."""
+
+    def prefill_ns(self, start: int, end: int) -> int:
+        new = end - start
+        compute_ns = new * self._token_ns + (new * start + new * (new + 1) // 2) * self._pair_ns
+        memory_ns = self._weights_ns + end * self._kv_token_ns
+        return round(max(compute_ns, memory_ns) + self._overhead_ns)
 
     @classmethod
     def weights_bytes(cls, model: ModelSettings, options: RooflineOptions) -> int:

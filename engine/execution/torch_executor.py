@@ -7,6 +7,7 @@ share a step, at most half of a longer row idles, and memory follows what is in 
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence as Listing
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -25,6 +26,8 @@ from engine.formats import open_checkpoint
 from engine.settings import Architecture, ModelSettings, at_least, require
 
 SHORTEST_ROW_TOKENS = 256
+FIRST_GUESS_NS = 1_000_000.0  # what a token of prefill takes, before one was seen
+WORTH_LEARNING_TOKENS = 16
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -109,7 +112,10 @@ class TorchExecutor:
         self.vocab = shape.vocab
         self.context_tokens = shape.context_tokens
         self.kv_capacity_tokens = options.kv_capacity_tokens
+        self.kv_value_bytes = float(self._dtype.itemsize)
         self.kv_bytes_per_token = shape.kv_values_per_token * self._dtype.itemsize
+        self._prefill_token_ns = FIRST_GUESS_NS  # learned from steps that only prefill
+        self._blocks_device = self._device if machine.keeps_on_device else torch.device("cpu")
         self._clock = machine.clock
         self._sampler = Sampler()
         self._wishes: dict[int, Wish] = {}  # of sequences that run, by id
@@ -120,6 +126,8 @@ class TorchExecutor:
 
     async def step(self, batch: Batch) -> StepResult:
         result, duration_ns = await self._clock.compute(lambda: self._forward(batch))
+        if not batch.decodes and batch.num_tokens >= WORTH_LEARNING_TOKENS:
+            self._prefill_token_ns += 0.2 * (duration_ns / batch.num_tokens - self._prefill_token_ns)
         owed_ns, self._owed_ns = self._owed_ns, 0
         await self._clock.sleep(owed_ns)
         result.duration_ns = duration_ns + owed_ns
@@ -137,9 +145,7 @@ class TorchExecutor:
                 (number * block_tokens, (number + 1) * block_tokens)
                 for number in range(first_block, last_block)
             ]
-            blocks = [
-                kv[..., begin:end, :].clone(memory_format=torch.contiguous_format) for begin, end in spans
-            ]
+            blocks = [self._copied_out(kv[..., begin:end, :]) for begin, end in spans]
         self._forget(sequence)
         self._wait_for_device()
         took_ns = stopwatch_ns() - begun_ns
@@ -149,6 +155,9 @@ class TorchExecutor:
 
     def release(self, sequence: Sequence) -> None:
         self._forget(sequence)
+
+    def prefill_ns(self, start: int, end: int) -> int:
+        return round((end - start) * self._prefill_token_ns)
 
     @classmethod
     def weights_bytes(cls, model: ModelSettings, options: TorchOptions) -> int:
@@ -242,12 +251,30 @@ class TorchExecutor:
         if self._device.type != "cpu":
             torch.accelerator.synchronize(self._device)
 
+    def _copied_out(self, kv: Tensor) -> Tensor:
+        """KV of a block on its own, where the cache wants it: on the device, or in memory, pinned where there is a GPU."""
+        if self._blocks_device == self._device:
+            return kv.clone(memory_format=torch.contiguous_format)
+        block = torch.empty(kv.shape, dtype=kv.dtype, pin_memory=self._device.type == "cuda")
+        return block.copy_(kv, non_blocking=True)
+
     def _new_buffer(self, sequence: Sequence) -> Tensor:
         """KV for the prefill of a sequence, its cached prefix copied in."""
         buffer = self._empty(len(sequence.tokens))
         if sequence.prefix:
-            torch.cat(list(sequence.prefix), dim=-2, out=buffer[..., : sequence.cached_tokens, :])
+            self._copy_in(sequence.prefix, buffer[..., : sequence.cached_tokens, :])
         return buffer
+
+    def _copy_in(self, blocks: "Listing[Tensor]", kv: Tensor) -> None:
+        """Lay blocks one after the other; from pinned memory the copies run behind one another without a wait."""
+        if blocks[0].device == kv.device:
+            torch.cat(list(blocks), dim=-2, out=kv)
+            return
+        start = 0
+        for block in blocks:
+            end = start + block.shape[-2]
+            kv[..., start:end, :].copy_(block, non_blocking=True)
+            start = end
 
     def _move_to_rack(self, sequence: Sequence) -> None:
         """Out of the buffer or the row that it has filled, into a row where the next token fits too."""

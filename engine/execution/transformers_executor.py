@@ -20,7 +20,12 @@ from engine.errors import BadModel, GenerationFailed, LoadFailed
 from engine.execution.digests import Digests
 from engine.execution.executor import Batch, Chunk, KVBlock, Machine, Sequence, StepResult, executors
 from engine.execution.sampling import Sampler, Wish
-from engine.execution.torch_executor import DTYPES, usable_device
+from engine.execution.torch_executor import (
+    FIRST_GUESS_NS,
+    WORTH_LEARNING_TOKENS,
+    DTYPES,
+    usable_device,
+)
 from engine.formats import Checkpoint, open_checkpoint
 from engine.settings import ModelSettings, at_least, require
 
@@ -103,6 +108,8 @@ class TransformersExecutor:
         self.context_tokens = hosted.context_tokens or options.kv_capacity_tokens
         self.kv_capacity_tokens = options.kv_capacity_tokens
         self.kv_bytes_per_token = hosted.kv_bytes_per_token
+        self.kv_value_bytes = float(DTYPES[options.weights].itemsize)
+        self._prefill_token_ns = FIRST_GUESS_NS
         self._clock = machine.clock
         self._sampler = Sampler()
         self._wishes: dict[int, Wish] = {}  # of sequences that run, by id
@@ -111,6 +118,8 @@ class TransformersExecutor:
 
     async def step(self, batch: Batch) -> StepResult:
         result, duration_ns = await self._clock.compute(lambda: self._forward(batch))
+        if not batch.decodes and batch.num_tokens >= WORTH_LEARNING_TOKENS:
+            self._prefill_token_ns += 0.2 * (duration_ns / batch.num_tokens - self._prefill_token_ns)
         owed_ns, self._owed_ns = self._owed_ns, 0
         await self._clock.sleep(owed_ns)
         result.duration_ns = duration_ns + owed_ns
@@ -137,6 +146,9 @@ class TransformersExecutor:
     def release(self, sequence: Sequence) -> None:
         self._wishes.pop(sequence.id, None)
         self._caches.pop(sequence.id, None)
+
+    def prefill_ns(self, start: int, end: int) -> int:
+        return round((end - start) * self._prefill_token_ns)
 
     @classmethod
     def weights_bytes(cls, model: ModelSettings, options: TransformersOptions) -> int:

@@ -11,6 +11,7 @@ from engine.telemetry.events import (
     Preempted,
     PrefixFound,
     Routed,
+    StoreFailed,
 )
 from engine.telemetry.jsonlog import JsonLines
 from engine.telemetry.meter import Meter
@@ -30,6 +31,8 @@ __all__ = [
     "PrefixFound",
     "Routed",
     "Sink",
+    "StoreFailed",
+    "StoreFailed",
     "Story",
     "Telemetry",
 ]

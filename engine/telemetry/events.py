@@ -60,12 +60,28 @@ class Admitted(Event):
 
 @dataclass(slots=True)
 class PrefixFound(Event):
-    """So many tokens of the prompt lie in the cache and need no prefill."""
+    """So many tokens of the prompt lie in the cache and need no prefill.
+
+    `loaded_tokens` of them were brought from a colder tier, while the request waited; `recomputed_tokens` more were
+    there too, but are cheaper to compute again.
+    """
 
     kind: ClassVar[str] = "prefix_found"
     request_id: int
     replica: str
     cached_tokens: int
+    loaded_tokens: int = 0
+    recomputed_tokens: int = 0
+    waited_ns: int = 0
+
+
+@dataclass(slots=True)
+class StoreFailed(Event):
+    """The store behind a tier of the cache could not do what it was asked; no request suffers but by a miss."""
+
+    kind: ClassVar[str] = "store_failed"
+    tier: str
+    fault: str
 
 
 @dataclass(slots=True)
@@ -141,3 +157,14 @@ class Ended(Event):
     cached_tokens_ssd: int = 0
     cached_tokens_network: int = 0
     cached_tokens_cloud: int = 0
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that needed no prefill, from whatever tier."""
+        return (
+            self.cached_tokens_gpu
+            + self.cached_tokens_ram
+            + self.cached_tokens_ssd
+            + self.cached_tokens_network
+            + self.cached_tokens_cloud
+        )

@@ -78,7 +78,7 @@ class Meter(Collector):
         self._served[end.replica] += 1
         self._prompt_tokens[model] += end.prompt_tokens
         self._output_tokens[model] += end.output_tokens
-        self._cached_tokens[model] += end.cached_tokens_ram
+        self._cached_tokens[model] += end.cached_tokens
         self._ttft.setdefault(model, Histogram()).observe(end.first_token_ns - end.arrival_ns)
         self._e2e.setdefault(model, Histogram()).observe(end.at_ns - end.arrival_ns)
 

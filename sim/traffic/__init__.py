@@ -1,8 +1,20 @@
 """Traffic: what is asked for and when, made before a run begins, so that every strategy sees the same."""
 
 from sim.traffic.azure import AzureWorkload
+from sim.traffic.chains import Chains
+from sim.traffic.mixes import MixWorkload
 from sim.traffic.synthetic import SyntheticWorkload
 from sim.traffic.trace import BadTrace, Trace
 from sim.traffic.workload import Workload, draw, workloads
 
-__all__ = ["AzureWorkload", "BadTrace", "SyntheticWorkload", "Trace", "Workload", "draw", "workloads"]
+__all__ = [
+    "AzureWorkload",
+    "BadTrace",
+    "Chains",
+    "MixWorkload",
+    "SyntheticWorkload",
+    "Trace",
+    "Workload",
+    "draw",
+    "workloads",
+]

@@ -38,6 +38,8 @@ class Trace:
     `prefix` is the index of a request's template in `prefixes`, -1 for none; a prompt is its template, then
     tokens of its own, `prompt_tokens` together. `dropped_rows` counts the rows of the source that nobody
     can serve. `model_of` is the index in `models` of the one that each request asks for; None: all ask for `model`.
+    `tenant_of` likewise; None: all are of `tenant`. With `session`, the tokens of a session's prompts are one
+    sequence: each prompt begins with all of the one before it, then has what stands for its answer.
     Tokens are drawn from `seed` when a request is asked for, the same ones in any order.
     """
 
@@ -54,6 +56,9 @@ class Trace:
     dropped_rows: int = 0
     models: tuple[str, ...] = ()
     model_of: Lengths | None = None
+    tenants: tuple[str, ...] = ()
+    tenant_of: Lengths | None = None
+    session: Lengths | None = None
     _content: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -88,7 +93,8 @@ class Trace:
             prompt_tokens=self._prompt(index),
             max_output_tokens=int(self.output_tokens[index]),
             arrival_ns=int(self.arrival_ns[index]),
-            tenant=self.tenant,
+            tenant=self.tenant if self.tenant_of is None else self.tenants[self.tenant_of[index]],
+            session=None if self.session is None else str(self.session[index]),
         )
 
     @property
@@ -97,7 +103,15 @@ class Trace:
         return self.models or (self.model,)
 
     def spread(self, models: Sequence[str], zipf: float) -> None:
-        """Let the requests ask for many models, the i-th (from 1) with weight i^-zipf: independent draws."""
+        """Let the requests ask for many models, the i-th (from 1) with weight i^-zipf: independent draws.
+
+        A trace that chose them by their numbers when it was drawn learns their names only.
+        """
+        if self.model_of is not None:
+            most, allowed = int(self.model_of.max()) + 1, f"at most {len(models)}: the models of the fleet"
+            require("workload.models", most, most <= len(models), allowed)
+            self.models = tuple(models)
+            return
         weights = np.arange(1, len(models) + 1, dtype=np.float64) ** -zipf
         upto = np.cumsum(weights) / weights.sum()
         drawn = stream(self.seed, "models").random(len(self))
@@ -118,12 +132,13 @@ class Trace:
 
     def _prompt(self, index: int) -> Tokens:
         length, prefix = int(self.prompt_tokens[index]), int(self.prefix[index])
+        source = index if self.session is None else int(self.session[index])
         if prefix < 0:
-            return tokens(self._content, index, length, self.vocab)
+            return tokens(self._content, source, length, self.vocab)
         template = self.prefixes[prefix]
         if len(template) >= length:
             return template[:length].copy()  # a view would let one request change the prompts of others
-        own = tokens(self._content, index, length - len(template), self.vocab)
+        own = tokens(self._content, source, length - len(template), self.vocab)
         return np.concatenate((template, own))
 
 

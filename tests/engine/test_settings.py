@@ -13,9 +13,11 @@ from engine.settings import (
     FleetSettings,
     HardwareSettings,
     HealthSettings,
+    LimitSettings,
     ModelSettings,
     QuotaSettings,
     RoutingSettings,
+    TierSettings,
 )
 
 SHAPE = {
@@ -74,8 +76,8 @@ BOUNDS = [
     (QuotaSettings, "max_concurrent_requests", 0, "at least 1"),
     (QuotaSettings, "queue_capacity", -1, "at least 0"),
     (CacheSettings, "block_tokens", 0, "at least 1"),
-    (CacheSettings, "ram_gib", -0.5, "at least 0"),
-    (CacheSettings, "ram_gib", nan, "at least 0"),
+    (CacheSettings, "load", "maybe", "one of cheaper, always, never"),
+    (CacheSettings, "headroom", 1.0, "from 0 to below 1"),
 ]
 
 
@@ -98,9 +100,47 @@ def test_a_negative_seed_is_refused(settings):
         EngineSettings(fleet=settings.fleet, executor=settings.executor, hardware=settings.hardware, seed=-1)
 
 
+def test_a_cache_that_is_on_has_a_tier():
+    with pytest.raises(
+        BadSettings, match=r"^tiers is \{\}, but must be given: at least one of gpu, ram, ssd"
+    ):
+        CacheSettings(ram=None)
+    CacheSettings(ram=None, enabled=False)
+
+
+TIER_BOUNDS = [
+    ("ssd", "gib", -1, "at least 0"),
+    ("ssd", "gib_per_s", 0, "above 0"),
+    ("ssd", "concurrency", 0, "at least 1"),
+    ("ssd", "form", "int4", "one of raw, fp16, int8"),
+    ("ssd", "write", "often", "one of back, through, second_use"),
+    ("ssd", "url", "redis://here", "null"),
+    ("ram", "path", "/kv", "null: this tier is memory"),
+    ("cloud", "path", "/kv", "null: this tier has a url"),
+    ("cloud", "url", "http://here", "s3://..., or null"),
+    ("network", "url", "s3://here", "redis://..., or null"),
+]
+
+
+@pytest.mark.parametrize(("tier", "name", "value", "allowed"), TIER_BOUNDS)
+def test_a_tier_that_cannot_be_is_named_with_what_is_allowed(tier, name, value, allowed):
+    message = re.escape(f"tiers.{tier}.{name} is {value!r}, but must be {allowed}")
+    with pytest.raises(BadSettings, match=f"^{message}"):
+        CacheSettings(**{tier: TierSettings(**{"gib": 1, name: value})})
+
+
+def test_a_limit_needs_somebody_and_a_tier_that_is_there():
+    with pytest.raises(
+        BadSettings, match=r"tiers.limits.model is None, but must be given, or tenant must be"
+    ):
+        LimitSettings(tier="ram", gib=1)
+    with pytest.raises(BadSettings, match=r"tiers.limits.tier is 'ssd', but must be a tier that is given"):
+        CacheSettings(limits=[LimitSettings(tier="ssd", gib=1, model="llama")])
+
+
 def test_values_on_their_bounds_are_allowed():
     QuotaSettings(max_concurrent_requests=1, queue_capacity=0)
-    CacheSettings(block_tokens=1, ram_gib=0)
+    CacheSettings(block_tokens=1, ram=TierSettings(gib=0))
     FleetSettings(**FLEET, max_batch=32, step_tokens=32)
     assert HealthSettings(fall=1, rise=1).enabled
 

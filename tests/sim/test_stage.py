@@ -128,7 +128,7 @@ def break_busy(stage):
 
 
 def break_cache(stage):
-    stage.engine.cache.used_bytes += 1
+    stage.engine.cache.tiers[0].used_bytes += 1
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,25 @@
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine.cache import BlockChain, PrefixCache
-from engine.cache.cache import GIB
 from engine.errors import BadSettings, UnknownName
-from engine.settings import CacheSettings
+from engine.settings import GIB, CacheSettings, LimitSettings, TierSettings
 
 SIZE = 1 << 10  # bytes of a block
 TOKENS = 2  # of a block
 
 
+def tier(blocks, **options):
+    return TierSettings(gib=blocks * SIZE / GIB, **options)
+
+
 def make(blocks=100, **options):
-    return PrefixCache(CacheSettings(ram_gib=blocks * SIZE / GIB, block_tokens=TOKENS, **options))
+    return PrefixCache(CacheSettings(ram=tier(blocks), block_tokens=TOKENS, **options))
+
+
+def space_of(cache, model="llama@1.0.0", tenant="", size=SIZE):
+    return cache.space(model, "weights", tenant, size)
 
 
 def chain(*tokens):
@@ -26,22 +30,26 @@ def chain(*tokens):
     return names.keys
 
 
-def keep(cache, keys, known=0):
-    cache.keep(keys, [f"KV {number}" for number in range(known, len(keys))], SIZE)
+def keep(cache, keys, known=0, **whose):
+    cache.keep(space_of(cache, **whose), keys, [f"KV {number}" for number in range(known, len(keys))])
     cache.check_integrity()
+
+
+def fetch(cache, keys, num_tokens=100, **whose):
+    return cache.find(space_of(cache, **whose), keys, num_tokens)
 
 
 def walk(cache, keys):
     """How far a naive walk gets."""
-    return next((index for index, key in enumerate(keys) if key not in cache._blocks), len(keys))
+    return next((index for index, key in enumerate(keys) if key not in cache.table.slots), len(keys))
 
 
 def test_what_was_kept_is_found_with_its_payloads():
     cache, keys = make(), chain(1, 2, 3)
     keep(cache, keys)
-    with cache.fetch(keys, 100) as prefix:
-        assert (len(prefix), prefix.num_tokens) == (3, 6)
-        assert prefix.payloads == ["KV 0", "KV 1", "KV 2"]
+    with fetch(cache, keys, 100) as prefix:
+        assert (prefix.num_blocks, prefix.num_tokens) == (3, 6)
+        assert prefix.payloads() == ["KV 0", "KV 1", "KV 2"]
     assert (len(cache), cache.used_bytes) == (3, 3 * SIZE)
 
 
@@ -66,8 +74,8 @@ def test_bisection_finds_what_a_naive_walk_finds(held, asked):
 def test_one_token_at_least_is_left_to_prefill(num_tokens, expected):
     cache, keys = make(), chain(1, 2, 3)
     keep(cache, keys)
-    with cache.fetch(keys[: num_tokens // TOKENS], num_tokens) as prefix:
-        assert len(prefix) == min(expected, num_tokens // TOKENS)
+    with fetch(cache, keys[: num_tokens // TOKENS], num_tokens) as prefix:
+        assert prefix.num_blocks == min(expected, num_tokens // TOKENS)
 
 
 def test_the_tail_leaves_before_the_head():
@@ -83,7 +91,7 @@ def test_whoever_was_used_last_leaves_last():
     cache = make(4)
     keep(cache, chain(1, 2))
     keep(cache, chain(5, 6))
-    with cache.fetch(chain(1, 2), 100):
+    with fetch(cache, chain(1, 2), 100):
         pass
     keep(cache, chain(9))
     assert [cache.match(chain(1, 2)), cache.match(chain(5, 6))] == [2, 1]
@@ -92,7 +100,7 @@ def test_whoever_was_used_last_leaves_last():
 def test_what_is_in_use_never_leaves():
     cache, used = make(3), chain(1, 2)
     keep(cache, used)
-    with cache.fetch(used, 100):
+    with fetch(cache, used, 100):
         keep(cache, chain(5, 6, 7))
         assert [cache.match(used), cache.match(chain(5, 6, 7))] == [2, 1]
     keep(cache, chain(5, 6, 7))
@@ -103,7 +111,7 @@ def test_what_is_in_use_never_leaves():
 def test_two_users_of_one_prefix_both_hold_it():
     cache, keys = make(1), chain(1)
     keep(cache, keys)
-    first, second = cache.fetch(keys, 100), cache.fetch(keys, 100)
+    first, second = fetch(cache, keys, 100), fetch(cache, keys, 100)
     first.__exit__()
     keep(cache, chain(2))
     assert cache.match(keys) == 1
@@ -121,21 +129,9 @@ def test_a_chain_longer_than_the_cache_is_kept_as_far_as_it_fits():
 def test_nobody_leaves_for_a_block_that_is_larger_than_the_cache():
     cache, keys = make(4), chain(1, 2, 3)
     keep(cache, keys)
-    cache.keep(chain(9), [None], 5 * SIZE)
+    cache.keep(space_of(cache, "large@1.0.0", size=5 * SIZE), chain(9), [None])
     cache.check_integrity()
     assert cache.match(keys) == 3
-
-
-def test_nobody_leaves_for_a_block_that_does_not_fit_beside_what_is_in_use():
-    cache, used, idle = make(4), chain(1, 2), chain(5, 6)
-    keep(cache, used)
-    keep(cache, idle)
-    with cache.fetch(used, 100):
-        cache.keep(chain(9), [None], 3 * SIZE)
-        assert cache.match(idle) == 2
-    cache.keep(chain(9), [None], 3 * SIZE)
-    cache.check_integrity()
-    assert cache.match(chain(9)) == 1
 
 
 def test_a_tail_whose_head_has_left_is_not_kept():
@@ -149,9 +145,9 @@ def test_a_tail_whose_head_has_left_is_not_kept():
 
 def test_a_block_that_is_there_keeps_its_payload():
     cache, keys = make(), chain(1)
-    cache.keep(keys, ["first"], SIZE)
-    cache.keep(keys, ["second"], SIZE)
-    assert cache.fetch(keys, 100).payloads == ["first"]
+    cache.keep(space_of(cache), keys, ["first"])
+    cache.keep(space_of(cache), keys, ["second"])
+    assert fetch(cache, keys, 100).payloads() == ["first"]
     assert cache.used_bytes == SIZE
 
 
@@ -159,7 +155,7 @@ def test_a_block_that_is_there_keeps_its_payload():
 def test_a_cache_without_room_or_switched_off_stays_empty(cache):
     keep(cache, chain(1, 2))
     assert len(cache) == cache.used_bytes == 0
-    with cache.fetch(chain(1, 2), 100) as prefix:
+    with fetch(cache, chain(1, 2), 100) as prefix:
         assert prefix.num_tokens == 0
 
 
@@ -170,130 +166,185 @@ def test_a_policy_that_does_not_exist_or_does_not_fit_is_refused():
         make(options={"halves": 2})
 
 
-@pytest.mark.parametrize("breakage", ["bytes", "pinned", "references", "closure", "victims"])
-def test_the_integrity_check_sees_each_breach(breakage):
+def break_bytes(cache, _slot):
+    cache.tiers[0].used_bytes += 1
+
+
+def break_owner(cache, _slot):
+    cache.holders[0].held_bytes[0] -= 1
+
+
+def break_closure(cache, slot):
+    del cache.table.slots[cache.table.keys[slot]]
+
+
+def break_counts(cache, slot):
+    cache.table.kids[0][slot] += 1
+
+
+def break_order(cache, _slot):
+    cache.tiers[0].order_of(cache.holders[0]).forget(cache.table.slots[chain(1, 2)[1]])
+
+
+def break_pins(cache, slot):
+    cache.pins[slot] = 0
+
+
+@pytest.mark.parametrize(
+    "breach", [break_bytes, break_owner, break_closure, break_counts, break_order, break_pins]
+)
+def test_the_integrity_check_sees_each_breach(breach):
     cache, keys = make(), chain(1, 2)
     keep(cache, keys)
-    if breakage == "bytes":
-        cache.used_bytes += 1
-    elif breakage == "pinned":
-        cache._pinned_bytes += 1
-    elif breakage == "references":
-        cache._blocks[keys[0]].references = -1
-    elif breakage == "closure":
-        cache.used_bytes -= cache._blocks.pop(keys[0]).size_bytes
-    else:
-        cache._policy.forget(keys[0])
+    breach(cache, cache.table.slots[keys[0]])
     with pytest.raises(AssertionError):
         cache.check_integrity()
 
 
 def test_lru_hits_as_often_as_theory_says():
     """Che's approximation for Zipf(1.0) over 10,000 objects and 500 places: .58674."""
-    objects, places, requests, warmup = 10_000, 500, 200_000, 20_000
+    objects, places, requests, warmup = 10_000, 500, 100_000, 10_000
     weights = 1 / np.arange(1, objects + 1)
     drawn = np.random.default_rng(1).choice(objects, requests, p=weights / weights.sum()).tolist()
     cache, hits = make(places), 0
+    space = space_of(cache)
     keys = [[number.to_bytes(16, "little")] for number in range(objects)]
     for count, number in enumerate(drawn):
-        with cache.fetch(keys[number], TOKENS + 1) as prefix:
-            hits += len(prefix) if count >= warmup else 0
-            if not len(prefix):
-                cache.keep(keys[number], [None], SIZE)
+        with fetch(cache, keys[number], TOKENS + 1) as prefix:
+            hits += prefix.num_blocks if count >= warmup else 0
+            if not prefix.num_blocks:
+                cache.keep(space, keys[number], [None])
     assert hits / (requests - warmup) == pytest.approx(0.58674, abs=0.01)
     assert len(cache) == places
 
 
-CHAINS = [
-    chain(*tokens)
-    for tokens in (
-        [1, 2, 3, 4, 5],
-        [1, 2, 3, 9],
-        [1, 2, 8, 7, 6, 5],
-        [1, 6],
-        [2, 3, 4],
-        [2, 3, 5, 6],
-        [7],
-        [8, 8, 8],
-    )
-]
+def three(**options):
+    """Three tiers of 2, 3 and 4 blocks."""
+    options = {"gpu": tier(2), "ram": tier(3), "ssd": tier(4), **options}
+    return PrefixCache(CacheSettings(block_tokens=TOKENS, **options))
 
 
-class CacheMachine(RuleBasedStateMachine):
-    """The cache against a list of names in the order of their last use, and a plain count of references."""
-
-    @initialize(blocks=st.integers(0, 10))
-    def begin(self, blocks):
-        self.cache, self.blocks = make(blocks), blocks
-        self.line, self.references, self.prefixes = [], {}, []
-
-    def pin(self, key):
-        if self.references[key] == 0:
-            self.line.remove(key)
-        self.references[key] += 1
-
-    def unpin(self, keys):
-        for key in reversed(keys):
-            self.references[key] -= 1
-            if self.references[key] == 0:
-                self.line.append(key)
-
-    @rule(keys=st.sampled_from(CHAINS), num_tokens=st.integers(1, 14))
-    def fetch(self, keys, num_tokens):
-        keys = keys[: num_tokens // TOKENS]
-        expected = []
-        for key in keys[: (num_tokens - 1) // TOKENS]:
-            if key not in self.references:
-                break
-            expected.append(key)
-        prefix = self.cache.fetch(keys, num_tokens)
-        assert prefix.num_tokens == len(expected) * TOKENS
-        assert prefix.payloads == expected
-        for key in expected:
-            self.pin(key)
-        self.prefixes.append((prefix, expected))
-
-    @precondition(lambda self: self.prefixes)
-    @rule(data=st.data())
-    def leave(self, data):
-        prefix, keys = self.prefixes.pop(data.draw(st.integers(0, len(self.prefixes) - 1)))
-        prefix.__exit__()
-        self.unpin(keys)
-
-    @rule(keys=st.sampled_from(CHAINS), length=st.integers(0, 6), known=st.integers(0, 6))
-    def keep(self, keys, length, known):
-        keys = keys[:length]
-        known = min(known, len(keys))
-        self.cache.keep(keys, keys[known:], SIZE)
-        held = []
-        for index, key in enumerate(keys):
-            if key not in self.references:
-                if len(self.references) == self.blocks and self.line and index >= known:
-                    del self.references[self.line.pop(0)]
-                if index < known or len(self.references) == self.blocks:
-                    break
-                self.references[key] = 0
-                self.line.append(key)
-            self.pin(key)
-            held.append(key)
-        self.unpin(held)
-
-    @invariant()
-    def cache_and_oracle_agree(self):
-        if not hasattr(self, "cache"):
-            return
-        self.cache.check_integrity()
-        assert set(self.cache._blocks) == set(self.references)
-        assert self.cache.used_bytes == len(self.references) * SIZE
-        for keys in CHAINS:
-            assert self.cache.match(keys) == walk(self.cache, keys)
+def lies(cache, keys):
+    """The tier of each block of a chain; None for one that is not there."""
+    slots = [cache.table.slots.get(key) for key in keys]
+    return [None if slot is None else cache.tiers[cache.table.home[slot]].name for slot in slots]
 
 
-TestCache = CacheMachine.TestCase
-TestCache.settings = settings(
-    max_examples=200,
-    stateful_step_count=50,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
-)
+def test_what_leaves_a_tier_goes_one_down_tail_first():
+    cache, old = three(), chain(1, 2)
+    keep(cache, old)
+    keep(cache, chain(7))
+    assert lies(cache, old) == ["gpu", "ram"]
+    keep(cache, chain(8))
+    assert lies(cache, old) == ["ram", "ram"]
+    for number in range(20, 25):
+        keep(cache, chain(number))
+    assert lies(cache, old) == ["ssd", "ssd"]
+
+
+def test_one_look_finds_a_prefix_over_all_tiers_and_promotes_it():
+    cache, keys = three(), chain(1, 2, 3, 4)
+    keep(cache, keys[:2])
+    for number in range(20, 24):
+        keep(cache, chain(number))
+    assert lies(cache, keys[:2]) == ["ram", "ssd"]
+    with fetch(cache, keys) as prefix:
+        assert prefix.blocks_by_tier == [0, 1, 1]
+        assert prefix.payloads() == ["KV 0", "KV 1"]
+    assert lies(cache, keys[:2]) == ["gpu", "gpu"]
+    cache.check_integrity()
+
+
+def test_what_leaves_the_last_tier_is_gone():
+    cache, old = three(), chain(1)
+    keep(cache, old)
+    for number in range(20, 29):
+        keep(cache, chain(number))
+    assert lies(cache, old) == [None]
+    assert (len(cache), cache.used_bytes) == (9, 9 * SIZE)
+
+
+def test_a_promoted_block_leaves_a_copy_where_that_is_wanted():
+    cache, keys = three(inclusive=True), chain(1)
+    keep(cache, keys)
+    keep(cache, chain(7, 8))
+    with fetch(cache, keys):
+        cache.check_integrity()
+    assert (lies(cache, keys), cache.tiers[1].copied_bytes) == (["gpu"], SIZE)
+    keep(cache, chain(5, 6))
+    assert (lies(cache, keys), cache.tiers[1].copied_bytes) == (["ram"], 0)  # it is there already
+
+
+def test_copies_go_first_when_room_is_needed():
+    cache, keys = three(ssd=tier(2, write="through")), chain(1, 2)
+    keep(cache, keys)
+    assert cache.tiers[2].copied_bytes == 2 * SIZE
+    for number in range(20, 25):
+        keep(cache, chain(number))
+    assert lies(cache, keys) == ["ssd", "ssd"]
+    assert cache.tiers[2].copied_bytes == 0
+    cache.check_integrity()
+
+
+def test_a_block_is_written_below_when_it_is_used_for_the_second_time():
+    cache, keys = three(ssd=tier(4, write="second_use")), chain(1)
+    keep(cache, keys)
+    assert not cache.tiers[2].copies
+    with fetch(cache, keys):
+        pass
+    assert cache.tiers[2].copied_bytes == SIZE
+
+
+def test_a_lost_payload_is_a_miss_until_it_is_computed_again():
+    cache, keys = make(), chain(1, 2, 3)
+    keep(cache, keys)
+    cache.lose(cache.table.slots[keys[1]])
+    with fetch(cache, keys) as prefix:
+        assert prefix.num_blocks == 1
+        cache.keep(space_of(cache), keys[:2], ["anew"])
+    with fetch(cache, keys) as prefix:
+        assert prefix.payloads() == ["KV 0", "anew", "KV 2"]
+    cache.check_integrity()
+
+
+def test_no_tenant_and_no_model_finds_what_another_one_keeps():
+    cache = make()
+    spaces = [space_of(cache, model, tenant) for model in ("a@1.0.0", "b@1.0.0") for tenant in ("", "t")]
+    assert len({space.digest for space in spaces}) == 4
+    shared = make(share_between_tenants=True)
+    assert space_of(shared, tenant="t").digest == space_of(shared, tenant="u").digest
+
+
+def test_a_model_can_be_dropped_alone():
+    cache, mine, yours = three(), chain(1, 2), chain(5, 6)
+    keep(cache, mine, model="mine@1.0.0")
+    keep(cache, yours, model="yours@1.0.0")
+    assert cache.drop_model("mine@1.0.0") == 2
+    assert lies(cache, mine) == [None] * 2
+    assert None not in lies(cache, yours)
+    cache.check_integrity()
+
+
+def test_room_is_freed_ahead_of_need_where_headroom_is_set():
+    cache = make(10, headroom=0.3)
+    for number in range(11):
+        keep(cache, chain(number))
+    assert len(cache) == 7
+
+
+def test_what_was_evicted_and_is_wanted_again_is_counted():
+    cache = make(1)
+    keep(cache, chain(1))
+    keep(cache, chain(2))
+    keep(cache, chain(1))
+    assert cache.wanted_again["llama@1.0.0"][0] == 1
+
+
+def test_a_limit_is_kept_at_the_cost_of_its_own():
+    limit = LimitSettings(tier="ram", gib=2 * SIZE / GIB, model="small", admit_from=1, demote_from=1)
+    cache = make(10, limits=[limit])
+    keep(cache, chain(50, 51), model="large@1.0.0")
+    for number in range(5):
+        keep(cache, chain(number), model="small@1.0.0")
+    assert [cache.match(chain(number)) for number in range(5)] == [0, 0, 0, 1, 1]
+    assert cache.match(chain(50, 51)) == 2

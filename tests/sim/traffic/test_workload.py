@@ -23,7 +23,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def test_an_unknown_kind_is_answered_with_those_there_are():
-    with pytest.raises(UnknownName, match="no workload is called 'azur'; choose from azure, synthetic"):
+    with pytest.raises(UnknownName, match="no workload is called 'azur'; choose from azure, mix, synthetic"):
         workloads.find("azur")
 
 

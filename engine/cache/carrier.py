@@ -1,0 +1,717 @@
+"""What carries payloads between tiers: jobs on bounded queues, one queue a way, while the cache decides and others go on.
+
+The cache's books are ahead of the bytes: a block that was demoted counts in its new tier at once, and its payload waits in
+memory (*staged*) until it is written; who wants it meanwhile takes it from there. A block that was promoted counts as hot
+at once, and is *arriving* until its payload is there; who wants it meanwhile waits for the same job. What waits in memory
+is bounded by the queue of each way (`queue_gib`): what would go beyond is not moved, but evicted.
+
+Where a tier has no store, only sizes move, and a transfer takes what the tier's settings say. That is the simulation.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from engine.cache.cache import Prefix, PrefixCache
+from engine.cache.holders import Space
+from engine.cache.tier import Tier
+from engine.clock import NS_PER_S, Clock, Signal, to_ns
+from engine.settings import GIB, TierSettings
+
+MEMORY = ("gpu", "ram")
+BATCH_BYTES = 16 << 20
+"""Blocks of one model that are written together: one extent of a store."""
+
+ALPHA = 0.2
+"""The weight of the latest transfer in what is expected of the next one."""
+
+PATIENCE = 4.0
+MIN_PATIENCE_NS = 50_000_000
+FAULTS_TO_CLOSE = 3
+
+
+class Store(Protocol):
+    """Where payloads lie outside of memory. Blocking calls, made in worker threads; see `engine.cache.stores`."""
+
+    def write(self, model: str, records: Sequence[Any]) -> list[Any]: ...
+
+    def read(self, places: Sequence[Any], keys: Sequence[bytes]) -> list[Any]: ...
+
+    def drop(self, places: Sequence[Any]) -> None: ...
+
+
+class Packer(Protocol):
+    """Turns payloads into records of a store and back; knows the forms. Made by `engine.cache.packing`."""
+
+    def pack(self, payload: Any, form: str, max_error: float, error: float) -> Any:
+        """The payload in that form, or in a more exact one. `error` is what it carries already."""
+
+    def keep(self, payload: Any, form: str, max_error: float, error: float) -> Any:
+        """The same for a tier in memory, which takes a payload as it is."""
+
+    def unpack(self, packed: Any) -> Any:
+        """The payload as the executor takes it."""
+
+    def record(self, packed: Any, key: bytes, parent: bytes, space: bytes) -> Any:
+        """What a store takes of a block."""
+
+    def packed(self, record: Any) -> Any:
+        """What was in a store's record."""
+
+    def num_bytes(self, packed: Any) -> int: ...
+
+    def error(self, packed: Any) -> float:
+        """The relative error that comes back with it; 0 for the same bits."""
+
+
+class Prefill(Protocol):
+    """What tells how long computing takes: an executor."""
+
+    def prefill_ns(self, start: int, end: int) -> int:
+        """What computing tokens `start` to `end` (exclusive) of a prompt takes, all before them being there."""
+
+
+@dataclass(slots=True, eq=False)
+class Staged:
+    """A payload on its way down. `origin` is where it has to be read first, if it is not in memory."""
+
+    key: bytes
+    payload: Any
+    size_bytes: int
+    origin: tuple[int, Any] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Parcel:
+    """Blocks of one namespace that are to be written to a tier, each so large."""
+
+    space: Space
+    slots: list[int]
+    size_bytes: int
+
+
+@dataclass(slots=True, eq=False)
+class Errand:
+    """One block in a write: all that the worker thread needs to know of it."""
+
+    slot: int
+    staged: Staged
+    parent: bytes
+    space: bytes
+    form: str
+    error: float
+
+
+Wanted = tuple[int, bytes, Staged | None]
+"""A block that was promoted: slot, key, and where its payload is; None where only sizes are known."""
+
+
+class Arrival:
+    """Payloads that are being brought up together, and who waits for them."""
+
+    __slots__ = ("callbacks", "is_over")
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self.callbacks: list[Callable[[], None]] = []
+
+    def end(self) -> None:
+        self.is_over = True
+        for callback in self.callbacks:
+            callback()
+
+
+@dataclass(slots=True)
+class Decision:
+    """Load or compute again: what was chosen for a prefix. Times are those of loading and prefill together.
+
+    `other_ns` is what the other choice was expected to take.
+    """
+
+    loaded_blocks: int
+    dropped_blocks: int
+    expected_ns: int
+    other_ns: int
+    waited_ns: int = 0
+
+
+class Way:
+    """The way between a tier and the machine's memory: so many transfers at a time, reads before writes.
+
+    `expected_ns` is learned from what transfers took; before the first one it is what the settings say.
+    """
+
+    def __init__(self, settings: TierSettings, clock: Clock) -> None:
+        self.settings = settings
+        self.queued_bytes = 0  # of writes, waiting or under way
+        self.reading_bytes = 0
+        self.busy = 0
+        self.read_bytes = 0
+        self.written_bytes = 0
+        self.waited_ns = 0
+        self.num_reads = 0
+        self.num_writes = 0
+        self._clock = clock
+        self._latency_ns = float(to_ns(settings.latency_s))
+        self._ns_per_byte = NS_PER_S / (settings.gib_per_s * GIB)
+        self._reads: deque[Signal] = deque()
+        self._writes: deque[Signal] = deque()
+
+    def modelled_ns(self, size_bytes: int) -> int:
+        """What a transfer takes by the settings: latency_s + bytes / gib_per_s."""
+        settings = self.settings
+        return to_ns(settings.latency_s + size_bytes / (settings.gib_per_s * GIB))
+
+    def expected_ns(self, size_bytes: int) -> float:
+        """What a read that is asked for now will take, those that wait before it included."""
+        waiting = self.reading_bytes / self.settings.concurrency
+        return self._latency_ns + (waiting + size_bytes) * self._ns_per_byte
+
+    def learn(self, size_bytes: int, took_ns: int) -> None:
+        """A transfer took so long. Its latency is taken for known unless it was shorter than that."""
+        self._latency_ns = min(self._latency_ns, float(took_ns))
+        if size_bytes:
+            seen = (took_ns - self._latency_ns) / size_bytes
+            self._ns_per_byte += ALPHA * (seen - self._ns_per_byte)
+
+    async def enter(self, *, is_read: bool) -> None:
+        """Wait for one's turn."""
+        if self.busy < self.settings.concurrency:
+            self.busy += 1
+            return
+        begun_ns, signal = self._clock.now_ns(), self._clock.signal()
+        (self._reads if is_read else self._writes).append(signal)
+        await signal.wait()
+        self.waited_ns += self._clock.now_ns() - begun_ns
+
+    def leave(self) -> None:
+        """Let the next one go: a read if there is one."""
+        line = self._reads or self._writes
+        if line:
+            line.popleft().set()
+        else:
+            self.busy -= 1
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of load-or-compute decisions. A wrong one took longer than the other would have been expected to."""
+
+    loads: int = 0
+    loads_wrong: int = 0
+    computes: int = 0
+    computes_wrong: int = 0
+    given_up: int = 0
+    lost_blocks: int = 0
+    failed_writes: int = 0
+    prefetched_blocks: int = 0
+
+
+class Carrier:
+    """Implements `Mover` for the cache, and brings prefixes to where the executor takes them from."""
+
+    def __init__(
+        self,
+        cache: PrefixCache,
+        clock: Clock,
+        stores: dict[str, Store] | None = None,
+        packer: Packer | None = None,
+        on_fault: Callable[[str, str], None] | None = None,
+    ) -> None:
+        """`stores` by tier, for those that have one; without a `packer` nothing but sizes is moved."""
+        self.tally = Tally()
+        self.ways = [Way(tier.settings, clock) for tier in cache.tiers]
+        self._cache = cache
+        self._clock = clock
+        self._stores = stores or {}
+        self._packer = packer
+        self._on_fault = on_fault
+        self._staged: list[dict[int, Staged]] = [{} for _ in cache.tiers]
+        self._places: list[dict[int, Any]] = [{} for _ in cache.tiers]
+        self._lines: list[deque[Parcel]] = [deque() for _ in cache.tiers]
+        self._writers = [0] * len(cache.tiers)
+        self._arriving: dict[int, Arrival] = {}
+        self._faults = [0] * len(cache.tiers)
+        self._compacting: set[int] = set()
+        self._troubles: deque[tuple[int, OSError | None]] = deque()  # from worker threads; None: it went well
+        if len(cache.tiers) > 1:
+            cache.mover = self
+
+    # what the cache tells
+
+    def accepts(self, tier: Tier, size_bytes: int) -> bool:
+        way = self.ways[tier.rank]
+        return way.queued_bytes + size_bytes <= way.settings.queue_gib * GIB or not way.queued_bytes
+
+    def size_bytes(self, slot: int, space: Space, tier: Tier, *, compress: bool) -> int:
+        holder = space.holder
+        return (
+            min(holder.block_bytes[tier.rank], holder.form_bytes("int8"))
+            if compress
+            else holder.block_bytes[tier.rank]
+        )
+
+    def moved(self, slots: list[int], source: Tier, target: Tier, size_bytes: int) -> None:
+        staged, keys = self._staged[target.rank], self._cache.table.keys
+        for slot in slots:
+            key = keys[slot]
+            assert key is not None
+            staged[slot] = self._take(slot, key, source, size_bytes)
+        self._write(slots, target, size_bytes)
+
+    def copied(self, slot: int, source: Tier, target: Tier, size_bytes: int) -> None:
+        key = self._cache.table.keys[slot]
+        assert key is not None
+        payload = source.payloads.get(slot)
+        if payload is None and self._packer is not None:
+            self._cache.unwritten(slot, target)  # it is only arriving itself
+            return
+        self._staged[target.rank][slot] = Staged(key, payload, size_bytes)
+        self._write([slot], target, size_bytes)
+
+    def dropped(self, slot: int, tier: Tier) -> None:
+        self._staged[tier.rank].pop(slot, None)
+        tier.payloads.pop(slot, None)
+        place = self._places[tier.rank].pop(slot, None)
+        if place is not None:
+            self._forget(tier, [place])
+
+    # bringing prefixes up
+
+    async def bring(self, prefix: Prefix, prefill: Prefill, num_tokens: int) -> Decision | None:
+        """Have the payloads of a prefix in the hottest tier, or give up what is cheaper computed again.
+
+        The request waits here, and nobody else. Counts what is used. None when there was nothing to decide.
+        """
+        decision = None
+        by_tier = prefix.blocks_by_tier
+        if by_tier and prefix.num_blocks > by_tier[0]:
+            decision = self._decide(prefix, prefill, num_tokens)
+            if decision.dropped_blocks:
+                prefix.cut(prefix.num_blocks - decision.dropped_blocks)
+            if decision.loaded_blocks:
+                self._fetch(prefix)
+        if self._arriving and prefix.num_blocks:
+            await self._wait(prefix, decision)
+        self._cache.count(prefix)
+        return decision
+
+    def judge(self, decision: Decision, prefill_ns: int) -> None:
+        """Note how a decision turned out: what prefill took in the end, from the moment it began."""
+        tally, was_wrong = self.tally, decision.waited_ns + prefill_ns > decision.other_ns
+        if decision.loaded_blocks:
+            tally.loads += 1
+            tally.loads_wrong += was_wrong
+        else:
+            tally.computes += 1
+            tally.computes_wrong += was_wrong
+
+    def prefetch(self, space: Space, keys: list[bytes]) -> None:
+        """Bring a chain to the hottest tier ahead of need, as far as there is room."""
+        with self._cache.peek(space, keys) as prefix:
+            if prefix.num_blocks > prefix.blocks_by_tier[0]:
+                self.tally.prefetched_blocks += prefix.num_blocks - prefix.blocks_by_tier[0]
+                self._fetch(prefix)
+
+    def adopt(self) -> int:
+        """Take over what the stores hold from before, the hottest first; how many blocks. What has no use is dropped.
+
+        Blocks, while nothing else runs yet.
+        """
+        from engine.cache.opening import closed, found_in  # noqa: PLC0415  where there are stores
+
+        cache, adopted = self._cache, 0
+        for tier in cache.tiers:
+            store = self._stores.get(tier.name)
+            if store is None:
+                continue
+            found = found_in(store)
+            useful = closed(found, cache.table.slots.keys())
+            slots = cache.adopt(tier, useful)
+            for each, slot in zip(useful, slots, strict=True):
+                if slot:
+                    self._places[tier.rank][slot] = each.place
+                    adopted += 1
+            kept = set(self._places[tier.rank].values())
+            store.drop([each.place for each in found if each.place not in kept])
+        return adopted
+
+    def _decide(self, prefix: Prefix, prefill: Prefill, num_tokens: int) -> Decision:
+        """Where to cut: behind some tier's run, whichever makes loading up to there and computing the rest cheapest.
+
+        Ways are independent: what comes from two tiers takes as long as the slower one.
+        """
+        cache, tokens, how = self._cache, self._cache.block_tokens, self._cache.settings.load
+        sizes, start = prefix.space.holder.block_bytes, prefix.blocks_by_tier[0]
+        none_ns = prefill.prefill_ns(start * tokens, num_tokens)
+        best_end, best_ns, all_ns, load_ns, begin = start, float(none_ns), float(none_ns), 0.0, start
+        for rank, end in prefix.runs():
+            if rank == 0:
+                continue
+            if not self._is_readable(rank):
+                break
+            load_ns = max(load_ns, self._load_ns(rank, (end - start) * sizes[rank]))
+            all_ns = load_ns + prefill.prefill_ns(end * tokens, num_tokens)
+            is_memory = cache.tiers[rank].name in MEMORY
+            if how == "always" or (how == "never" and is_memory) or (how == "cheaper" and all_ns < best_ns):
+                best_end, best_ns = end, all_ns
+            start = end
+        loaded = best_end - begin
+        other_ns = none_ns if loaded else all_ns
+        return Decision(loaded, prefix.num_blocks - best_end, round(best_ns), round(other_ns))
+
+    def _load_ns(self, rank: int, size_bytes: int) -> float:
+        """What bringing so much from a tier to the hottest one takes."""
+        tier, hot = self._cache.tiers[rank], self._cache.tiers[0]
+        taken = 0.0 if tier.name == "ram" else self.ways[rank].expected_ns(size_bytes)
+        return taken + (self.ways[0].expected_ns(size_bytes) if hot.name == "gpu" else 0.0)
+
+    def _is_readable(self, rank: int) -> bool:
+        """Whether a tier's store answers: one that fails again and again is left alone for a while."""
+        return self._faults[rank] < FAULTS_TO_CLOSE
+
+    def _fetch(self, prefix: Prefix) -> None:
+        """Promote a prefix, and start the jobs that bring its payloads."""
+        cache, keys = self._cache, self._cache.table.keys
+        wanted: dict[int, list[Wanted]] = {}
+        for slot, rank in prefix.lift():
+            key, source = keys[slot], cache.tiers[rank]
+            assert key is not None
+            wanted.setdefault(rank, []).append((slot, key, self._source(slot, key, source)))
+        for rank, blocks in wanted.items():
+            arrival = Arrival()
+            for slot, _, _ in blocks:
+                self._arriving[slot] = arrival
+            self._clock.spawn(self._read(rank, prefix.space, blocks, arrival))
+
+    async def _read(self, rank: int, space: Space, blocks: list[Wanted], arrival: Arrival) -> None:
+        """Bring blocks from one tier to the hottest. What cannot be read is lost: a miss, and never an error."""
+        cache = self._cache
+        tier, way = cache.tiers[rank], self.ways[rank]
+        size = len(blocks) * space.holder.block_bytes[rank]
+        found: list[Any] = [None] * len(blocks)
+        try:
+            if tier.name == "ram":
+                found = await self._payloads(rank, blocks, 0)
+            else:
+                way.reading_bytes += size
+                await way.enter(is_read=True)
+                begun_ns = self._clock.now_ns()
+                try:
+                    found = await self._payloads(rank, blocks, size)
+                finally:
+                    way.leave()
+                    way.reading_bytes -= size
+                way.num_reads += 1
+                way.read_bytes += size
+                way.learn(size, self._clock.now_ns() - begun_ns)
+            if cache.tiers[0].name == "gpu":
+                await self._cross(self.ways[0], size, is_read=True)
+        finally:
+            self._heed()
+            for (slot, key, _), payload in zip(blocks, found, strict=True):
+                if self._arriving.get(slot) is arrival:
+                    del self._arriving[slot]
+                if self._packer is not None and cache.table.keys[slot] == key:
+                    self._arrived(slot, payload)
+            arrival.end()
+
+    def _arrived(self, slot: int, found: "tuple[Any, float] | None") -> None:
+        """A block's payload is there, or it cannot be had."""
+        cache = self._cache
+        if found is None or cache.table.home[slot]:
+            self.tally.lost_blocks += 1
+            cache.lose(slot)
+            return
+        payload, error = found
+        cache.tiers[0].payloads[slot] = payload
+        if error:
+            cache.lossy[slot] = error
+
+    async def _payloads(self, rank: int, blocks: list[Wanted], size_bytes: int) -> list[Any]:
+        """The payload and its error of each block, None for what cannot be read."""
+        if self._packer is None:
+            if size_bytes:
+                await self._clock.sleep(self.ways[rank].modelled_ns(size_bytes))
+            return [None] * len(blocks)
+        found, _ = await self._clock.compute(lambda: self._unpacked(blocks))
+        return found
+
+    def _unpacked(self, blocks: list[Wanted]) -> list[tuple[Any, float] | None]:
+        """Read and unpack, in a worker thread."""
+        packer = self._packer
+        assert packer is not None
+        packed: list[Any] = [None if source is None else source.payload for _, _, source in blocks]
+        stored: dict[int, list[int]] = {}
+        for index, (_, _, source) in enumerate(blocks):
+            if source is not None and source.payload is None and source.origin is not None:
+                stored.setdefault(source.origin[0], []).append(index)
+        for rank, indexes in stored.items():
+            places = [blocks[index][2].origin[1] for index in indexes]  # type: ignore[union-attr, index]
+            records = self._stored(rank, places, [blocks[index][1] for index in indexes])
+            for index, record in zip(indexes, records, strict=True):
+                packed[index] = None if record is None else packer.packed(record)
+        return [None if each is None else (packer.unpack(each), packer.error(each)) for each in packed]
+
+    def _stored(self, rank: int, places: list[Any], keys: list[bytes]) -> list[Any]:
+        """Records of a store; None for what it cannot give. A fault is counted, and is no error to anybody."""
+        try:
+            records = self._stores[self._cache.tiers[rank].name].read(places, keys)
+        except OSError as error:
+            self._troubles.append((rank, error))
+            return [None] * len(places)
+        self._troubles.append((rank, None))
+        return records
+
+    async def _cross(self, way: Way, size_bytes: int, *, is_read: bool) -> None:
+        """Pass the way to the accelerator, where times are modelled."""
+        if self._packer is None:
+            await way.enter(is_read=is_read)
+            try:
+                await self._clock.sleep(way.modelled_ns(size_bytes))
+            finally:
+                way.leave()
+
+    def _source(self, slot: int, key: bytes, tier: Tier) -> Staged | None:
+        """Where the payload of a block is that was just promoted out of a tier; left there where it stays as a copy."""
+        if self._packer is None:
+            self._staged[tier.rank].pop(slot, None)
+            return None
+        stays = slot in tier.copies
+        if stays:
+            staged, payload = self._staged[tier.rank].get(slot), tier.payloads.get(slot)
+            place = self._places[tier.rank].get(slot)
+        else:
+            staged, payload = self._staged[tier.rank].pop(slot, None), tier.payloads.pop(slot, None)
+            place = self._places[tier.rank].pop(slot, None)
+        if staged is not None:
+            return staged
+        if payload is not None:
+            return Staged(key, payload, 0)
+        return None if place is None else Staged(key, None, 0, (tier.rank, place))
+
+    async def _wait(self, prefix: Prefix, decision: Decision | None) -> None:
+        """Wait for what is arriving of a prefix, with some patience; what does not come is computed."""
+        begun_ns, slots = self._clock.now_ns(), prefix.slots()
+        arrivals = {id(each): each for slot in slots if (each := self._arriving.get(slot)) is not None}
+        expected_ns = decision.other_ns if decision is not None else 20 * MIN_PATIENCE_NS
+        left, over = len(arrivals), self._clock.signal()
+
+        def one_is_there() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                over.set()
+
+        for arrival in arrivals.values():
+            arrival.callbacks.append(one_is_there)
+        if arrivals:
+            patience_ns = max(MIN_PATIENCE_NS, round(PATIENCE * expected_ns))
+            timer = self._clock.call_later(patience_ns, over.set)
+            await over.wait()
+            timer.cancel()
+        missing = self._cache.hollow
+        sound = [slot not in self._arriving and slot not in missing for slot in slots]
+        if not all(sound):
+            self.tally.given_up += 1
+            prefix.cut(sound.index(False))
+        if decision is not None:
+            decision.waited_ns = self._clock.now_ns() - begun_ns
+
+    # writing down
+
+    def _take(self, slot: int, key: bytes, source: Tier, size_bytes: int) -> Staged:
+        """The payload of a block that leaves a tier, or where it has to be read."""
+        staged = self._staged[source.rank].pop(slot, None)
+        if staged is not None:
+            return Staged(key, staged.payload, size_bytes, staged.origin)
+        payload = source.payloads.pop(slot, None)
+        if payload is None and self._packer is not None:
+            place = self._places[source.rank].pop(slot, None)
+            if place is not None:
+                return Staged(key, None, size_bytes, (source.rank, place))
+        return Staged(key, payload, size_bytes)
+
+    def _write(self, slots: list[int], tier: Tier, size_bytes: int) -> None:
+        """Put blocks into the line of those to be written, and have somebody write them."""
+        rank = tier.rank
+        space = self._cache.space_of(slots[0])
+        self._lines[rank].append(Parcel(space, slots, size_bytes))
+        self.ways[rank].queued_bytes += size_bytes * len(slots)
+        if self._writers[rank] < tier.settings.concurrency:
+            self._writers[rank] += 1
+            self._clock.spawn(self._write_all(tier))
+
+    async def _write_all(self, tier: Tier) -> None:
+        """Write until the line is empty: what is next in it of one model goes together."""
+        line, way = self._lines[tier.rank], self.ways[tier.rank]
+        try:
+            while line:
+                first = line.popleft()
+                slots, total = list(first.slots), first.size_bytes * len(first.slots)
+                while line and line[0].space.holder is first.space.holder and total < BATCH_BYTES:
+                    more = line.popleft()
+                    slots += more.slots
+                    total += more.size_bytes * len(more.slots)
+                try:
+                    await self._write_batch(tier, way, slots, total)
+                finally:
+                    way.queued_bytes -= total
+        finally:
+            self._writers[tier.rank] -= 1
+
+    async def _write_batch(self, tier: Tier, way: Way, slots: list[int], total_bytes: int) -> None:
+        cache, staged = self._cache, self._staged[tier.rank]
+        found = [(slot, each) for slot in slots if (each := staged.get(slot)) is not None]
+        batch = [self._errand(slot, each, tier) for slot, each in found if cache.table.keys[slot] == each.key]
+        if not batch:
+            return
+        outcome: list[Any] = [None] * len(batch)
+        if self._packer is None:
+            if cache.tiers[0].name == "gpu" and tier.rank == 1:
+                await self._cross(self.ways[0], total_bytes, is_read=False)
+            if tier.name != "ram":
+                await self._cross(way, total_bytes, is_read=False)
+        else:
+            model = cache.space_of(batch[0].slot).holder.key
+            await way.enter(is_read=False)
+            try:
+                outcome, _ = await self._clock.compute(lambda: self._stow(tier, model, batch))
+            finally:
+                way.leave()
+                self._heed()
+        way.num_writes += 1
+        way.written_bytes += total_bytes
+        self._settle(tier, batch, outcome)
+
+    def _errand(self, slot: int, staged: Staged, tier: Tier) -> Errand:
+        cache = self._cache
+        space, table = cache.space_of(slot), cache.table
+        parent = table.parent[slot]
+        before = (table.keys[parent] if parent else None) or space.digest
+        is_small = staged.size_bytes < space.holder.block_bytes[tier.rank]
+        form = "int8" if is_small else tier.settings.form
+        return Errand(slot, staged, before, space.digest, form, cache.lossy.get(slot, 0.0))
+
+    def _settle(self, tier: Tier, batch: list[Errand], outcome: list[Any]) -> None:
+        """Blocks are written, or could not be: those are lost from this tier."""
+        staged, unneeded = self._staged[tier.rank], []
+        for errand, written in zip(batch, outcome, strict=True):
+            slot = errand.slot
+            is_ours = staged.get(slot) is errand.staged
+            if is_ours:
+                del staged[slot]
+            if self._packer is None:
+                continue
+            if written is None:
+                if is_ours:
+                    self.tally.failed_writes += 1
+                    self._cache.unwritten(slot, tier)
+                continue
+            place, size_bytes, error = written
+            if not is_ours:
+                if tier.name not in MEMORY:
+                    unneeded.append(place)
+                continue
+            if tier.name in MEMORY:
+                tier.payloads[slot] = place
+            else:
+                self._places[tier.rank][slot] = place
+            if error:
+                self._cache.lossy[slot] = error
+            self._cache.resize(slot, tier, size_bytes)
+        if unneeded:
+            self._forget(tier, unneeded)
+
+    def _stow(self, tier: Tier, model: str, batch: list[Errand]) -> list[Any]:
+        """Pack and write, in a worker thread: (place, bytes, error) of each block, None for what could not be written."""
+        packer, bound = self._packer, tier.settings.max_error
+        assert packer is not None
+        packed: list[Any] = []
+        for errand in batch:
+            payload, origin = errand.staged.payload, errand.staged.origin
+            if payload is None and origin is not None:
+                record = self._stored(origin[0], [origin[1]], [errand.staged.key])[0]
+                payload = None if record is None else packer.packed(record)
+            pack = packer.keep if tier.name in MEMORY else packer.pack
+            packed.append(None if payload is None else pack(payload, errand.form, bound, errand.error))
+        found = [index for index, each in enumerate(packed) if each is not None]
+        outcome: list[Any] = [None] * len(batch)
+        places = [packed[index] for index in found]
+        if tier.name not in MEMORY:
+            records = [
+                packer.record(packed[index], batch[index].staged.key, batch[index].parent, batch[index].space)
+                for index in found
+            ]
+            try:
+                places = self._stores[tier.name].write(model, records) if records else []
+            except OSError as error:
+                self._troubles.append((tier.rank, error))
+                return outcome
+            self._troubles.append((tier.rank, None))
+        for index, place in zip(found, places, strict=True):
+            outcome[index] = (place, packer.num_bytes(packed[index]), packer.error(packed[index]))
+        return outcome
+
+    def _forget(self, tier: Tier, places: list[Any]) -> None:
+        """Let a store drop what nobody will ask for; off the path of everybody."""
+        store = self._stores.get(tier.name)
+        if store is not None:
+            self._clock.spawn(self._drop(tier.rank, store, places))
+
+    async def _drop(self, rank: int, store: Store, places: list[Any]) -> None:
+        await self._clock.compute(lambda: self._dropped(rank, store, places))
+        self._heed()
+        await self._compact(rank, store)
+
+    async def _compact(self, rank: int, store: Any) -> None:
+        """Write anew what still lives in extents that are mostly dead, one such job a store at a time."""
+        if rank in self._compacting or store.counters.dead_bytes <= store.counters.live_bytes:
+            return
+        self._compacting.add(rank)
+        try:
+            moved, _ = await self._clock.compute(lambda: self._compacted(rank, store))
+            places, outdated = self._places[rank], dict(moved)
+            for slot, place in places.items():
+                if place in moved:
+                    places[slot] = moved[place]
+                    outdated[place] = place
+            unneeded = list(outdated.values())
+            await self._clock.compute(lambda: self._dropped(rank, store, unneeded))
+        finally:
+            self._compacting.discard(rank)
+            self._heed()
+
+    def _compacted(self, rank: int, store: Any) -> dict[Any, Any]:
+        try:
+            return dict(store.compact())
+        except OSError as error:
+            self._troubles.append((rank, error))
+            return {}
+
+    def _dropped(self, rank: int, store: Store, places: list[Any]) -> None:
+        try:
+            store.drop(places)
+        except OSError as error:
+            self._troubles.append((rank, error))
+
+    def _heed(self) -> None:
+        """Take note of what worker threads met: a store that failed some times in a row is left alone for a while."""
+        while self._troubles:
+            rank, error = self._troubles.popleft()
+            if error is None:
+                self._faults[rank] = 0
+                continue
+            tier = self._cache.tiers[rank]
+            self._faults[rank] += 1
+            if self._on_fault is not None:
+                self._on_fault(tier.name, str(getattr(error, "kind", error)))
+            if self._faults[rank] == FAULTS_TO_CLOSE:
+                self._cache.close_tier(tier)
+                self._clock.call_later(to_ns(tier.settings.retry_after_s), partial(self._try_again, tier))
+
+    def _try_again(self, tier: Tier) -> None:
+        self._faults[tier.rank] = FAULTS_TO_CLOSE - 1  # the next fault closes it again
+        self._cache.open_tier(tier)

@@ -1,0 +1,133 @@
+"""What is known of each block, by slot: columns of machine numbers, so that a million blocks stay small.
+
+A block costs its name (64 bytes), its place in the dictionary (42 to 60), its slot as an object (32), and then 4 bytes a
+column: parent, namespace, last use, two links, a count for each tier, one byte for its tier, eight for the way back to
+its name. `tests/benchmarks/test_cache.py` measures the sum for a million blocks.
+"""
+
+from array import array
+
+from engine.cache.orders import NOWHERE, Links
+
+NO_TIER = 255
+
+
+class Table:
+    """All resident blocks. Slot 0 is nobody, and the parent of every first block."""
+
+    __slots__ = ("ends", "home", "keys", "kids", "links", "parent", "slots", "space", "used")
+
+    def __init__(self, num_tiers: int) -> None:
+        self.links = Links()
+        self.slots: dict[bytes, int] = {}
+        self.keys: list[bytes | None] = [None]
+        self.parent = array("i", [NOWHERE])
+        self.space = array("i", [0])
+        self.home = bytearray([NO_TIER])
+        self.ends = bytearray([0])  # whether a request ended here, rather than passed through
+        self.used = array("I", [0])  # ticks of the last read of a request that ended here
+        self.kids = [array("I", [0]) for _ in range(num_tiers)]  # resident children, by their tier
+
+    def take(self) -> int:
+        """A free slot, its columns made."""
+        slot = self.links.take()
+        self._grow(slot)
+        return slot
+
+    def _grow(self, slot: int) -> None:
+        """Have columns for that slot."""
+        while len(self.home) <= slot:
+            self.keys.append(None)
+            self.parent.append(NOWHERE)
+            self.space.append(0)
+            self.home.append(NO_TIER)
+            self.ends.append(0)
+            self.used.append(0)
+            for kids in self.kids:
+                kids.append(0)
+
+    def extend(self, keys: list[bytes], parent: int, space: int) -> int:
+        """New blocks of the hottest tier, one after the other, the first one after `parent`; the slot of the last."""
+        slots, names, parents, spaces, home = self.slots, self.keys, self.parent, self.space, self.home
+        free, kids = self.links.free, self.kids[0]
+        for key in keys:
+            slot = free.pop() if free else self.take()
+            if slot >= len(names):  # it was the head of a ring before
+                self._grow(slot)
+            slots[key] = slot
+            names[slot] = key
+            parents[slot] = parent
+            spaces[slot] = space
+            home[slot] = 0
+            kids[parent] += 1
+            parent = slot
+        return parent
+
+    def remove(self, run: list[int]) -> None:
+        """Forget blocks of a chain, from the tail up, that have no children but each other."""
+        slots, names, parents, home, free = self.slots, self.keys, self.parent, self.home, self.links.free
+        kids = self.kids[home[run[0]]]
+        for slot in run:
+            del slots[names[slot]]  # type: ignore[arg-type]
+            names[slot] = None
+            kids[parents[slot]] -= 1
+            home[slot] = NO_TIER
+            free.append(slot)
+
+    def sink(self, run: list[int], tier: int) -> None:
+        """Note that blocks of a chain, all of one tier, lie in another one now."""
+        parents, home = self.parent, self.home
+        above, below = self.kids[home[run[0]]], self.kids[tier]
+        for slot in run:
+            parent = parents[slot]
+            above[parent] -= 1
+            below[parent] += 1
+            home[slot] = tier
+
+    def rise(self, run: list[int]) -> None:
+        """Note that blocks of a chain, from the head, all of one tier, lie in the hottest one now."""
+        self.sink(run, 0)
+
+    def move(self, slot: int, tier: int) -> None:
+        """Note that a block lies in another tier now."""
+        self.sink([slot], tier)
+
+    def has_kids(self, slot: int) -> bool:
+        return any(kids[slot] for kids in self.kids)
+
+    def match(self, keys: "list[bytes]", upto: int) -> int:
+        """How many of the first `upto` keys of a chain are resident, from its head. O(log n): prefix-closed."""
+        slots = self.slots
+        if not upto or keys[0] not in slots:
+            return 0
+        low, high = 1, upto
+        while low < high:
+            middle = (low + high + 1) // 2
+            if keys[middle - 1] in slots:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def runs(self, keys: "list[bytes]", count: int) -> list[tuple[int, int]]:
+        """The tiers of the first `count` resident blocks of a chain: (tier, end), the hottest first.
+
+        Tiers never get hotter along a chain, so each boundary is found by bisection.
+        """
+        slots, home = self.slots, self.home
+        found, start = [], 0
+        while start < count:
+            tier = home[slots[keys[start]]]
+            if home[slots[keys[count - 1]]] == tier:
+                found.append((tier, count))
+                break
+            low, high = start + 1, count - 1
+            while low < high:
+                middle = (low + high + 1) // 2
+                if home[slots[keys[middle - 1]]] == tier:
+                    low = middle
+                else:
+                    high = middle - 1
+            found.append((tier, low))
+            start = low
+        return found
