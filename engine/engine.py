@@ -151,7 +151,11 @@ class Engine:
         self.registry.flush(utc_now().isoformat(timespec="seconds"))
 
     def close(self) -> None:
-        """Let go of what others may want: the folders of the cache's tiers. The clock has been closed before."""
+        """Write down the KV that would be gone, and let go of the folders of the cache's tiers.
+
+        The clock has been closed before: nothing runs any more.
+        """
+        self.carrier.flush()
         close_stores(self._stores)
 
     def pin(self, name: str, *, pinned: bool = True) -> None:
@@ -358,7 +362,7 @@ class Engine:
         return chain
 
     async def _bring(self, prefix: Prefix, job: "Job", num_tokens: int) -> Decision | None:
-        """Have a prefix where the executor takes it from, whatever tier it was found in; some of it may be given up."""
+        """Have a prefix where the executor takes it from, whatever tier it was in; some may be given up."""
         if self.cache.mover is None:
             return None
         return await self.carrier.bring(prefix, job.home.executor, num_tokens)

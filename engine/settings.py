@@ -318,9 +318,9 @@ GIB = 1 << 30
 class TierSettings:
     """One tier of the cache: how much it holds, and the way between it and the machine's memory.
 
-    A transfer takes `latency_s` and then its bytes at `gib_per_s`, `concurrency` of them at a time; at most `queue_gib`
-    wait for their turn, and what would wait beyond that is not moved. Where a store is behind the tier (`path` or `url`),
-    its own time counts instead. Blocks that come down to it are written in `form`.
+    A transfer takes `latency_s` and then its bytes at `gib_per_s`, `concurrency` of them at a time; at most
+    `queue_gib` wait for their turn, and what would wait beyond that is not moved. Where a store is behind the tier
+    (`path` or `url`), its own time counts instead. Blocks that come down to it are written in `form`.
 
     `write`: a block is written here when it is evicted above (back), when it is new (through), or when it is used for
     the second time (second_use).
@@ -371,9 +371,9 @@ class TierSettings:
 class LimitSettings:
     """How much of a tier a model or a tenant may hold; both given: that tenant with that model.
 
-    Steps are shares of the limit, and 1 is no step. From `admit_from` on, only blocks that were wanted before come in; from `compress_from` on, they come
-    in as int8; from `demote_from` on, the oldest are sent down one tier ahead of need. At the limit either its own
-    oldest blocks make room (`evict`), or nothing more comes in (`refuse`).
+    Steps are shares of the limit, and 1 is no step. From `admit_from` on, only blocks that were wanted before come
+    in; from `compress_from` on, they come in as int8; from `demote_from` on, the oldest are sent down one tier ahead
+    of need. At the limit either its own oldest blocks make room (`evict`), or nothing more comes in (`refuse`).
     """
 
     tier: str

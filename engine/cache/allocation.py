@@ -1,24 +1,24 @@
 """All ways to divide a tier between models, in a row: what each is sure of, and who gives when somebody needs room.
 
 A model may hold more than it is sure of for as long as nobody else needs the room (work-conserving): budgets are not
-walls. When room is needed, those that hold more than they are sure of give it, by the eviction policy. A model that is
-itself beyond its own is one of them.
+walls. When room is needed, those that hold more than they are sure of give it, by the eviction policy. A model that
+is itself beyond its own is one of them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from engine.cache.holders import Holder
-from engine.errors import BadSettings
 from engine.named import Named
 from engine.settings import above, require
 
 Rank = tuple[float, float]
+T = TypeVar("T")
 
 
 class Allocation(Protocol):
-    """How one tier's capacity is divided. The decision code is O(models) and runs every few seconds, not a request."""
+    """How one tier's capacity is divided. O(models), every few seconds and not every request."""
 
     is_divided: bool  # whether each model has an order of its own
     is_timely: bool  # whether ranks change with the time alone
@@ -83,7 +83,7 @@ class Fair:
 @allocation("proportional")
 @dataclass(slots=True, kw_only=True)
 class Proportional:
-    """In proportion to what each model was asked for (bytes of KV, decaying by half each `half_life_s`), or to `weights`.
+    """In proportion to what each model was asked for (bytes of KV, halved each `half_life_s`), or to `weights`.
 
     With weights, a model that has none gets the mean of those given. Until there is a demand, evenly.
     """
@@ -114,8 +114,8 @@ class Priority:
     """Guaranteed floors by class, the rest to the highest class that wants it.
 
     `classes` names each class with the share that its models are sure of together, the highest class first; `members`
-    says which model is in which class, and who is not named is in the last one. Beyond the floors, a lower class always
-    gives before a higher one.
+    says which model is in which class, and who is not named is in the last one. Beyond the floors, a lower class
+    always gives before a higher one.
     """
 
     classes: dict[str, float] = field(default_factory=lambda: {"high": 0.4, "normal": 0.2, "low": 0.1})
@@ -146,10 +146,10 @@ class Priority:
 class Dynamic:
     """A floor for each model, and above the floors one ranking of all blocks by what it would cost to lose them.
 
-    The rank is P(read in the next tick) x what computing the block again takes / its bytes. The chance is learned from
-    the ages at which blocks of that model were wanted again, in the cache or after they had left; the costs are the
-    executor's. `floor` is the share of an even part that no model loses to others; `floors` sets it for some as a share
-    of the whole. Idle floors are lent.
+    The rank is P(read in the next tick) x what computing the block again takes / its bytes. The chance is learned
+    from the ages at which blocks of that model were wanted again, in the cache or after they had left; the costs are
+    the executor's. `floor` is the share of an even part that no model loses to others; `floors` sets it for some as a
+    share of the whole. Idle floors are lent.
     """
 
     floor: float = 0.25
@@ -171,15 +171,8 @@ class Dynamic:
         return (0.0, holder.reuse.hazard(age) * holder.density(tier))
 
 
-def named(values: "dict[str, T]", key: str, otherwise: "T") -> "T":  # type: ignore[name-defined]  # noqa: F821
+def named(values: dict[str, T], key: str, otherwise: T) -> T:
     """The value for a model, which may be named with its version or without."""
     if key in values:
         return values[key]
     return values.get(key.rpartition("@")[0], otherwise)
-
-
-def check_models(values: dict[str, object], known: Sequence[str], key: str) -> None:
-    """Raise BadSettings for a model that nobody knows."""
-    for name in values:
-        if name not in known:
-            raise BadSettings(f"{key} names model {name!r}, but known are {', '.join(known)}")

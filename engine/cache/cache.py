@@ -1,13 +1,13 @@
 """The cache: one for all models and tenants, over up to five tiers.
 
-It decides, and knows sizes only: which blocks are where, who reads them, who leaves when there is no room. What carries
-payloads (`engine/cache/carrier.py`) is told of each decision. Everything here is synchronous and takes the time from its
-caller.
+It decides, and knows sizes only: which blocks are where, who reads them, who leaves when there is no room. What
+carries payloads (`engine/cache/carrier.py`) is told of each decision. Everything here is synchronous and takes the
+time from its caller.
 
-Two rules carry all of it. *Closed*: a block is resident in some tier only if the one before it is. *Ordered*: no block
-lies in a hotter tier than the one before it. So the longest cached prefix over all tiers is one bisection, its boundaries
-between tiers are one more each, and reading a prefix pins and touches one block a tier, whatever its length: those before
-it cannot leave before it does.
+Two rules carry all of it. *Closed*: a block is resident in some tier only if the one before it is. *Ordered*: no
+block lies in a hotter tier than the one before it. So the longest cached prefix over all tiers is one bisection, its
+boundaries between tiers are one more each, and reading a prefix pins and touches one block a tier, whatever its
+length: those before it cannot leave before it does.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from engine.cache.allocation import allocation
 from engine.cache.blocks import namespace
 from engine.cache.holders import Counts, Holder, Space
-from engine.cache.limits import Limits
+from engine.cache.limits import Limits, Rule
 from engine.cache.orders import NOWHERE
 from engine.cache.reuse import Reuse
 from engine.cache.table import Table
@@ -138,8 +138,8 @@ class PrefixCache:
     """One object for all models, tenants and replicas of the process.
 
     `hollow` are blocks whose payload was lost, to a fault of a store: they and what comes after them are not found
-    until somebody computes them again. `lossy` are blocks that were int8 once, with the relative error that they carry
-    since, wherever they are now.
+    until somebody computes them again. `lossy` are blocks that were int8 once, with the relative error that they
+    carry since, wherever they are now.
     """
 
     def __init__(self, settings: CacheSettings) -> None:
@@ -255,15 +255,15 @@ class PrefixCache:
         payloads: Sequence[Any] | None = None,
         now_ns: int | None = None,
     ) -> int:
-        """Make the last blocks of a chain resident, those that `payloads` are of (None: all, as sizes); how many are new.
+        """Make the last blocks of a chain resident, those of `payloads` (None: all, as sizes); how many are new.
 
-        What does not fit is dropped from the tail. A block that is there already moves to the hottest tier: its payload
-        is in hand.
+        What does not fit is dropped from the tail. A block that is there already moves to the hottest tier: its
+        payload is in hand.
         """
         if not self.tiers or not keys:
             return 0
         self._pass(now_ns)
-        table, hot, slots, holder = self.table, self.tiers[0], self.table.slots, space.holder
+        table, slots = self.table, self.table.slots
         first = len(keys) - len(payloads) if payloads is not None else 0
         start = first if payloads is not None else table.match(keys, len(keys))
         last = NOWHERE
@@ -281,16 +281,10 @@ class PrefixCache:
         if start < len(keys) and (not last or table.home[last] == 0):
             fits = self._admitted(space, keys, start)
         if fits:
-            last = table.extend(keys[start : start + fits], last, space.index)
-            if payloads is not None and payloads[start - first] is not None:
-                for index in range(start, start + fits):
-                    hot.payloads[slots[keys[index]]] = payloads[index - first]
-            self._charge(hot, space, fits * holder.block_bytes[0], fits)
-            hot.add(last, keys[start + fits - 1], holder)
-            space.stats.inserted_blocks += fits
-            if self._ghosts:
-                self._welcome_back(space, keys, start, start + fits)
-            self._write_through(space, keys[start : start + fits], "through")
+            fresh = keys[start : start + fits]
+            last = self._insert(
+                space, fresh, last, payloads[start - first :] if payloads is not None else None
+            )
         space.stats.refused_blocks += len(keys) - start - fits
         if last:
             self._note_end(last)
@@ -300,7 +294,7 @@ class PrefixCache:
         return fits
 
     def lift(self, prefix: Prefix) -> list[tuple[int, int]]:
-        """See `Prefix.lift`. Blocks leave their tier before room is made for them above: the two may change places."""
+        """See `Prefix.lift`. Blocks leave their tier before room is made above: the two may change places."""
         slots, space = self.table.slots, prefix.space
         lifted: list[tuple[int, int]] = []
         start = 0
@@ -349,7 +343,7 @@ class PrefixCache:
             tier.payloads.pop(slot, None)
 
     def adopt(self, tier: Tier, found: "Sequence[Found]") -> list[int]:
-        """Take blocks into the books that a store holds from before, heads first; the slot of each, NOWHERE for no room.
+        """Book blocks that a store holds from before, heads first; the slot of each, NOWHERE for no room.
 
         The latest written count as the latest read.
         """
@@ -432,8 +426,9 @@ class PrefixCache:
     def check_integrity(self) -> None:
         """Raise AssertionError when the books do not add up: bytes, capacities, both rules, orders, namespaces."""
         table = self.table
-        used, held, blocks = [0] * len(self.tiers), {}, [0] * len(self.tiers)
-        kids = [dict.fromkeys(range(0), 0) for _ in self.tiers]
+        used, blocks = [0] * len(self.tiers), [0] * len(self.tiers)
+        held: dict[tuple[int, int], int] = {}
+        kids: list[dict[int, int]] = [{} for _ in self.tiers]
         for key, slot in table.slots.items():
             home, parent = table.home[slot], table.parent[slot]
             assert table.keys[slot] == key
@@ -572,7 +567,7 @@ class PrefixCache:
         start: int,
         last: int,
     ) -> tuple[int, int]:
-        """Pass over blocks that are there already; those below the hottest tier, and hollow ones, get their payload anew.
+        """Pass over blocks that are there; those below the hottest tier, and hollow ones, get a new payload.
 
         The first block that is not there, and the last one that is.
         """
@@ -596,6 +591,21 @@ class PrefixCache:
             start += 1
         return start, last
 
+    def _insert(self, space: Space, keys: list[bytes], parent: int, payloads: Sequence[Any] | None) -> int:
+        """New blocks in the hottest tier, where there is room for them; the slot of the last."""
+        table, hot, count = self.table, self.tiers[0], len(keys)
+        last = table.extend(keys, parent, space.index)
+        if payloads is not None and payloads[0] is not None:
+            for key, payload in zip(keys, payloads, strict=False):
+                hot.payloads[table.slots[key]] = payload
+        self._charge(hot, space, count * space.holder.block_bytes[0], count)
+        hot.add(last, keys[-1], space.holder)
+        space.stats.inserted_blocks += count
+        if self._ghosts:
+            self._welcome_back(space, keys)
+        self._write_through(space, keys, "through")
+        return last
+
     def _admitted(self, space: Space, keys: list[bytes], start: int) -> int:
         """How many of the blocks from `start` on come in, room made for them."""
         hot, holder = self.tiers[0], space.holder
@@ -610,7 +620,7 @@ class PrefixCache:
             needed = hot.capacity_bytes - hot.used_bytes
         return min(count, needed // size)
 
-    def _within(self, rule: "Any", tier: Tier, holder: Holder, wanted_bytes: int) -> int:
+    def _within(self, rule: Rule, tier: Tier, holder: Holder, wanted_bytes: int) -> int:
         """How much of what is wanted a limit allows; its own oldest blocks make room where that is the rule."""
         left = rule.limit_bytes - rule.held_bytes
         if left < wanted_bytes and rule.settings.when_full == "evict":
@@ -630,7 +640,7 @@ class PrefixCache:
                     self._send_away(tier, slot)
 
     def _write_through(self, space: Space, keys: Sequence[bytes], when: str) -> None:
-        """Write blocks of the hottest tier to colder ones too, where that is their way; from the tail, until one is there."""
+        """Write hot blocks to colder tiers too, where that is their way; from the tail, until one is there."""
         table = self.table
         for tier in self.tiers[1:]:
             if tier.settings.write != when or not tier.is_open:
@@ -661,10 +671,10 @@ class PrefixCache:
             self.mover.copied(slot, self.tiers[self.table.home[slot]], tier, size)
         return True
 
-    def _welcome_back(self, space: Space, keys: list[bytes], start: int, end: int) -> None:
+    def _welcome_back(self, space: Space, keys: list[bytes]) -> None:
         """Learn from blocks that left too early: they are wanted again."""
         ghosts, tick = self._ghosts, self._tick
-        for key in keys[start:end]:
+        for key in keys:
             if (ghost := ghosts.pop(key, None)) is not None:
                 read, left = ghost
                 space.holder.reuse.returned(left - read, tick - read)
@@ -687,7 +697,7 @@ class PrefixCache:
         return len(run)
 
     def _raise(self, run: list[int], space: Space) -> bool:
-        """Move blocks of a chain, from the head, out of one tier to the hottest; False when there is no room for all."""
+        """Move blocks of a chain, from the head, to the hottest tier; False when there is no room for all."""
         table, hot, holder = self.table, self.tiers[0], space.holder
         source = self.tiers[table.home[run[0]]]
         order, usual = source.order_of(holder), holder.block_bytes[source.rank]
@@ -699,9 +709,7 @@ class PrefixCache:
         if not self._make_room(hot, holder, needed):
             self._make_room(source, holder, total)  # of those who left above, some may have come here
             self._charge(source, space, total, len(run))
-            for slot in run:
-                if not source.busy(slot):
-                    source.touch(slot, holder)
+            self._touch_all(source, run, holder)
             return False
         table.rise(run)
         self._charge(hot, space, needed, len(run))
@@ -712,12 +720,21 @@ class PrefixCache:
         if self.settings.inclusive:
             self._leave_copies(source, space, run, sizes)
         if self.mover is None and source.payloads:
-            for slot in run:
-                if slot in source.payloads:
-                    hot.payloads[slot] = source.payloads[slot]
-                    if slot not in source.copies:
-                        del source.payloads[slot]
+            self._hand_up(source, run)
         return True
+
+    def _touch_all(self, tier: Tier, run: list[int], holder: Holder) -> None:
+        for slot in run:
+            if not tier.busy(slot):
+                tier.touch(slot, holder)
+
+    def _hand_up(self, source: Tier, run: list[int]) -> None:
+        """Payloads go with their blocks; where a copy stays, they stay too."""
+        for slot in run:
+            if slot in source.payloads:
+                self.tiers[0].payloads[slot] = source.payloads[slot]
+                if slot not in source.copies:
+                    del source.payloads[slot]
 
     def _leave_copies(self, source: Tier, space: Space, run: list[int], sizes: list[int]) -> None:
         """What was promoted is still written where it was, for as long as nobody needs the room."""
@@ -771,11 +788,11 @@ class PrefixCache:
             self._evict(tier, [slot], space)
 
     def _run(self, tier: Tier, slot: int, space: Space, needed_bytes: int) -> list[int]:
-        """A victim, and the blocks before it that would be the next victims: from the tail up, as many as are needed."""
+        """A victim and those before it that would be the next ones: from the tail up, as many as are needed."""
         size = space.holder.block_bytes[tier.rank]
         count = min(-(-needed_bytes // size), tier.spare_blocks(space.holder, size))
         run = [slot]
-        if count < 2 or not tier.order_of(space.holder).keeps_place or space.rules:
+        if count <= 1 or not tier.order_of(space.holder).keeps_place or space.rules:
             return run
         table, rank, pins = self.table, tier.rank, self.pins
         parents, home, kids, after = table.parent, table.home, table.kids[rank], table.links.after
@@ -821,7 +838,7 @@ class PrefixCache:
         return self._make_room(lower, space.holder, total)
 
     def _sink(self, tier: Tier, lower: Tier, run: list[int], space: Space, size_bytes: int) -> None:
-        """Book blocks of a chain, from the tail up, in a colder tier. Only the last of them can leave that one next."""
+        """Book blocks of a chain, from the tail up, in a colder tier. Only the last can leave that one next."""
         table = self.table
         key = self._leave(tier, run, space)
         table.sink(run, lower.rank)
@@ -858,7 +875,7 @@ class PrefixCache:
             self._unstick(self.table.parent[slot])
 
     def _leave(self, tier: Tier, run: list[int], space: Space) -> bytes:
-        """Take blocks of a chain, from the tail up, out of a tier's books; the one before them takes their place there.
+        """Take blocks of a chain, from the tail up, out of a tier; the one before them takes their place.
 
         The key of the last one of the chain.
         """
@@ -887,10 +904,9 @@ class PrefixCache:
         """Blocks of a chain, from the tail up, that nothing else hangs on leave for good, their copies with them."""
         table = self.table
         for lower in self.tiers[tier.rank + 1 :]:
-            if lower.copies:
-                for slot in run:
-                    if slot in lower.copies:
-                        self._drop_copy(lower, slot)
+            for slot in run if lower.copies else ():
+                if slot in lower.copies:
+                    self._drop_copy(lower, slot)
         self._leave(tier, run, space)
         ends, read = self.table.ends, table.used[run[0]]
         for slot in run:
@@ -902,16 +918,18 @@ class PrefixCache:
         space.stats.evicted_blocks[tier.rank] += len(run)
         if self.hollow or self._stuck or self.lossy:
             self._forget_marks(run)
-        if self.mover is not None:
-            for slot in run:
-                self.mover.dropped(slot, tier)
-        elif tier.payloads:
-            for slot in run:
-                tier.payloads.pop(slot, None)
+        if self.mover is not None or tier.payloads:
+            self._discard(tier, run)
         parent = table.parent[run[-1]]
         table.remove(run)
         if parent and self._stuck:
             self._unstick(parent)
+
+    def _discard(self, tier: Tier, run: list[int]) -> None:
+        for slot in run:
+            if self.mover is not None:
+                self.mover.dropped(slot, tier)
+            tier.payloads.pop(slot, None)
 
     def _forget_marks(self, run: list[int]) -> None:
         for slot in run:

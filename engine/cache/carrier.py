@@ -1,21 +1,24 @@
-"""What carries payloads between tiers: jobs on bounded queues, one queue a way, while the cache decides and others go on.
+"""What carries payloads between tiers: jobs on bounded queues, while the cache decides and others go on.
 
-The cache's books are ahead of the bytes: a block that was demoted counts in its new tier at once, and its payload waits in
-memory (*staged*) until it is written; who wants it meanwhile takes it from there. A block that was promoted counts as hot
-at once, and is *arriving* until its payload is there; who wants it meanwhile waits for the same job. What waits in memory
-is bounded by the queue of each way (`queue_gib`): what would go beyond is not moved, but evicted.
+The cache's books are ahead of the bytes: a block that was demoted counts in its new tier at once, and its payload
+waits in memory (*staged*) until it is written; who wants it meanwhile takes it from there. A block that was promoted
+counts as hot at once, and is *arriving* until its payload is there; who wants it meanwhile waits for the same job.
+What waits in memory is bounded by the queue of each way (`queue_gib`): what would go beyond is not moved, but
+evicted.
 
 Where a tier has no store, only sizes move, and a transfer takes what the tier's settings say. That is the simulation.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 from engine.cache.cache import Prefix, PrefixCache
+from engine.cache.finding import closed, found_in
 from engine.cache.holders import Space
+from engine.cache.stores import ExtentStore
 from engine.cache.tier import Tier
 from engine.clock import NS_PER_S, Clock, Signal, to_ns
 from engine.settings import GIB, TierSettings
@@ -30,16 +33,6 @@ ALPHA = 0.2
 PATIENCE = 4.0
 MIN_PATIENCE_NS = 50_000_000
 FAULTS_TO_CLOSE = 3
-
-
-class Store(Protocol):
-    """Where payloads lie outside of memory. Blocking calls, made in worker threads; see `engine.cache.stores`."""
-
-    def write(self, model: str, records: Sequence[Any]) -> list[Any]: ...
-
-    def read(self, places: Sequence[Any], keys: Sequence[bytes]) -> list[Any]: ...
-
-    def drop(self, places: Sequence[Any]) -> None: ...
 
 
 class Packer(Protocol):
@@ -197,7 +190,7 @@ class Way:
 
 @dataclass(slots=True)
 class Tally:
-    """What became of load-or-compute decisions. A wrong one took longer than the other would have been expected to."""
+    """Load-or-compute decisions. A wrong one took longer than the other was expected to."""
 
     loads: int = 0
     loads_wrong: int = 0
@@ -216,7 +209,7 @@ class Carrier:
         self,
         cache: PrefixCache,
         clock: Clock,
-        stores: dict[str, Store] | None = None,
+        stores: Mapping[str, ExtentStore] | None = None,
         packer: Packer | None = None,
         on_fault: Callable[[str, str], None] | None = None,
     ) -> None:
@@ -320,8 +313,6 @@ class Carrier:
 
         Blocks, while nothing else runs yet.
         """
-        from engine.cache.opening import closed, found_in  # noqa: PLC0415  where there are stores
-
         cache, adopted = self._cache, 0
         for tier in cache.tiers:
             store = self._stores.get(tier.name)
@@ -337,6 +328,44 @@ class Carrier:
             kept = set(self._places[tier.rank].values())
             store.drop([each.place for each in found if each.place not in kept])
         return adopted
+
+    def flush(self) -> int:
+        """Write what is in memory only to the first tier that has a store, as far as there is room; how many blocks.
+
+        For the end of the process: a prefix whose head was always hot would not be found again. Blocks; nothing else
+        runs any more. A store that fails is left as it is.
+        """
+        target = next((tier for tier in self._cache.tiers if tier.name in self._stores), None)
+        if target is None:
+            return 0
+        cache, written = self._cache, 0
+        left = target.capacity_bytes - target.used_bytes
+        by_model: dict[str, list[Errand]] = {}
+        for key, slot in cache.table.slots.items():  # who is read before whom came before: heads first
+            staged = self._volatile(slot, key, target)
+            if staged is None or slot in cache.hollow:
+                continue
+            space = cache.space_of(slot)
+            if slot not in self._staged[target.rank]:  # not booked there yet
+                left -= space.holder.block_bytes[target.rank]
+            if left < 0:
+                break
+            by_model.setdefault(space.holder.key, []).append(self._errand(slot, staged, target))
+        for model, errands in by_model.items():
+            for batch in batches(errands):
+                written += sum(outcome is not None for outcome in self._stow(target, model, batch))
+        self._troubles.clear()
+        return written
+
+    def _volatile(self, slot: int, key: bytes, target: Tier) -> Staged | None:
+        """The payload of a block that no store has; None for others."""
+        home = self._cache.table.home[slot]
+        if home > target.rank or slot in self._places[target.rank]:
+            return None
+        staged = self._staged[home].get(slot) or self._staged[target.rank].get(slot)
+        payload = staged.payload if staged is not None else self._cache.tiers[home].payloads.get(slot)
+        size = self._cache.space_of(slot).holder.block_bytes[target.rank]
+        return None if payload is None else Staged(key, payload, size)
 
     def _decide(self, prefix: Prefix, prefill: Prefill, num_tokens: int) -> Decision:
         """Where to cut: behind some tier's run, whichever makes loading up to there and computing the rest cheapest.
@@ -475,7 +504,7 @@ class Carrier:
                 way.leave()
 
     def _source(self, slot: int, key: bytes, tier: Tier) -> Staged | None:
-        """Where the payload of a block is that was just promoted out of a tier; left there where it stays as a copy."""
+        """Where the payload of a block is that was just promoted; left there where it stays as a copy."""
         if self._packer is None:
             self._staged[tier.rank].pop(slot, None)
             return None
@@ -599,34 +628,32 @@ class Carrier:
         """Blocks are written, or could not be: those are lost from this tier."""
         staged, unneeded = self._staged[tier.rank], []
         for errand, written in zip(batch, outcome, strict=True):
-            slot = errand.slot
-            is_ours = staged.get(slot) is errand.staged
+            is_ours = staged.get(errand.slot) is errand.staged
             if is_ours:
-                del staged[slot]
+                del staged[errand.slot]
             if self._packer is None:
                 continue
-            if written is None:
-                if is_ours:
-                    self.tally.failed_writes += 1
-                    self._cache.unwritten(slot, tier)
-                continue
-            place, size_bytes, error = written
-            if not is_ours:
-                if tier.name not in MEMORY:
-                    unneeded.append(place)
-                continue
-            if tier.name in MEMORY:
-                tier.payloads[slot] = place
-            else:
-                self._places[tier.rank][slot] = place
-            if error:
-                self._cache.lossy[slot] = error
-            self._cache.resize(slot, tier, size_bytes)
+            if is_ours:
+                self._settle_one(tier, errand.slot, written)
+            elif written is not None and tier.name not in MEMORY:
+                unneeded.append(written[0])
         if unneeded:
             self._forget(tier, unneeded)
 
+    def _settle_one(self, tier: Tier, slot: int, written: Any) -> None:
+        """Note where a block is now, and what it takes there; None for one that could not be written."""
+        if written is None:
+            self.tally.failed_writes += 1
+            self._cache.unwritten(slot, tier)
+            return
+        place, size_bytes, error = written
+        (tier.payloads if tier.name in MEMORY else self._places[tier.rank])[slot] = place
+        if error:
+            self._cache.lossy[slot] = error
+        self._cache.resize(slot, tier, size_bytes)
+
     def _stow(self, tier: Tier, model: str, batch: list[Errand]) -> list[Any]:
-        """Pack and write, in a worker thread: (place, bytes, error) of each block, None for what could not be written."""
+        """Pack and write, in a worker thread: (place, bytes, error) of each block, None for a failure."""
         packer, bound = self._packer, tier.settings.max_error
         assert packer is not None
         packed: list[Any] = []
@@ -661,12 +688,12 @@ class Carrier:
         if store is not None:
             self._clock.spawn(self._drop(tier.rank, store, places))
 
-    async def _drop(self, rank: int, store: Store, places: list[Any]) -> None:
+    async def _drop(self, rank: int, store: ExtentStore, places: list[Any]) -> None:
         await self._clock.compute(lambda: self._dropped(rank, store, places))
         self._heed()
         await self._compact(rank, store)
 
-    async def _compact(self, rank: int, store: Any) -> None:
+    async def _compact(self, rank: int, store: ExtentStore) -> None:
         """Write anew what still lives in extents that are mostly dead, one such job a store at a time."""
         if rank in self._compacting or store.counters.dead_bytes <= store.counters.live_bytes:
             return
@@ -684,14 +711,14 @@ class Carrier:
             self._compacting.discard(rank)
             self._heed()
 
-    def _compacted(self, rank: int, store: Any) -> dict[Any, Any]:
+    def _compacted(self, rank: int, store: ExtentStore) -> dict[Any, Any]:
         try:
             return dict(store.compact())
         except OSError as error:
             self._troubles.append((rank, error))
             return {}
 
-    def _dropped(self, rank: int, store: Store, places: list[Any]) -> None:
+    def _dropped(self, rank: int, store: ExtentStore, places: list[Any]) -> None:
         try:
             store.drop(places)
         except OSError as error:
@@ -715,3 +742,17 @@ class Carrier:
     def _try_again(self, tier: Tier) -> None:
         self._faults[tier.rank] = FAULTS_TO_CLOSE - 1  # the next fault closes it again
         self._cache.open_tier(tier)
+
+
+def batches(errands: list[Errand]) -> Iterator[list[Errand]]:
+    """Errands in lots of about an extent."""
+    lot: list[Errand] = []
+    total = 0
+    for errand in errands:
+        lot.append(errand)
+        total += errand.staged.size_bytes
+        if total >= BATCH_BYTES:
+            yield lot
+            lot, total = [], 0
+    if lot:
+        yield lot

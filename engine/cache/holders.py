@@ -1,7 +1,6 @@
 """Whose blocks they are: models, namespaces (a model version and a tenant), and what each holds and wants."""
 
 from dataclasses import dataclass, field
-
 from typing import TYPE_CHECKING
 
 from engine.cache.reuse import Reuse
@@ -18,8 +17,9 @@ FORM_BYTES = {"fp16": 2.0, "int8": 1.04}
 class Holder:
     """A model version, as the cache sees it: what its blocks weigh, what they cost, and what it holds of each tier.
 
-    `raw_bytes` is a block as the executor makes it, of numbers of `value_bytes`; `block_bytes[t]` its size in tier t. `recompute_ns` is what computing one block again takes, as the
-    executor estimates it. `demand_bytes` is what it has been asked for, and decays.
+    `raw_bytes` is a block as the executor makes it, of numbers of `value_bytes`; `block_bytes[t]` its size in tier t.
+    `recompute_ns` is what computing one block again takes, as the executor estimates it. `demand_bytes` is what it
+    has been asked for, and decays.
     """
 
     key: str

@@ -36,7 +36,7 @@ class Rule:
 
 
 class Doorkeeper:
-    """Remembers which blocks were wanted lately: two generations of names, the older one dropped when the young is full."""
+    """Remembers which blocks were wanted lately, in two generations; the older goes when the young one is full."""
 
     __slots__ = ("_old", "_young")
 

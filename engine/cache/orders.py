@@ -858,14 +858,14 @@ class GDSF:
 class Smallest(LRU):
     """The model that holds least gives first, its least recently used block.
 
-    Of a model, not of an entry: the blocks of one model are all of one size, so the smallest entry would always be one of
-    the same model's. A model that holds little hits little, and the others keep their long prefixes whole.
+    Of a model, not of an entry: the blocks of one model are all of one size, so the smallest entry would always be
+    one of the same model's. A model that holds little hits little, and the others keep their long prefixes whole.
     """
 
     __slots__ = ()
 
     @staticmethod
-    def between(turns: int, held_bytes: int) -> float:
+    def between(_turns: int, held_bytes: int) -> float:
         """Whose turn it is: the least goes first."""
         return held_bytes
 
@@ -877,7 +877,7 @@ class RoundRobin(LRU):
     __slots__ = ()
 
     @staticmethod
-    def between(turns: int, held_bytes: int) -> float:
+    def between(turns: int, _held_bytes: int) -> float:
         """Whose turn it is: the least goes first."""
         return turns
 

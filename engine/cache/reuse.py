@@ -8,9 +8,9 @@ HALVE_AT = 20_000.0
 class Reuse:
     """Ages at which blocks were read again or left, in octaves of ticks, and the hazard that follows from them.
 
-    hazard(a) = reads at that age / those that reached it, over the width of the octave: the chance of being read again
-    within the next tick for a block that was not read for `a` ticks (the estimator of a life table). A model of which
-    little is known yet is taken for the average of all (`common`).
+    hazard(a) = reads at that age / those that reached it, over the width of the octave: the chance of being read
+    again within the next tick for a block that was not read for `a` ticks (the estimator of a life table). A model of
+    which little is known yet is taken for the average of all (`common`).
     """
 
     __slots__ = ("_common", "_hazards", "_left", "_read")

@@ -1,8 +1,8 @@
 """What is known of each block, by slot: columns of machine numbers, so that a million blocks stay small.
 
-A block costs its name (64 bytes), its place in the dictionary (42 to 60), its slot as an object (32), and then 4 bytes a
-column: parent, namespace, last use, two links, a count for each tier, one byte for its tier, eight for the way back to
-its name. `tests/benchmarks/test_cache.py` measures the sum for a million blocks.
+A block costs its name (64 bytes), its place in the dictionary (42 to 60), its slot as an object (32), and then 4
+bytes a column: parent, namespace, last use, two links, a count for each tier, one byte for its tier, eight for the
+way back to its name. `tests/benchmarks/test_cache.py` measures the sum for a million blocks.
 """
 
 from array import array

@@ -11,7 +11,6 @@ from engine.cache.orders import Order, orders
 from engine.cache.table import Table
 from engine.settings import CacheSettings, TierSettings
 
-
 UNKNOWN: Rank = (float("-inf"), 0.0)
 
 

@@ -199,8 +199,8 @@ class Executor(Protocol):
 class Machine:
     """What an executor is made of: a model on some hardware under some clock.
 
-    `loaded` is shared by the replicas of one model: they find its weights there. `keeps_on_device`: KV blocks that are
-    kept stay in the device's memory, and do not cross the link.
+    `loaded` is shared by the replicas of one model: they find its weights there. `keeps_on_device`: KV blocks that
+    are kept stay in the device's memory, and do not cross the link.
     """
 
     model: ModelSettings

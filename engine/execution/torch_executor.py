@@ -252,7 +252,7 @@ class TorchExecutor:
             torch.accelerator.synchronize(self._device)
 
     def _copied_out(self, kv: Tensor) -> Tensor:
-        """KV of a block on its own, where the cache wants it: on the device, or in memory, pinned where there is a GPU."""
+        """KV of a block on its own: on the device or in memory, pinned where there is a GPU, as the cache wants."""
         if self._blocks_device == self._device:
             return kv.clone(memory_format=torch.contiguous_format)
         block = torch.empty(kv.shape, dtype=kv.dtype, pin_memory=self._device.type == "cuda")

@@ -21,9 +21,9 @@ from engine.execution.digests import Digests
 from engine.execution.executor import Batch, Chunk, KVBlock, Machine, Sequence, StepResult, executors
 from engine.execution.sampling import Sampler, Wish
 from engine.execution.torch_executor import (
+    DTYPES,
     FIRST_GUESS_NS,
     WORTH_LEARNING_TOKENS,
-    DTYPES,
     usable_device,
 )
 from engine.formats import Checkpoint, open_checkpoint

@@ -32,7 +32,6 @@ __all__ = [
     "Routed",
     "Sink",
     "StoreFailed",
-    "StoreFailed",
     "Story",
     "Telemetry",
 ]
