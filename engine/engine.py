@@ -120,17 +120,17 @@ class Engine:
             load_times or median_load_times(settings.models),
             self._model_moved,
         )
-        is_real = not self.fleet.executor_of(settings.executor.name).is_modelled
-        self._stores = open_stores(self.cache, is_real=is_real)
-        packer = make_packer(settings) if is_real and len(self.cache.tiers) > 1 else None
-        self.carrier = Carrier(self.cache, clock, self._stores, packer, self._store_failed)
-        self.carrier.adopt()
         self.lifecycle = self.fleet.lifecycle
         for model in self.registry.all():
             if model.is_pinned:
                 self.lifecycle.pin(model.key)
         if settings.models.preload:
             self._preload()
+        is_real = not self.fleet.executor_of(settings.executor.name).is_modelled
+        self._stores = open_stores(self.cache, is_real=is_real)
+        packer = make_packer(settings) if is_real and len(self.cache.tiers) > 1 else None
+        self.carrier = Carrier(self.cache, clock, self._stores, packer, self._store_failed)
+        self.carrier.adopt()
 
     @property
     def replicas(self) -> dict[str, Replica]:

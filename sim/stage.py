@@ -37,15 +37,22 @@ class Stage:
         load_times = drawn_load_times(settings.models, settings.seed)
         self.engine = Engine(settings, self.clock, [self.census, self.recorder], load_times=load_times)
         self.trace = trace
-        for name in trace.asked_for:
-            vocab = self.engine.fleet.vocab_of(self.engine.registry.find(name).key)
-            fits = vocab is None or trace.vocab <= vocab
-            require("workload.vocab", trace.vocab, fits, f"at most {vocab}, which {name!r} has")
+        try:
+            self._check_vocab()
+        except BaseException:
+            self.engine.close()
+            raise
         self.events = 0
         self.stopped = False
         self._sample_every_ns = to_ns(sample_every_s)
         self._drained = self.clock.signal()
         self._all_arrived = False
+
+    def _check_vocab(self) -> None:
+        for name in self.trace.asked_for:
+            vocab = self.engine.fleet.vocab_of(self.engine.registry.find(name).key)
+            fits = vocab is None or self.trace.vocab <= vocab
+            require("workload.vocab", self.trace.vocab, fits, f"at most {vocab}, which {name!r} has")
 
     def at(self, at_s: float, fault: Fault, setting: str) -> None:
         """Let `fault` strike at that time.
