@@ -32,6 +32,7 @@ ALPHA = 0.2
 
 PATIENCE = 4.0
 MIN_PATIENCE_NS = 50_000_000
+LONG_PATIENCE_NS = 60 * NS_PER_S
 FAULTS_TO_CLOSE = 3
 
 
@@ -404,25 +405,30 @@ class Carrier:
     def _fetch(self, prefix: Prefix) -> None:
         """Promote a prefix, and start the jobs that bring its payloads."""
         cache, keys = self._cache, self._cache.table.keys
-        wanted: dict[int, list[Wanted]] = {}
+        wanted: dict[tuple[int, bool], list[Wanted]] = {}
         for slot, rank in prefix.lift():
             key, source = keys[slot], cache.tiers[rank]
             assert key is not None
-            wanted.setdefault(rank, []).append((slot, key, self._source(slot, key, source)))
-        for rank, blocks in wanted.items():
+            in_memory = source.name == "ram" or slot in self._staged[rank]
+            wanted.setdefault((rank, in_memory), []).append((slot, key, self._source(slot, key, source)))
+        for (rank, in_memory), blocks in wanted.items():
+            if in_memory and self._packer is None and cache.tiers[0].name != "gpu":
+                continue
             arrival = Arrival()
             for slot, _, _ in blocks:
                 self._arriving[slot] = arrival
-            self._clock.spawn(self._read(rank, prefix.space, blocks, arrival))
+            self._clock.spawn(self._read(rank, prefix.space, blocks, arrival, in_memory=in_memory))
 
-    async def _read(self, rank: int, space: Space, blocks: list[Wanted], arrival: Arrival) -> None:
+    async def _read(
+        self, rank: int, space: Space, blocks: list[Wanted], arrival: Arrival, *, in_memory: bool
+    ) -> None:
         """Bring blocks from one tier to the hottest. What cannot be read is lost: a miss, and never an error."""
         cache = self._cache
-        tier, way = cache.tiers[rank], self.ways[rank]
+        way = self.ways[rank]
         size = len(blocks) * space.holder.block_bytes[rank]
         found: list[Any] = [None] * len(blocks)
         try:
-            if tier.name == "ram":
+            if in_memory:
                 found = await self._payloads(rank, blocks, 0)
             else:
                 way.reading_bytes += size
@@ -538,6 +544,8 @@ class Carrier:
             arrival.callbacks.append(one_is_there)
         if arrivals:
             patience_ns = max(MIN_PATIENCE_NS, round(PATIENCE * expected_ns))
+            if self._cache.settings.load == "always":
+                patience_ns = max(patience_ns, LONG_PATIENCE_NS)
             timer = self._clock.call_later(patience_ns, over.set)
             await over.wait()
             timer.cancel()
@@ -577,6 +585,7 @@ class Carrier:
         """Write until the line is empty: what is next in it of one model goes together."""
         line, way = self._lines[tier.rank], self.ways[tier.rank]
         try:
+            await self._clock.sleep(0)  # reads of the same moment go first: room was made for them
             while line:
                 first = line.popleft()
                 slots, total = list(first.slots), first.size_bytes * len(first.slots)
