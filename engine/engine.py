@@ -14,11 +14,13 @@ from engine.cache import (
     BlockChain,
     Carrier,
     Decision,
+    Figure,
     Packer,
     Prefix,
     PrefixCache,
     Space,
     close_stores,
+    figures,
     open_stores,
 )
 from engine.clock import Clock, to_ns, utc_now
@@ -157,6 +159,10 @@ class Engine:
         """
         self.carrier.flush()
         close_stores(self._stores)
+
+    def figures(self) -> Iterable[Figure]:
+        """What the cache counts, for a scrape."""
+        return figures(self.cache, self.carrier)
 
     def pin(self, name: str, *, pinned: bool = True) -> None:
         """Never unload that model to make room, or do so again; remembered where there is a registry's file.

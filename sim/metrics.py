@@ -119,6 +119,7 @@ def summary(run: RunLike) -> dict[str, float | int | None]:
         "total_output_tokens": outputs,
         "token_hit_ratio": token_hit_ratio(completed),
         "request_hit_ratio": request_hit_ratio(completed),
+        **{f"cached_tokens_{tier}": int(completed[f"cached_tokens_{tier}"].sum()) for tier in TIERS},
         "second_tries": int((requests["attempts"] > 1).sum()),
     }
     for name, latency in (("ttft", ttft_s), ("tpot", tpot_s), ("e2e", e2e_s), ("queue", queue_s)):

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from engine.cache import tables
 from engine.clock import NS_PER_S, stopwatch_ns
 from engine.telemetry import JsonLines, Meter
 from sim.config import RunSettings, read
@@ -55,6 +56,7 @@ def play(settings: RunSettings, *, progress: bool = False) -> Run:
 
 def _play(settings: RunSettings, stage: Stage, folder: RunFolder, progress: bool) -> Run:
     meter = Meter()
+    meter.sources.append(stage.engine.figures)
     stage.engine.telemetry.sinks += [JsonLines(folder.events), meter]
     begun_ns = stopwatch_ns()
     with Progress(stage.trace, shown=progress) as bar, interruptible(bar.stop):
@@ -119,6 +121,7 @@ def _manifest(settings: RunSettings, stage: Stage, wall_ns: int) -> dict[str, An
             **stage.trace.summary(),
         },
         "in_flight": stage.census.in_flight,
+        "cache": tables(stage.engine.cache, stage.engine.carrier),
         "virtual_s": stage.clock.now_ns() / NS_PER_S,
         "busy_s": {name: replica.busy_ns / NS_PER_S for name, replica in stage.engine.replicas.items()},
         "steps": {name: replica.num_steps for name, replica in stage.engine.replicas.items()},

@@ -57,16 +57,18 @@ class Mover(Protocol):
 class Prefix:
     """The longest cached prefix of a prompt, pinned until the `with` block ends.
 
-    `blocks_by_tier[t]`: how many of its blocks were found in tier t.
+    `blocks_by_tier[t]`: how many of its blocks were found in tier t. `loans` has the payloads, by slot, of blocks
+    that were read for this one request only: the hottest tier has no room for them.
     """
 
-    __slots__ = ("_cache", "_pinned", "blocks_by_tier", "keys", "num_blocks", "space")
+    __slots__ = ("_cache", "_pinned", "blocks_by_tier", "keys", "loans", "num_blocks", "space")
 
     def __init__(self, cache: "PrefixCache", space: Space, keys: list[bytes], num_blocks: int) -> None:
         self._cache = cache
         self.space = space
         self.keys = keys
         self.num_blocks = num_blocks
+        self.loans: dict[int, Any] = {}
         pinned: list[int]
         self.blocks_by_tier = by_tier = [0] * len(cache.tiers)
         self._pinned = pinned = []
@@ -113,8 +115,10 @@ class Prefix:
 
     def payloads(self) -> list[Any]:
         """What is in memory of its blocks, from the head; None where only sizes are known."""
-        found = self._cache.tiers[0].payloads if self._cache.tiers else {}
-        return [found.get(slot) for slot in self.slots()] if found else [None] * self.num_blocks
+        found, loans = self._cache.tiers[0].payloads if self._cache.tiers else {}, self.loans
+        if not found and not loans:
+            return [None] * self.num_blocks
+        return [loans[slot] if slot in loans else found.get(slot) for slot in self.slots()]
 
     def __enter__(self) -> Self:
         return self
@@ -257,8 +261,8 @@ class PrefixCache:
     ) -> int:
         """Make the last blocks of a chain resident, those of `payloads` (None: all, as sizes); how many are new.
 
-        What does not fit is dropped from the tail. A block that is there already moves to the hottest tier: its
-        payload is in hand.
+        What the hottest tier cannot hold goes to the next ones, and what does not fit anywhere is dropped from the
+        tail. A block that is there already moves to the hottest tier: its payload is in hand.
         """
         if not self.tiers or not keys:
             return 0
@@ -273,23 +277,15 @@ class PrefixCache:
                 return 0  # its head has left meanwhile
             last = known
         start, last = self._refill(space, keys, payloads, first, start, last)
-        if last:
-            self.pins[last] = (
-                self.pins.get(last, 0) + 1
-            )  # room for the tail must not be made at the cost of its head
+        self._pin(last)  # room for the tail must not be made at the cost of its head
         begin, fits = last, 0
-        if start < len(keys) and (not last or table.home[last] == 0):
-            fits = self._admitted(space, keys, start)
-        if fits:
-            fresh = keys[start : start + fits]
-            last = self._insert(
-                space, fresh, last, payloads[start - first :] if payloads is not None else None
-            )
+        if start < len(keys) and keys[start] not in slots:
+            fresh = payloads[start - first :] if payloads is not None else None
+            fits, last = self._insert_all(space, keys[start:], last, fresh)
         space.stats.refused_blocks += len(keys) - start - fits
         if last:
             self._note_end(last)
-        if begin:
-            self.unpin(begin)
+        self._unpin(begin)
         self._relieve(space)
         return fits
 
@@ -324,7 +320,8 @@ class PrefixCache:
             for slot in pinned:
                 table.used[slot] = tick
                 self.unpin(slot)
-            self.table.ends[last] = 1
+            table.ends[last] = 1
+            table.reads[last] += 1
             self._write_through(prefix.space, prefix.keys[: prefix.num_blocks], "second_use")
 
     def unpin(self, slot: int) -> None:
@@ -575,21 +572,41 @@ class PrefixCache:
         while start < len(keys) and (slot := slots.get(keys[start])) is not None:
             if payloads is not None and (table.home[slot] or slot in self.hollow):
                 if last and table.home[last]:
-                    return start, last
-                self.pins[slot] = self.pins.get(slot, 0) + 1
-                is_raised = not table.home[slot] or self._raise([slot], space)
-                if is_raised:
-                    self.hollow.discard(slot)
-                    self.lossy.pop(slot, None)
-                    self.tiers[0].payloads.pop(slot, None)
-                    if payloads[start - first] is not None:
-                        self.tiers[0].payloads[slot] = payloads[start - first]
-                self.unpin(slot)
+                    break
+                self._pin(slot, last)
+                is_raised = self._renew(slot, space, payloads[start - first])
+                self._unpin(slot, last)
                 if not is_raised:
-                    return start, last
+                    break
             last = slot
             start += 1
         return start, last
+
+    def _renew(self, slot: int, space: Space, payload: Any) -> bool:
+        """Give a block that is there a new payload, in the hottest tier; False when there is no room for it."""
+        source = self.tiers[self.table.home[slot]]
+        if source.rank:
+            if not self._raise([slot], space):
+                return False
+            if self.mover is not None and slot not in source.copies:
+                self.mover.dropped(slot, source)
+        self.hollow.discard(slot)
+        self.lossy.pop(slot, None)
+        hot = self.tiers[0].payloads
+        hot.pop(slot, None)
+        if payload is not None:
+            hot[slot] = payload
+        return True
+
+    def _pin(self, *slots: int) -> None:
+        for slot in slots:
+            if slot:
+                self.pins[slot] = self.pins.get(slot, 0) + 1
+
+    def _unpin(self, *slots: int) -> None:
+        for slot in slots:
+            if slot:
+                self.unpin(slot)
 
     def _insert(self, space: Space, keys: list[bytes], parent: int, payloads: Sequence[Any] | None) -> int:
         """New blocks in the hottest tier, where there is room for them; the slot of the last."""
@@ -606,12 +623,57 @@ class PrefixCache:
         self._write_through(space, keys, "through")
         return last
 
-    def _admitted(self, space: Space, keys: list[bytes], start: int) -> int:
-        """How many of the blocks from `start` on come in, room made for them."""
+    def _insert_all(
+        self, space: Space, keys: list[bytes], parent: int, payloads: Sequence[Any] | None
+    ) -> tuple[int, int]:
+        """New blocks, in the hottest tier while it has room, then in colder ones; how many, and the last."""
+        count, last, first_tier = 0, parent, self.table.home[parent] if parent else 0
+        if first_tier == 0:
+            count = self._admitted(space, keys)
+            if count:
+                last = self._insert(space, keys[:count], last, payloads)
+            first_tier = 1
+            if space.rules:
+                return count, last  # a limit may have said no, and not for want of room
+        for lower in self.tiers[first_tier:]:
+            size = space.holder.block_bytes[lower.rank]
+            fits = min(len(keys) - count, lower.capacity_bytes // size)
+            if not fits:
+                continue
+            self._pin(last)
+            has_room = self._make_way(lower, space, [last] * fits, size)
+            self._unpin(last)
+            if has_room:
+                fresh = payloads[count:] if payloads is not None else None
+                last = self._insert_below(lower, space, keys[count : count + fits], last, fresh)
+                count += fits
+        return count, last
+
+    def _insert_below(
+        self, lower: Tier, space: Space, keys: list[bytes], parent: int, payloads: Sequence[Any] | None
+    ) -> int:
+        """New blocks straight into a colder tier, where there is room for them; the slot of the last."""
+        table, hot, count = self.table, self.tiers[0], len(keys)
+        size = space.holder.block_bytes[lower.rank]
+        last = table.extend(keys, parent, space.index, lower.rank)
+        slots = [table.slots[key] for key in keys]
+        target = hot if self.mover is not None else lower
+        if payloads is not None and payloads[0] is not None:
+            for slot, payload in zip(slots, payloads, strict=False):
+                target.payloads[slot] = payload
+        self._charge(lower, space, count * size, count)
+        lower.add(last, keys[-1], space.holder)
+        space.stats.inserted_blocks += count
+        if self.mover is not None:
+            self.mover.moved(slots, hot, lower, size)
+        return last
+
+    def _admitted(self, space: Space, keys: list[bytes]) -> int:
+        """How many of these new blocks come into the hottest tier, room made for them."""
         hot, holder = self.tiers[0], space.holder
-        size, count = holder.block_bytes[0], len(keys) - start
+        size, count = holder.block_bytes[0], len(keys)
         if space.rules:
-            count = self.limits.wanted(space, 0, size, keys[start:])
+            count = self.limits.wanted(space, 0, size, keys)
             for rule in space.rules:
                 if rule.rank == 0:
                     count = min(count, self._within(rule, hot, holder, count * size) // size)

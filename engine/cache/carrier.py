@@ -287,7 +287,7 @@ class Carrier:
                 prefix.cut(prefix.num_blocks - decision.dropped_blocks)
             if decision.loaded_blocks:
                 self._fetch(prefix)
-        if self._arriving and prefix.num_blocks:
+        if prefix.num_blocks and (self._arriving or decision is not None):
             await self._wait(prefix, decision)
         self._cache.count(prefix)
         return decision
@@ -411,21 +411,30 @@ class Carrier:
             assert key is not None
             in_memory = source.name == "ram" or slot in self._staged[rank]
             wanted.setdefault((rank, in_memory), []).append((slot, key, self._source(slot, key, source)))
+        for slot in [each for each in prefix.slots() if cache.table.home[each]]:
+            key, source = (
+                keys[slot],
+                cache.tiers[cache.table.home[slot]],
+            )  # no room above: it is read where it is
+            assert key is not None
+            in_memory = source.name == "ram" or slot in self._staged[source.rank]
+            lent = self._source(slot, key, source, is_lent=True)
+            wanted.setdefault((source.rank, in_memory), []).append((slot, key, lent))
         for (rank, in_memory), blocks in wanted.items():
             if in_memory and self._packer is None and cache.tiers[0].name != "gpu":
                 continue
             arrival = Arrival()
             for slot, _, _ in blocks:
                 self._arriving[slot] = arrival
-            self._clock.spawn(self._read(rank, prefix.space, blocks, arrival, in_memory=in_memory))
+            self._clock.spawn(self._read(rank, prefix, blocks, arrival, in_memory=in_memory))
 
     async def _read(
-        self, rank: int, space: Space, blocks: list[Wanted], arrival: Arrival, *, in_memory: bool
+        self, rank: int, prefix: Prefix, blocks: list[Wanted], arrival: Arrival, *, in_memory: bool
     ) -> None:
         """Bring blocks from one tier to the hottest. What cannot be read is lost: a miss, and never an error."""
         cache = self._cache
         way = self.ways[rank]
-        size = len(blocks) * space.holder.block_bytes[rank]
+        size = len(blocks) * prefix.space.holder.block_bytes[rank]
         found: list[Any] = [None] * len(blocks)
         try:
             if in_memory:
@@ -450,17 +459,20 @@ class Carrier:
                 if self._arriving.get(slot) is arrival:
                     del self._arriving[slot]
                 if self._packer is not None and cache.table.keys[slot] == key:
-                    self._arrived(slot, payload)
+                    self._arrived(slot, payload, prefix)
             arrival.end()
 
-    def _arrived(self, slot: int, found: "tuple[Any, float] | None") -> None:
+    def _arrived(self, slot: int, found: "tuple[Any, float] | None", prefix: Prefix) -> None:
         """A block's payload is there, or it cannot be had."""
         cache = self._cache
-        if found is None or cache.table.home[slot]:
+        if found is None:
             self.tally.lost_blocks += 1
             cache.lose(slot)
             return
         payload, error = found
+        if cache.table.home[slot]:  # it is still where it was
+            prefix.loans[slot] = payload
+            return
         cache.tiers[0].payloads[slot] = payload
         if error:
             cache.lossy[slot] = error
@@ -509,12 +521,13 @@ class Carrier:
             finally:
                 way.leave()
 
-    def _source(self, slot: int, key: bytes, tier: Tier) -> Staged | None:
+    def _source(self, slot: int, key: bytes, tier: Tier, *, is_lent: bool = False) -> Staged | None:
         """Where the payload of a block is that was just promoted; left there where it stays as a copy."""
+        stays = is_lent or slot in tier.copies
         if self._packer is None:
-            self._staged[tier.rank].pop(slot, None)
+            if not stays:
+                self._staged[tier.rank].pop(slot, None)
             return None
-        stays = slot in tier.copies
         if stays:
             staged, payload = self._staged[tier.rank].get(slot), tier.payloads.get(slot)
             place = self._places[tier.rank].get(slot)
@@ -551,6 +564,9 @@ class Carrier:
             timer.cancel()
         missing = self._cache.hollow
         sound = [slot not in self._arriving and slot not in missing for slot in slots]
+        if self._packer is not None:
+            hot, loans = self._cache.tiers[0].payloads, prefix.loans
+            sound = [each and (slot in hot or slot in loans) for slot, each in zip(slots, sound, strict=True)]
         if not all(sound):
             self.tally.given_up += 1
             prefix.cut(sound.index(False))

@@ -1,8 +1,8 @@
 """What is known of each block, by slot: columns of machine numbers, so that a million blocks stay small.
 
-A block costs its name (64 bytes), its place in the dictionary (42 to 60), its slot as an object (32), and then 4
-bytes a column: parent, namespace, last use, two links, a count for each tier, one byte for its tier, eight for the
-way back to its name. `tests/benchmarks/test_cache.py` measures the sum for a million blocks.
+A block costs its name (64 bytes), its place in the dictionary (42 to 60), its slot as an object (32), two links and
+the way back to its name (8 each), 4 bytes for parent, namespace, last use, reads and a count for each tier, and two
+marks of a byte. `tests/benchmarks/test_cache.py` measures the sum for a million blocks.
 """
 
 from array import array
@@ -15,7 +15,7 @@ NO_TIER = 255
 class Table:
     """All resident blocks. Slot 0 is nobody, and the parent of every first block."""
 
-    __slots__ = ("ends", "home", "keys", "kids", "links", "parent", "slots", "space", "used")
+    __slots__ = ("ends", "home", "keys", "kids", "links", "parent", "reads", "slots", "space", "used")
 
     def __init__(self, num_tiers: int) -> None:
         self.links = Links()
@@ -25,6 +25,7 @@ class Table:
         self.space = array("i", [0])
         self.home = bytearray([NO_TIER])
         self.ends = bytearray([0])  # whether a request ended here, rather than passed through
+        self.reads = array("I", [0])  # by requests that ended here, or at a block after it that has left
         self.used = array("I", [0])  # ticks of the last read of a request that ended here
         self.kids = [array("I", [0]) for _ in range(num_tiers)]  # resident children, by their tier
 
@@ -42,14 +43,15 @@ class Table:
             self.space.append(0)
             self.home.append(NO_TIER)
             self.ends.append(0)
+            self.reads.append(0)
             self.used.append(0)
             for kids in self.kids:
                 kids.append(0)
 
-    def extend(self, keys: list[bytes], parent: int, space: int) -> int:
-        """New blocks of the hottest tier, one after the other, the first one after `parent`; the slot of the last."""
+    def extend(self, keys: list[bytes], parent: int, space: int, tier: int = 0) -> int:
+        """New blocks of a tier, one after the other, the first one after `parent`; the slot of the last."""
         slots, names, parents, spaces, home = self.slots, self.keys, self.parent, self.space, self.home
-        free, kids = self.links.free, self.kids[0]
+        free, kids = self.links.free, self.kids[tier]
         for key in keys:
             slot = free.pop() if free else self.take()
             if slot >= len(names):  # it was the head of a ring before
@@ -58,7 +60,7 @@ class Table:
             names[slot] = key
             parents[slot] = parent
             spaces[slot] = space
-            home[slot] = 0
+            home[slot] = tier
             kids[parent] += 1
             parent = slot
         return parent
@@ -67,9 +69,12 @@ class Table:
         """Forget blocks of a chain, from the tail up, that have no children but each other."""
         slots, names, parents, home, free = self.slots, self.keys, self.parent, self.home, self.links.free
         kids = self.kids[home[run[0]]]
+        reads = self.reads
         for slot in run:
             del slots[names[slot]]  # type: ignore[arg-type]
             names[slot] = None
+            reads[parents[slot]] += reads[slot]
+            reads[slot] = 0
             kids[parents[slot]] -= 1
             home[slot] = NO_TIER
             free.append(slot)

@@ -5,11 +5,12 @@ A labelled increment of the client library costs over a microsecond; an integer 
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -38,6 +39,25 @@ class Histogram:
         return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
 
 
+class Figure(Protocol):
+    """A number that somebody else counts: its name, what it is, and its values by labels."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def help_text(self) -> str: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    @property
+    def values(self) -> dict[tuple[str, ...], float]: ...
+
+    @property
+    def is_gauge(self) -> bool: ...
+
+
 class Meter(Collector):
     """A sink that counts, and a collector that Prometheus can scrape.
 
@@ -46,6 +66,7 @@ class Meter(Collector):
     """
 
     def __init__(self) -> None:
+        self.sources: list[Callable[[], Iterable[Figure]]] = []  # of figures that somebody else counts
         self._ended: Counter[tuple[str, str]] = Counter()
         self._prompt_tokens: Counter[str] = Counter()
         self._output_tokens: Counter[str] = Counter()
@@ -104,6 +125,9 @@ class Meter(Collector):
             "modelyard:model_states", "Changes of a model's state.", ("model_name", "state"), self._states
         )
         yield _pairs("modelyard:health_changes", "Changes of health.", ("replica", "state"), self._health)
+        for source in self.sources:
+            for figure in source():
+                yield _family(figure)
 
     def exposition(self) -> str:
         """The metrics in Prometheus' text format."""
@@ -125,6 +149,14 @@ def _pairs(
     family = CounterMetricFamily(name, help_text, labels=labels)
     for values in sorted(counts):
         family.add_metric(values, counts[values])
+    return family
+
+
+def _family(figure: Figure) -> Metric:
+    kind = GaugeMetricFamily if figure.is_gauge else CounterMetricFamily
+    family = kind(figure.name, figure.help_text, labels=list(figure.labels))
+    for values in sorted(figure.values):
+        family.add_metric(values, figure.values[values])
     return family
 
 

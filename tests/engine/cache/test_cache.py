@@ -255,6 +255,15 @@ def test_one_look_finds_a_prefix_over_all_tiers_and_promotes_it():
     cache.check_integrity()
 
 
+def test_a_chain_that_is_longer_than_the_hottest_tier_goes_on_in_the_next():
+    cache, keys = three(), chain(*range(12))
+    keep(cache, keys)
+    assert lies(cache, keys) == ["gpu"] * 2 + ["ram"] * 3 + ["ssd"] * 4 + [None] * 3
+    with fetch(cache, keys) as prefix:
+        assert prefix.num_blocks == 9
+        cache.check_integrity()
+
+
 def test_what_leaves_the_last_tier_is_gone():
     cache, old = three(), chain(1)
     keep(cache, old)

@@ -122,6 +122,17 @@ def test_a_context_survives_the_end_of_the_process(world, cold):
     assert loaded(made) == again.usage.cached_tokens >= CONTEXT - 32
 
 
+def test_a_context_larger_than_memory_is_read_where_it_lies(world, cold):
+    made = world(ram=blocks(10), **cold)
+    first = made.ask(prompt(1))
+    made.rest()
+    again = made.ask(prompt(1))
+    assert again.tokens == first.tokens
+    assert again.usage.cached_tokens >= CONTEXT - 32
+    assert loaded(made) >= CONTEXT - 12 * 16
+    assert made.engine.cache.tiers[0].num_blocks <= 10
+
+
 def spoil(folder, how):
     files = sorted(folder.rglob("*.kv"))
     assert files
