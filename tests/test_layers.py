@@ -16,7 +16,7 @@ CONTRACTS = [
     for contract in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
 ]
 PLANTS = [
-    ("engine/cache/eviction.py", "import engine.quotas", "The engine's layers"),
+    ("engine/cache/orders.py", "import engine.quotas", "The engine's layers"),
     ("sim/world.py", "import scenarios.steady", "Scenarios use the simulator"),
     ("engine/request.py", "import simpy", "The engine knows no simulator"),
     ("engine/routing/router.py", "import time", "Time, loops and randomness"),

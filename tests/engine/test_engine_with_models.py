@@ -192,7 +192,7 @@ def test_a_caller_who_leaves_frees_his_kv_within_a_step(world):
     assert world.ended[number] == "left"
     assert replica.num_steps <= steps + 1
     assert replica._executor.held_bytes == replica._scheduler.kv_used_tokens == replica.num_running == 0
-    assert world.engine.cache._pinned_bytes == 0
+    assert not world.engine.cache.pins
 
 
 def test_a_stop_string_needs_a_tokenizer(settings, clock):

@@ -1,5 +1,6 @@
 """KV that went down to files, redis and S3 and came back: the same tokens, or a miss, and never an error."""
 
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -10,7 +11,7 @@ from engine.engine import Engine
 from engine.errors import BadSettings
 from engine.request import Request
 from engine.settings import GIB, CacheSettings, ExecutorSettings, TierSettings
-from engine.telemetry import PrefixFound, StoreFailed
+from engine.telemetry import Ended, PrefixFound, StoreFailed
 from sim.world import SimClock
 
 BLOCK = 4096  # bytes: 16 tokens of the stand-in, in float32
@@ -236,3 +237,31 @@ def test_a_full_line_drops_what_it_cannot_take(world, tmp_path):
     assert way.queued_bytes == 0
     assert sum(space.stats.evicted_blocks[0] for space in stats.values()) > 0
     assert isinstance(made.engine.carrier, Carrier)
+
+
+@pytest.mark.slow
+def test_a_context_of_100k_tokens_lies_in_files_network_and_cloud_and_is_resumed(
+    world, settings, tmp_path, s3_server
+):
+    """One prompt, larger than each of the tiers: a part of it in memory, the rest over three stores."""
+    settings.fleet.models[0].stand_in = replace(
+        settings.fleet.models[0].stand_in, layers=1, context_tokens=131_072
+    )
+    settings.fleet.step_tokens = 2048
+    tokens, block = 100_000, BLOCK // 2
+    part = tokens // 16 // 4 * block / GIB
+    address, _, _ = s3_server
+    made = world(
+        ram=TierSettings(gib=part, queue_gib=1),
+        ssd=TierSettings(gib=part, path=str(tmp_path / "files")),
+        network=TierSettings(gib=part, path=str(tmp_path / "mounted")),
+        cloud=TierSettings(gib=1, url="s3://kv/blocks", endpoint=address, timeout_s=60.0),
+    )
+    long = np.random.default_rng(1).integers(VOCAB, size=tokens, dtype=np.int32)
+    first = made.ask(long)
+    made.rest(60)
+    again = made.ask(long)
+    assert again.tokens == first.tokens
+    assert again.usage.cached_tokens >= tokens - 32
+    end = made.notes.of(Ended)[-1]
+    assert min(end.cached_tokens_ssd, end.cached_tokens_network, end.cached_tokens_cloud) > tokens // 5
