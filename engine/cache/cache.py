@@ -481,6 +481,8 @@ class PrefixCache:
         hosts = [holder for holder in self.holders if not holder.is_guest]
         if not hosts:
             return
+        if self.allocation.is_timely:
+            self._reuse.learn()
         for holder in self.holders:
             holder.demand_bytes *= keep
             if self.allocation.is_timely:
@@ -818,19 +820,21 @@ class PrefixCache:
             if tier.copies:
                 self._drop_copy(tier)
             elif slot := tier.victim(holder, needed_bytes, self._tick):
-                self._send_away(tier, slot, tier.used_bytes + needed_bytes + spare - capacity)
+                self._send_away(tier, slot, tier.used_bytes + needed_bytes + spare - capacity, holder)
             else:
                 break
         return tier.used_bytes + needed_bytes <= capacity
 
-    def _send_away(self, tier: Tier, slot: int, needed_bytes: int = 1) -> None:
+    def _send_away(
+        self, tier: Tier, slot: int, needed_bytes: int = 1, demander: Holder | None = None
+    ) -> None:
         """A block leaves a tier: down to the next one that takes it, or for good. It stays where it cannot do either.
 
         The blocks before it that hang on nothing else go with it, as far as `needed_bytes` asks for more.
         """
         table = self.table
         space = self._space_of[table.space[slot]]
-        run = self._run(tier, slot, space, needed_bytes)
+        run = self._run(tier, slot, space, needed_bytes, demander)
         if len(run) > 1 and self._send_run(tier, run, space):
             return
         for lower in self.tiers[tier.rank + 1 :]:
@@ -849,10 +853,14 @@ class PrefixCache:
         else:
             self._evict(tier, [slot], space)
 
-    def _run(self, tier: Tier, slot: int, space: Space, needed_bytes: int) -> list[int]:
+    def _run(
+        self, tier: Tier, slot: int, space: Space, needed_bytes: int, demander: Holder | None
+    ) -> list[int]:
         """A victim and those before it that would be the next ones: from the tail up, as many as are needed."""
         size = space.holder.block_bytes[tier.rank]
-        count = min(-(-needed_bytes // size), tier.spare_blocks(space.holder, size))
+        count = -(-needed_bytes // size)
+        if space.holder is not demander:  # others keep what they are sure of
+            count = min(count, tier.spare_blocks(space.holder, size))
         run = [slot]
         if count <= 1 or not tier.order_of(space.holder).keeps_place or space.rules:
             return run

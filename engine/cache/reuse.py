@@ -13,13 +13,16 @@ class Reuse:
     which little is known yet is taken for the average of all (`common`).
     """
 
-    __slots__ = ("_common", "_hazards", "_left", "_read")
+    __slots__ = ("_common", "_hazards", "_left", "_read", "chances")
 
     def __init__(self, common: "Reuse | None" = None) -> None:
         self._common = common
         self._read = [0.0] * NUM_AGES
         self._left = [0.0] * NUM_AGES
         self._hazards: list[float] = []
+        self.chances = [
+            0.5
+        ] * NUM_AGES  # the share of those that reached an octave of age that were read in it
 
     def read(self, age: int) -> None:
         """A block was read again, so many ticks after its last read."""
@@ -51,23 +54,19 @@ class Reuse:
         return low + part * (high - low)
 
     def learn(self) -> None:
-        """Answer from now on by all that was seen by now. O(1); what is old counts half as much again and again."""
+        """Answer from now on by all that was seen by now. What is old counts half as much again and again."""
         if sum(self._read) + sum(self._left) > HALVE_AT:
             self._read = [value / 2 for value in self._read]
             self._left = [value / 2 for value in self._left]
-        hazards, reached = [0.0] * NUM_AGES, 0.0
-        for octave in reversed(range(NUM_AGES)):
-            reached += self._read[octave] + self._left[octave]
-            reads, all_here = self._read[octave], reached
-            if self._common is not None:
-                reads += PRIOR * self._common.chance(octave)
-                all_here += PRIOR
-            hazards[octave] = (reads / all_here if all_here else 0.5) / (1 << octave)
-        for octave in reversed(range(NUM_AGES - 1)):  # not read for longer is never worth more
-            hazards[octave] = max(hazards[octave], hazards[octave + 1] * 1.01)
-        self._hazards = hazards
-
-    def chance(self, octave: int) -> float:
-        """The share of those that reached an octave of age that were read again in it."""
-        reached = sum(self._read[octave:]) + sum(self._left[octave:])
-        return self._read[octave] / reached if reached else 0.5
+        prior = self._common.chances if self._common is not None else None
+        hazards, chances = [0.0] * NUM_AGES, self.chances
+        reached, later = 0.0, 0.0
+        for octave in range(NUM_AGES - 1, -1, -1):
+            reads = self._read[octave]
+            reached += reads + self._left[octave]
+            if prior is not None:
+                chances[octave] = (reads + PRIOR * prior[octave]) / (reached + PRIOR)
+            elif reached:
+                chances[octave] = reads / reached
+            later = hazards[octave] = max(chances[octave] / (1 << octave), 1.01 * later)
+        self._hazards = hazards  # falling: not read for longer is never worth more
