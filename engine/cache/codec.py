@@ -20,6 +20,7 @@ STEPS_PER_OCTAVE = 8
 COARSEST = 255
 ROUNDED_UP = 1.0001  # sums of float32 err by less
 KV_DIMENSIONS = 5
+ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # at most, of one number
 SMALLEST_BASE = 2.0**-60  # below it the finest scales would be subnormal
 
 
@@ -67,12 +68,9 @@ class Codec:
         _check(self.form, dtype, shape)
         block = block.detach().cpu().contiguous()
         for form in reversed(FORMS[1 : FORMS.index(self.form) + 1]):
-            data = _as_int8(block) if form == "int8" else _as_fp16(block)
-            if data is None:
-                continue
-            error = _error(block, Codec.unpack(Packed(form, dtype, shape, 0.0, _view(data))))
-            if error <= self.max_error:
-                return Packed(form, dtype, shape, max(error, floor_error), _view(data))
+            found = _as_int8(block) if form == "int8" else _as_fp16(block)
+            if found is not None and found[1] <= self.max_error:
+                return Packed(form, dtype, shape, max(found[1], floor_error), _view(found[0]))
         return Packed("raw", dtype, shape, floor_error, _view(_bytes_of(block).clone()))
 
     @staticmethod
@@ -105,31 +103,58 @@ def _check(form: str, dtype: str, shape: tuple[int, ...]) -> None:
         raise ValueError(f"shape is {shape}; allowed: (layers, 2, kv_heads, tokens, head_dim)")
 
 
-def _as_fp16(block: Tensor) -> Tensor | None:
-    """None where the range of fp16 is too small, or nothing would be gained."""
+def _as_fp16(block: Tensor) -> tuple[Tensor, float] | None:
+    """The bytes and their error; None where the range of fp16 is too small, or nothing would be gained."""
     half = block.half()
     if block.dtype == torch.float16 or not bool(half.isfinite().all()):
         return None
-    return _bytes_of(half)
+    return _bytes_of(half), _error(block, half.to(block.dtype))
 
 
-def _as_int8(block: Tensor) -> Tensor | None:
-    """Bases, scale codes of keys and of values, numbers of keys and of values. None for NaN and Inf."""
-    codes, numbers, bases = [], [], []
+def _as_int8(block: Tensor) -> tuple[Tensor, float] | None:
+    """Bases, scale codes of keys and of values, numbers of keys and of values; and the error. None for NaN and Inf.
+
+    The error is that of the numbers as they are here, and what rounding them back to the block's own type may add.
+    """
+    codes, numbers, bases, worst = [], [], [], 0.0
     for half in (0, 1):
-        values = block[:, half].float()
-        largest = _key_peaks(values) if half == 0 else values.abs().amax(-1, keepdim=True)
+        exact = block[:, half].float()
+        largest = _key_peaks(exact) if half == 0 else _peaks(exact, -1)
         base = float(largest.max()) if largest.numel() else 0.0
         if not isfinite(base) or 0 < base < SMALLEST_BASE:
             return None
         code = _scale_codes(largest, base)
-        scales = _spread(_scales(code, base), values.shape) if half == 0 else _scales(code, base)
-        levels = (values / scales).round_().clamp_(-LEVELS, LEVELS) if base else torch.zeros_like(values)
+        levels, lost = _levels(exact, _scales(code, base), is_keys=half == 0) if base else (exact, 0.0)
+        worst = max(worst, lost)
         bases.append(base)
         codes.append(code.flatten())
         numbers.append(levels.to(torch.int8).flatten().view(torch.uint8))
-    header = torch.tensor(bases, dtype=torch.float32).view(torch.uint8)
-    return torch.cat([header, *codes, *numbers])
+    data = torch.cat([torch.tensor(bases, dtype=torch.float32).view(torch.uint8), *codes, *numbers])
+    if worst:
+        return data, worst * ROUNDED_UP + ROUNDING[block.dtype]
+    dtype, shape = str(block.dtype).removeprefix("torch."), tuple(block.shape)
+    return data, _error(block, Codec.unpack(Packed("int8", dtype, shape, 0.0, _view(data))))
+
+
+def _levels(exact: Tensor, scales: Tensor, *, is_keys: bool) -> tuple[Tensor, float]:
+    """Numbers from -127 to 127, and the relative L2 error of what they stand for."""
+    if is_keys:
+        exact, scales = _grouped(exact, scales)
+    levels = (exact / scales).round_()
+    missed = torch.mul(levels, scales).sub_(exact)
+    norm = float(torch.linalg.vector_norm(exact))
+    lost = float(torch.dot(missed.flatten(), missed.flatten())) ** 0.5
+    return levels, lost / norm if norm else (inf if lost else 0.0)
+
+
+def _grouped(keys: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys (layers, heads, tokens, head_dim) and the scales of their groups, so that one meets the other."""
+    layers, heads, tokens, width = keys.shape
+    if tokens <= GROUP_TOKENS:
+        return keys, scales
+    if tokens % GROUP_TOKENS == 0:
+        return keys.reshape(layers, heads, -1, GROUP_TOKENS, width), scales.unsqueeze(3)
+    return keys, scales.repeat_interleave(GROUP_TOKENS, dim=2)[:, :, :tokens]
 
 
 def _restored(stored: Tensor, form: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
@@ -140,21 +165,36 @@ def _restored(stored: Tensor, form: str, dtype: torch.dtype, shape: tuple[int, .
     layers, _, heads, tokens, width = shape
     groups, half = ceil(tokens / GROUP_TOKENS), layers * heads * tokens * width
     sizes = [BASES_BYTES, layers * heads * groups * width, layers * heads * tokens, half, half]
-    header, key_codes, value_codes, keys, values = stored.split(sizes)
+    parts: list[Tensor] = list(torch.split(stored, sizes))
+    header, key_codes, value_codes, keys, values = parts
     key_base, value_base = header.clone().view(torch.float32).tolist()
-    kv_shape = torch.Size((layers, heads, tokens, width))
-    key_scales = _spread(_scales(key_codes.view(layers, heads, groups, width), key_base), kv_shape)
+    kv_shape = (layers, heads, tokens, width)
+    out = torch.empty(shape, dtype=torch.float32)
+    key_scales = _scales(key_codes.view(layers, heads, groups, width), key_base)
+    found, scales = _grouped(keys.view(torch.int8).view(kv_shape), key_scales)
+    out[:, 0] = torch.mul(found, scales).view(kv_shape)
     value_scales = _scales(value_codes.view(layers, heads, tokens, 1), value_base)
-    restored = [keys.view(torch.int8).view(kv_shape) * key_scales]
-    restored.append(values.view(torch.int8).view(kv_shape) * value_scales)
-    return torch.stack(restored, dim=1)
+    torch.mul(values.view(torch.int8).view(kv_shape), value_scales, out=out[:, 1])
+    return out
+
+
+def _peaks(exact: Tensor, dim: int) -> Tensor:
+    """The largest magnitude along a dimension, which stays; NaN where there is one."""
+    if not exact.numel():
+        return exact.new_zeros(
+            [1 if index == dim % exact.ndim else size for index, size in enumerate(exact.shape)]
+        )
+    return exact.abs().amax(dim, keepdim=True)  # aminmax needs no second tensor, and takes ten times as long
 
 
 def _key_peaks(keys: Tensor) -> Tensor:
     """The largest magnitude of each channel in each group of tokens: (layers, heads, groups, head_dim)."""
+    if keys.shape[2] <= GROUP_TOKENS and keys.numel():
+        return _peaks(keys, 2)
     if not keys.numel():
         return keys.new_zeros((*keys.shape[:2], ceil(keys.shape[2] / GROUP_TOKENS), keys.shape[3]))
-    return torch.stack([group.abs().amax(2) for group in keys.split(GROUP_TOKENS, dim=2)], dim=2)
+    groups: list[Tensor] = list(torch.split(keys, GROUP_TOKENS, dim=2))
+    return torch.cat([_peaks(group, 2) for group in groups], dim=2)
 
 
 def _scale_codes(largest: Tensor, base: float) -> Tensor:
@@ -171,20 +211,15 @@ def _scales(codes: Tensor, base: float) -> Tensor:
     return torch.exp2(codes.float() / -STEPS_PER_OCTAVE) * (base / LEVELS)
 
 
-def _spread(scales: Tensor, shape: torch.Size) -> Tensor:
-    """Each group's scales beside each of its tokens."""
-    return scales.repeat_interleave(GROUP_TOKENS, dim=2)[:, :, : shape[2]]
-
-
 def _error(block: Tensor, restored: Tensor) -> float:
     """The relative L2 error of keys or of values, whichever is larger; 0.0 only if every bit is the same."""
     if torch.equal(_bytes_of(block), _bytes_of(restored)):
         return 0.0
     worst = 0.0
     for half in (0, 1):
-        exact = block[:, half].double()
-        norm = float(exact.norm())
-        lost = float((restored[:, half].double() - exact).norm())
+        exact = block[:, half].float()
+        norm = float(torch.linalg.vector_norm(exact))
+        lost = float(torch.linalg.vector_norm(restored[:, half].float() - exact))
         worst = max(worst, lost / norm if norm else (inf if lost else 0.0))
     return (
         worst * ROUNDED_UP if worst else inf
@@ -196,4 +231,4 @@ def _bytes_of(tensor: Tensor) -> Tensor:
 
 
 def _view(data: Tensor) -> memoryview:
-    return memoryview(data.numpy()).toreadonly()
+    return memoryview(data.numpy()).toreadonly()  # type: ignore[arg-type]
