@@ -1,8 +1,8 @@
 """How soon blocks of a model are wanted again: learned from what was seen, forgotten slowly."""
 
 NUM_AGES = 33
-PRIOR = 8.0
-HALVE_AT = 20_000.0
+PRIOR = 20_000.0
+HALVE_AT = 200_000.0
 
 
 class Reuse:
