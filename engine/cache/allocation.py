@@ -147,8 +147,8 @@ class Dynamic:
     """A floor for each model, and above the floors one ranking of all blocks by what it would cost to lose them.
 
     The rank is P(read in the next tick) x what computing the block again takes / its bytes. The chance is learned
-    from the ages at which blocks of that model were wanted again, in the cache or after they had left; the costs are
-    the executor's. `floor` is the share of an even part that no model loses to others; `floors` sets it for some as a
+    from the ages at which blocks were wanted again, in the cache or after they had left; the costs are the
+    executor's. `floor` is the share of an even part that no model loses to others; `floors` sets it for some as a
     share of the whole. Idle floors are lent.
     """
 

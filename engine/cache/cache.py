@@ -485,8 +485,6 @@ class PrefixCache:
             self._reuse.learn()
         for holder in self.holders:
             holder.demand_bytes *= keep
-            if self.allocation.is_timely:
-                holder.reuse.learn()
         for tier in self.tiers:
             sure = iter(self.allocation.sure_bytes(tier.capacity_bytes, hosts, tier.rank))
             tier.rebalance([0 if holder.is_guest else next(sure) for holder in self.holders])
@@ -527,7 +525,7 @@ class PrefixCache:
         holder = self._by_name.get((model, guest))
         if holder is None:
             held = [0] * len(self.tiers)
-            holder = Holder(model, len(self.holders), block_bytes, value_bytes, held, Reuse(self._reuse))
+            holder = Holder(model, len(self.holders), block_bytes, value_bytes, held, self._reuse)
             holder.block_bytes = [holder.form_bytes(tier.settings.form) for tier in self.tiers]
             holder.is_guest = bool(guest)
             self._by_name[model, guest] = holder

@@ -210,18 +210,6 @@ def test_the_chance_of_a_read_falls_with_age():
     assert len(set(hazards)) == len(hazards)
 
 
-def test_models_that_are_read_again_sooner_are_told_apart_by_much_evidence():
-    common = Reuse()
-    eager, idle = Reuse(common), Reuse(common)
-    for _ in range(50_000):
-        eager.read(100)
-        idle.left(100)
-    common.learn()
-    eager.learn()
-    idle.learn()
-    assert eager.hazard(100) > 2 * idle.hazard(100)
-
-
 def test_what_came_back_was_not_given_up():
     early, late = Reuse(), Reuse()
     for reuse in (early, late):
