@@ -18,6 +18,7 @@ from engine.cache.blocks import namespace
 from engine.cache.holders import Counts, Holder, Space
 from engine.cache.limits import Limits, Rule
 from engine.cache.orders import NOWHERE
+from engine.cache.regret import Sample
 from engine.cache.reuse import Reuse
 from engine.cache.table import Table
 from engine.cache.tier import Tier
@@ -178,6 +179,7 @@ class PrefixCache:
         self._ghosts: dict[
             bytes, tuple[int, int]
         ] = {}  # of ends that left: when last read, and when they left
+        self.sample = Sample()
         self._tick = 1
         self._balanced_ns = -REBALANCE_NS
 
@@ -248,6 +250,7 @@ class PrefixCache:
         """Note what of a prefix is used."""
         counts, tokens = prefix.space.stats, self.block_tokens
         counts.request_hits += prefix.num_blocks > 0
+        self.sample.note(prefix.keys, prefix.num_blocks)
         for rank, blocks in enumerate(prefix.blocks_by_tier):
             counts.hit_blocks[rank] += blocks
             counts.hit_tokens[rank] += blocks * tokens

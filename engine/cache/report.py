@@ -75,6 +75,7 @@ def tables(cache: PrefixCache, carrier: Carrier | None = None) -> dict[str, Any]
             for model, (count, ticks) in sorted(cache.wanted_again.items())
         },
         "lossy_blocks": len(cache.lossy),
+        "regret": _regret(cache),
         "most_shared_prefixes": [each._asdict() for each in most_shared(cache)],
     }
     if carrier is not None:
@@ -219,6 +220,14 @@ def _ratios(spaces: list[Space], names: list[str]) -> dict[str, Any]:
         "refused_blocks": sum(each.refused_blocks for each in stats),
         "by_tier": by_tier,
     }
+
+
+def _regret(cache: PrefixCache) -> dict[str, Any] | None:
+    """What plain LRU and a clairvoyant cache of the same size would have found, blocks taken for equally large."""
+    if not len(cache) or not cache.used_bytes:
+        return None
+    found = cache.sample.regret(cache.capacity_bytes * len(cache) / cache.used_bytes)
+    return None if found is None else found._asdict()
 
 
 def _compression(cache: PrefixCache, rank: int) -> float | None:
