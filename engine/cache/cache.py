@@ -721,14 +721,12 @@ class PrefixCache:
                     break
 
     def _copy(self, slot: int, space: Space, tier: Tier) -> bool:
-        """Write a block to a colder tier too, if there is room that only older copies have."""
+        """Write a block to a colder tier too, if there is room for it."""
         size = self._size_there(slot, space, tier)
-        if tier.copied_bytes + tier.capacity_bytes - tier.used_bytes < size:
-            return False
         if self.mover is not None and not self.mover.accepts(tier, size):
             return False
-        while tier.used_bytes + size > tier.capacity_bytes:
-            self._drop_copy(tier)
+        if not self._make_room(tier, space.holder, size):
+            return False
         tier.copies[slot] = size
         tier.copied_bytes += size
         self._charge(tier, space, size, 0)
@@ -818,10 +816,12 @@ class PrefixCache:
             return False
         spare = min(int(self.settings.headroom * capacity), capacity - needed_bytes)
         while tier.used_bytes + needed_bytes + spare > capacity:
-            if tier.copies:
+            if tier.copies and tier.drops_copies_first:
                 self._drop_copy(tier)
             elif slot := tier.victim(holder, needed_bytes, self._tick):
                 self._send_away(tier, slot, tier.used_bytes + needed_bytes + spare - capacity, holder)
+            elif tier.copies:
+                self._drop_copy(tier)
             else:
                 break
         return tier.used_bytes + needed_bytes <= capacity

@@ -31,8 +31,9 @@ class Part:
 class Tier:
     """A tier's books. Metadata only: payloads lie in `payloads` or in a store, and nothing here looks at them.
 
-    `copies` are blocks that live in a hotter tier and are written here too, the oldest first: they go before anybody
-    else when room is needed, because nothing is lost with them. `payloads` has what is in memory, by slot.
+    `copies` are blocks that live in a hotter tier and are written here too, the oldest first. Where they were only left
+    behind they go before anybody else when room is needed; where they are written on purpose (`write`) they go last:
+    they are what is found again after a crash. `payloads` has what is in memory, by slot.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Tier:
         self.is_open = True  # closed: nothing new comes here, after faults of its store
         self.copies: OrderedDict[int, int] = OrderedDict()  # slot -> bytes
         self.copied_bytes = 0
+        self.drops_copies_first = settings.write == "back"
         self.sizes: dict[int, int] = {}  # of blocks that are not of their model's usual size here
         self.payloads: dict[int, Any] = {}
         self.parts: list[Part] = []

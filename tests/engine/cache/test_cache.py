@@ -284,14 +284,28 @@ def test_a_promoted_block_leaves_a_copy_where_that_is_wanted():
     assert (lies(cache, keys), cache.tiers[1].copied_bytes) == (["ram"], 0)  # it is there already
 
 
-def test_copies_go_first_when_room_is_needed():
-    cache, keys = three(ssd=tier(2, write="through")), chain(1, 2)
+def test_copies_that_were_left_behind_go_first_when_room_is_needed():
+    cache, keys = three(inclusive=True), chain(1)
     keep(cache, keys)
-    assert cache.tiers[2].copied_bytes == 2 * SIZE
-    for number in range(20, 25):
+    keep(cache, chain(7, 8))
+    with fetch(cache, keys):
+        pass
+    assert cache.tiers[1].copied_bytes == SIZE
+    for number in range(20, 24):
         keep(cache, chain(number))
-    assert lies(cache, keys) == ["ssd", "ssd"]
-    assert cache.tiers[2].copied_bytes == 0
+        with fetch(cache, keys):
+            cache.check_integrity()
+    assert (lies(cache, keys), cache.tiers[1].copied_bytes) == (["gpu"], 0)
+
+
+def test_copies_that_were_written_on_purpose_stay_and_the_oldest_block_goes():
+    cache, kept = three(ram=None, ssd=tier(3, write="through")), chain(1)
+    for number in (1, 2, 3, 4):
+        keep(cache, chain(number))
+        with fetch(cache, kept):
+            pass
+    assert cache.table.slots[kept[0]] in cache.tiers[1].copies
+    assert [lies(cache, chain(number)) for number in (2, 3, 4)] == [[None], ["ssd"], ["gpu"]]
     cache.check_integrity()
 
 
