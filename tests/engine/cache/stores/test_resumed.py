@@ -1,5 +1,6 @@
 """KV that went down to files, redis and S3 and came back: the same tokens, or a miss, and never an error."""
 
+import asyncio
 from dataclasses import replace
 from itertools import count
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from engine.cache import Carrier
+from engine.clock import WallClock
 from engine.engine import Engine
 from engine.errors import BadSettings
 from engine.request import Request
@@ -265,3 +267,29 @@ def test_a_context_of_100k_tokens_lies_in_files_network_and_cloud_and_is_resumed
     assert again.usage.cached_tokens >= tokens - 32
     end = made.notes.of(Ended)[-1]
     assert min(end.cached_tokens_ssd, end.cached_tokens_network, end.cached_tokens_cloud) > tokens // 5
+
+
+def test_the_wall_clock_runs_the_same_transfers_in_threads(settings, tmp_path):
+    settings.executor = ExecutorSettings(name="torch")
+    ssd = TierSettings(gib=0.01, path=str(tmp_path / "kv"), form="int8", max_error=0.1)
+    settings.cache = CacheSettings(ram=blocks(40), ssd=ssd, load="always")
+
+    async def story():
+        clock, notes, ids = WallClock(), Notes(), count()
+        engine = Engine(settings, clock, [notes])
+        engine.start()
+
+        async def ask(seed):
+            return await engine.serve(Request(next(ids), "llama", prompt(seed), 8, clock.now_ns()))
+
+        await asyncio.gather(*[ask(seed) for seed in range(6)])
+        await asyncio.sleep(0.5)
+        await asyncio.gather(*[ask(seed) for seed in range(6)])
+        engine.cache.check_integrity()
+        await clock.close()
+        engine.close()
+        return engine, notes.of(PrefixFound)
+
+    engine, found = asyncio.run(story())
+    assert sum(each.loaded_tokens for each in found[6:]) > 0
+    assert engine.carrier.tally.lost_blocks == engine.carrier.tally.failed_writes == 0
