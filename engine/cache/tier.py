@@ -31,9 +31,9 @@ class Part:
 class Tier:
     """A tier's books. Metadata only: payloads lie in `payloads` or in a store, and nothing here looks at them.
 
-    `copies` are blocks that live in a hotter tier and are written here too, the oldest first. Where they were only left
-    behind they go before anybody else when room is needed; where they are written on purpose (`write`) they go last:
-    they are what is found again after a crash. `payloads` has what is in memory, by slot.
+    `copies` are blocks that live in a hotter tier and are written here too, the oldest first. Where they were only
+    left behind they go before anybody else when room is needed; where they are written on purpose (`write`) they go
+    last: they are what is found again after a crash. `payloads` has what is in memory, by slot.
     """
 
     def __init__(
