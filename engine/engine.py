@@ -21,6 +21,7 @@ from engine.cache import (
     Space,
     close_stores,
     figures,
+    namespace,
     open_stores,
 )
 from engine.clock import Clock, to_ns, utc_now
@@ -28,13 +29,16 @@ from engine.errors import (
     BadRequest,
     BadSettings,
     DeadlinePassed,
+    EngineError,
     GenerationFailed,
     LoadFailed,
     NoReplica,
+    OverQuota,
     ReplicaLost,
+    TooLong,
 )
 from engine.execution import Replica, Work
-from engine.fleet import Fleet, Home, LoadTimes, median_load_times
+from engine.fleet import COSTED_TOKENS, Fleet, Home, LoadTimes, median_load_times
 from engine.quotas import ConcurrencyQuota
 from engine.registry import (
     Changes,
@@ -49,17 +53,18 @@ from engine.registry import (
     rescan,
 )
 from engine.request import Completion, Request, Sampling, Stream, Usage
-from engine.routing import Router
-from engine.routing.strategies import Replica as Routable
+from engine.routing import Attempts, Choice, Router, RouterChange, Seat, Targets
 from engine.settings import EngineSettings
 from engine.telemetry import (
     Admitted,
     AttemptLost,
+    FellBack,
     HealthChanged,
     ModelMoved,
     Preempted,
     PrefixFound,
     Routed,
+    RouterChanged,
     Sink,
     StoreFailed,
     Story,
@@ -69,8 +74,11 @@ from engine.telemetry import (
 if TYPE_CHECKING:
     from engine.text import Text
 
-COSTED_TOKENS = 2_048
-"""The prompt whose prefill says what computing a block of a model costs."""
+MAX_NAME = 256
+"""Characters of a tenant's and of a session's name."""
+
+TRIED_ELSEWHERE = (NoReplica, ReplicaLost, LoadFailed, GenerationFailed, OverQuota)
+"""Why another model of a group is asked for the whole answer."""
 
 AVAILABLE = (Health.HEALTHY, Health.DEGRADED)
 BEST_FIRST = (
@@ -105,14 +113,30 @@ class Engine:
         self.telemetry = Telemetry(clock, sinks)
         remembered = settings.models.registry_file
         self.registry = Registry(Store(Path(remembered)) if remembered is not None else None)
-        self.router = Router(settings.routing, self._routed)
         self.quotas = ConcurrencyQuota(settings.quotas, clock)
         self.cache = PrefixCache(settings.cache)
+        self.router = Router(
+            settings.routing,
+            self._routed,
+            seed=settings.seed,
+            headroom=self._headroom,
+            price=self._price,
+            block_tokens=settings.cache.block_tokens,
+            later=clock.call_later,
+            on_change=self._router_changed,
+        )
         self._states: dict[str, Health] = {}  # of models, as they were told last
         self.health = HealthMonitor(settings.health, self._health_changed)
         for model in (*map(Model.from_settings, settings.fleet.models), *models):
             self.registry.add(model)
         self._discovered = self._discover()
+        self.targets = Targets(
+            settings.routing,
+            self.registry.find,
+            self.registry.with_tag,
+            settings.fleet.replicas.values(),
+            lambda: [model for model in self.registry.all() if model.is_serviceable],
+        )
         self.fleet = Fleet(
             settings,
             clock,
@@ -121,6 +145,7 @@ class Engine:
             self.health,
             load_times or median_load_times(settings.models),
             self._model_moved,
+            lambda key: self.targets.groups_of(self.registry.find(key)),
         )
         self.lifecycle = self.fleet.lifecycle
         for model in self.registry.all():
@@ -195,34 +220,94 @@ class Engine:
         missing. Raises an EngineError when the request ends in any way but completed.
         """
         stream = stream if stream is not None else Stream()
-        lost: ReplicaLost | None = None
         with self.telemetry.follow(request, stream) as story:
-            model = self.registry.find(request.model)
-            story.end.model = model.key
-            self._check(request)
-            with await self.lifecycle.hold(model.key, request.deadline_ns):
-                self.registry.used(model, self.clock.now_ns())
-                home = self.fleet.homes[model.key]
-                job = self._job(request, home, stream)
-                with self.router.route(request, model.key, self.clock.now_ns()) as route:
-                    with await self.quotas.admit(request, model.key):
-                        self._admitted(story)
-                        while (chosen := route.next(self.clock.now_ns())) is not None:
-                            replica = self.replicas[chosen.name]
-                            if not self.health.enter(replica.name):
-                                continue  # it is on trial, and others try it
-                            try:
-                                return await self._attempt(job, replica, story)
-                            except ReplicaLost as error:
-                                self._lost(replica, story, stream)
-                                lost = error
-                            finally:
-                                self.health.leave(replica.name)
-                    if lost is not None and len(route.tried) >= self.router.max_attempts:
-                        raise lost
-                    raise NoReplica(
-                        f"no healthy replica of {model.key!r} is left for request {request.id}"
-                    ) from lost
+            walk = self.targets.walk(self._arm(request, story))
+            while True:
+                name = walk.name
+                try:
+                    if self.targets.is_group(name):
+                        return await self._serve_by_group(name, request, story, stream)
+                    return await self._serve_by_model(name, request, story, stream)
+                except EngineError as error:
+                    if stream.tokens or not walk.fail(error):  # no other model carries on in mid-answer
+                        raise
+                    self._fell_back(request, name, walk.name, error)
+
+    async def _serve_by_model(self, name: str, request: Request, story: Story, stream: Stream) -> Completion:
+        """The path through one model, which is loaded for it if need be."""
+        model = self.registry.find(name)
+        story.end.model = model.key
+        self._check(request)
+        with await self.lifecycle.hold(model.key, request.deadline_ns):
+            job, now_ns = self._job(request, self.fleet.homes[model.key], stream), self.clock.now_ns()
+            self.registry.used(model, now_ns)
+            with self.router.attempts(model.key, request, request.max_tokens, now_ns) as attempts:
+                return await self._serve_on(attempts, job, story)
+
+    async def _serve_by_group(self, group: str, request: Request, story: Story, stream: Stream) -> Completion:
+        """The path through one model of a group, and through another one where that cannot serve.
+
+        Models in memory come first; where none of the group is open, its models are loaded in their order.
+        """
+        self._check(request)
+        if self.router.wants_prefixes:
+            request.prefix_keys = self._group_keys(request)
+        failed: list[str] = []
+        error: EngineError | None = None
+        while True:
+            without = [seat for seat in self.router.seats_of(group) if seat.model in failed]
+            without += self._too_dear(group, request.tenant, without)
+            now_ns = self.clock.now_ns()
+            try:
+                attempts = self.router.attempts(group, request, request.max_tokens, now_ns, without)
+            except NoReplica as nobody:
+                waiting = [card.key for card in self.targets.members(group) if card.key not in failed]
+                if not waiting:
+                    raise error or nobody from None
+                failed.append(waiting[0])
+                try:
+                    return await self._serve_by_model(waiting[0], request, story, stream)
+                except TRIED_ELSEWHERE as failure:
+                    if stream.tokens:
+                        raise
+                    error = failure
+                continue
+            with attempts:
+                model = self.registry.find(attempts.first.model)
+                story.end.model = model.key
+                failed.append(model.key)
+                attempts.stay_with(model.key)
+                try:
+                    with await self.lifecycle.hold(model.key, request.deadline_ns):
+                        job = self._job(request, self.fleet.homes[model.key], stream)
+                        self.registry.used(model, self.clock.now_ns())
+                        return await self._serve_on(attempts, job, story)
+                except (*TRIED_ELSEWHERE, TooLong) as failure:
+                    if stream.tokens:
+                        raise
+                    error = failure
+
+    async def _serve_on(self, attempts: Attempts, job: "Job", story: Story) -> Completion:
+        """Admit, then one replica of the model after the other, until one has answered."""
+        request, key = job.request, job.home.model.key
+        lost: ReplicaLost | None = None
+        with await self.quotas.admit(request, key):
+            self._admitted(story)
+            while (chosen := attempts.next(self.clock.now_ns())) is not None:
+                replica = self.replicas[chosen.name]
+                if not self.health.enter(replica.name):
+                    attempts.pass_over()  # it is on trial, and others try it
+                    continue
+                try:
+                    return await self._attempt(job, replica, story)
+                except ReplicaLost as error:
+                    self._lost(replica, story, job.stream)
+                    lost = error
+                finally:
+                    self.health.leave(replica.name)
+        if lost is not None and len(attempts.tried) >= self.router.max_attempts:
+            raise lost
+        raise NoReplica(f"no healthy replica of {key!r} is left for request {request.id}") from lost
 
     def is_available(self, replica: str) -> bool:
         """Whether the router may give requests to that replica."""
@@ -302,7 +387,7 @@ class Engine:
         if decision is not None and stream.first_token_ns is not None and not num_before:
             self.carrier.judge(decision, stream.first_token_ns - answer.started_ns)
         self._prefetch(job)
-        self.health.served(replica.name, self.clock.now_ns())
+        self._observe(replica, story, stream, num_before)
         if job.reader is not None:
             job.reader.finish()
         usage = Usage(request.num_prompt_tokens, len(stream.tokens), end.cached_tokens)
@@ -318,12 +403,25 @@ class Engine:
         )
         return story.completed(completion)
 
+    def _observe(self, replica: Replica, story: Story, stream: Stream, num_before: int) -> None:
+        """Note how well a replica has served: for its health, and for those who route by latency."""
+        now_ns = self.clock.now_ns()
+        self.health.served(replica.name, now_ns)
+        first_ns, last_ns, num = stream.first_token_ns, stream.last_token_ns, len(stream.tokens)
+        if first_ns is not None and last_ns is not None and not num_before:
+            asked_ns = story.end.admitted_ns or story.end.arrival_ns
+            token_ns = (last_ns - first_ns) / (num - 1) if num > 1 else 0.0
+            self.router.observe(self.router.seat(replica.name), first_ns - asked_ns, token_ns, now_ns)
+
     def _check(self, request: Request) -> None:
         """Raise BadRequest for what no model could serve, DeadlinePassed for what nobody waits for."""
         if request.num_prompt_tokens < 1:
             raise BadRequest("the prompt has 0 tokens, but must have at least 1")
         if request.max_output_tokens < 1:
             raise BadRequest(f"max_output_tokens is {request.max_output_tokens}, but must be at least 1")
+        for name, value in (("tenant", request.tenant), ("session", request.session or "")):
+            if len(value) > MAX_NAME:
+                raise BadRequest(f"{name} has {len(value)} characters, but may have {MAX_NAME}")
         if request.deadline_ns is not None and request.deadline_ns <= self.clock.now_ns():
             raise DeadlinePassed(f"the deadline of request {request.id} had passed when it arrived")
 
@@ -331,7 +429,7 @@ class Engine:
         """What its attempts need to know of a request. Raises BadRequest for what this model cannot serve."""
         name = home.model.key
         if request.max_tokens > home.request_tokens:
-            raise BadRequest(
+            raise TooLong(
                 f"{request.num_prompt_tokens} prompt and {request.max_output_tokens} output tokens do not fit "
                 f"{name!r}, which holds {home.request_tokens} tokens a request"
             )
@@ -397,20 +495,67 @@ class Engine:
     def _store_failed(self, tier: str, kind: str) -> None:
         self.telemetry.emit(StoreFailed(self.clock.now_ns(), tier, kind))
 
-    def _routed(
-        self, request: Request, attempt: int, chosen: Routable, candidates: Sequence[Routable], now_ns: int
-    ) -> None:
+    def explain(self, request: Request) -> Choice:
+        """Who would serve that request now, and why; nothing changes. Raises NotFound or NoReplica."""
+        name = request.model
+        pool = name if self.targets.is_group(name) else self.registry.find(name).key
+        if pool == name and self.router.wants_prefixes:
+            request.prefix_keys = self._group_keys(request)
+        return self.router.explain(pool, request, self.clock.now_ns())
+
+    def _arm(self, request: Request, story: Story) -> str:
+        """The name that is asked for: the request's own."""
+        return request.model
+
+    def _headroom(self, model: str) -> float:
+        return 1.0
+
+    def _too_dear(self, group: str, tenant: str, without: Sequence[Seat]) -> list[Seat]:
+        return []
+
+    def _group_keys(self, request: Request) -> list[bytes]:
+        """Names of the request's blocks that are the same for all models, and another tenant's are not."""
+        start = namespace("", "", "" if self.settings.cache.share_between_tenants else request.tenant, 0)
+        chain = BlockChain(start, self.cache.block_tokens)
+        chain.extend(request.prompt_tokens)
+        return chain.keys
+
+    def _price(self, seat: Seat, request: Request, num_blocks: int) -> float:
+        """The blocks of prefill that a model's cache saves: each less what loading it from its tier takes of that."""
+        home = self.fleet.homes.get(seat.model)
+        if home is None or not home.block_bytes:
+            return 0.0
+        space = self._space(request, home)
+        chain = self._chain(request, home, space)
+        if chain is None:
+            return 0.0
+        with self.cache.peek(space, chain.keys[:num_blocks]) as prefix:
+            worth = 0.0
+            for rank, blocks in enumerate(prefix.blocks_by_tier):
+                load_ns = self.carrier.load_ns(rank, home.block_bytes) if rank else 0.0
+                worth += blocks * max(0.0, 1 - load_ns / space.holder.recompute_ns)
+            return worth
+
+    def _routed(self, choice: Choice) -> None:
         self.telemetry.emit(
             Routed(
-                now_ns,
-                request.id,
-                attempt,
-                self.router.strategy_name,
-                chosen.name,
-                tuple([replica.name for replica in candidates]),
-                tuple([replica.tokens_in_flight for replica in candidates]),
+                choice.at_ns,
+                choice.request_id,
+                choice.attempt,
+                choice.strategy,
+                choice.chosen,
+                tuple([each.name for each in choice.candidates]),
+                tuple([each.tokens_in_flight for each in choice.candidates]),
+                choice.pool,
+                choice.reason,
             )
         )
+
+    def _router_changed(self, change: RouterChange) -> None:
+        self.telemetry.emit(RouterChanged(change.at_ns, change.subject, change.change, change.cause))
+
+    def _fell_back(self, request: Request, before: str, after: str, error: EngineError) -> None:
+        self.telemetry.emit(FellBack(self.clock.now_ns(), request.id, before, after, error.reason))
 
     def _admitted(self, story: Story) -> None:
         now_ns = self.clock.now_ns()
@@ -429,7 +574,7 @@ class Engine:
 
     def _health_changed(self, change: HealthChange) -> None:
         replica = self.replicas[change.replica]
-        self.router.set_available(replica, change.after in AVAILABLE)
+        self.router.set_available(replica.name, change.after in AVAILABLE, change.at_ns)
         self.telemetry.emit(
             HealthChanged(change.at_ns, change.replica, change.before, change.after, change.cause)
         )

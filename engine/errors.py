@@ -4,6 +4,7 @@ EngineError
 ├── BadSettings            the engine or a run cannot start like this; raised before any work begins
 │   └── UnknownName        no strategy, policy, executor or scenario is called that
 ├── BadRequest        400  the caller asked for something impossible
+│   └── TooLong       400  the request does not fit the model's context
 ├── NotFound          404  no such model
 ├── OverQuota         429  a limit is reached; carries retry_after_s
 ├── GenerationFailed  500  the model gave nothing that a token could be chosen from
@@ -47,6 +48,12 @@ class BadRequest(EngineError):
     status = 400
     outcome = "rejected"
     reason = "bad_request"
+
+
+class TooLong(BadRequest):
+    """The request does not fit the model's context."""
+
+    reason = "context_too_long"
 
 
 class NotFound(EngineError):

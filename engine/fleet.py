@@ -4,7 +4,7 @@ It does what the lifecycle decides: makes executors and replicas, warms them, gi
 health monitor, watches them, and takes them away again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,9 @@ from engine.settings import EngineSettings, ExecutorSettings, LoadingSettings, M
 
 if TYPE_CHECKING:
     from engine.text import Text
+
+COSTED_TOKENS = 2_048
+"""The prompt whose prefill says what computing a block of a model costs."""
 
 LoadTimes = Callable[[str, int], int]
 """What the n-th load (from 0) of a model takes where it is modelled: key, n -> nanoseconds."""
@@ -62,6 +65,7 @@ class Fleet:
         health: HealthMonitor,
         load_times: LoadTimes,
         on_state: StateObserver,
+        groups_of: Callable[[str], Iterable[str]],
     ) -> None:
         """Raises BadSettings or UnknownName before anything is loaded."""
         self.settings = settings
@@ -74,6 +78,7 @@ class Fleet:
         self._health = health
         self._load_times = load_times
         self._on_state = on_state
+        self._groups_of = groups_of
         self._options: dict[str, Any] = {}
         self._num_loads: dict[str, int] = {}
         self._names: dict[str, list[str]] = {}
@@ -152,7 +157,7 @@ class Fleet:
         home = self.homes.pop(key)
         for replica in home.replicas:
             if self._health.knows(replica.name):
-                self._router.remove(replica)
+                self._router.remove(replica.name)
                 self._health.remove(replica.name)
             del self.replicas[replica.name]
             replica.stop()
@@ -233,7 +238,12 @@ class Fleet:
 
     def _open(self, replica: Replica) -> None:
         """Let requests come to a replica that is warm, or that waits for time to begin."""
-        self._router.add(replica)
+        key = replica.model
+        executor = self.homes[key].executor
+        tokens = min(COSTED_TOKENS, executor.context_tokens)
+        prefill_ns = executor.prefill_ns(0, tokens) / tokens
+        # replicas of one model share the cache of the process: what one has computed, each of them finds
+        self._router.add(replica.name, key, self._groups_of(key), holder=key, prefill_ns=prefill_ns)
         self._health.add(replica.name)
 
     def _look_after(self, replica: Replica) -> None:

@@ -1,6 +1,6 @@
 """What a caller asks for and what the caller gets: the values that travel down the path of a request."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 
@@ -92,6 +92,7 @@ class Request:
     priority: int = 0
     deadline_ns: int | None = None
     sampling: Sampling | None = None  # None: greedy, and exactly `max_output_tokens` tokens
+    prefix_keys: Sequence[bytes] = ()  # of its full blocks, where somebody routes by them
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -5,6 +5,7 @@ allowed. Units are in the names; seconds and GiB here become nanoseconds and byt
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import isfinite
 from typing import Any
 
@@ -24,6 +25,8 @@ def at_least(key: str, value: float, least: float) -> None:
 def above(key: str, value: float, bound: float) -> None:
     require(key, value, isfinite(value) and value > bound, f"above {bound:g}")
 
+
+DAY_S = 86_400
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3")
 """The architectures that our own decoder runs."""
@@ -198,14 +201,82 @@ class ExecutorSettings:
 
 @dataclass(slots=True, kw_only=True)
 class RoutingSettings:
-    """Which strategy, its options, and how many replicas one request may try."""
+    """Who serves a request, and what happens when nobody does.
+
+    `strategy` is a name, or a sum like "0.6 cache_aware + 0.4 least_loaded"; `modules` are imported first, so that
+    strategies of one's own are known by name. `groups` are names for several models: names, versions, ranges, or
+    "tag:..."; "auto" is all of the fleet unless it is given. Where a model or group cannot serve, those in
+    `fallbacks` are tried in order, and theirs, `max_fallbacks` at most; where a request is too long for it, those in
+    `context_fallbacks`. "*" stands for whoever is not named.
+
+    A session keeps its replica until `session_timeout_s` after its last request, `session_capacity` sessions at most.
+    A replica that comes back gets up to its share within `slow_start_s`. One whose time to first token is
+    `eject_above` times the median gets nothing for `eject_s`, twice as long each time; never more than `max_ejected`
+    of a pool. Where less than `panic_below` of a pool is left, none of them takes more than `panic_requests` at a
+    time. `refresh_s` lets strategies see loads only so often, to show what that does. `decision_log` is the share of
+    decisions that are put on record.
+    """
 
     strategy: str = "round_robin"
     options: dict[str, Any] = field(default_factory=dict)
+    modules: list[str] = field(default_factory=list)
     max_attempts: int = 3
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    fallbacks: dict[str, list[str]] = field(default_factory=dict)
+    context_fallbacks: dict[str, list[str]] = field(default_factory=dict)
+    max_fallbacks: int = 3
+    experiments: list[Any] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=dict)  # of replicas, 1 where none is given
+    sessions: bool = True
+    session_timeout_s: float = 300.0
+    session_capacity: int = 100_000
+    slow_start_s: float = 1.0
+    eject_above: float | None = None
+    eject_s: float = 30.0
+    max_ejected: float = 0.34
+    panic_below: float = 0.0
+    panic_requests: int = 64
+    refresh_s: float = 0.0
+    decision_log: float = 0.0
+    index_blocks: int = 1 << 18
 
     def __post_init__(self) -> None:
-        at_least("routing.max_attempts", self.max_attempts, 1)
+        for name in ("max_attempts", "panic_requests", "session_capacity", "index_blocks"):
+            at_least(f"routing.{name}", getattr(self, name), 1)
+        for name in ("max_fallbacks", "slow_start_s", "refresh_s"):
+            at_least(f"routing.{name}", getattr(self, name), 0)
+        for name in ("session_timeout_s", "eject_s"):
+            above(f"routing.{name}", getattr(self, name), 0)
+        for name in ("decision_log", "panic_below", "max_ejected"):
+            share = getattr(self, name)
+            require(f"routing.{name}", share, 0 <= share <= 1, "from 0 to 1")
+        if self.eject_above is not None:
+            above("routing.eject_above", self.eject_above, 1)
+        for replica, weight in self.weights.items():
+            at_least(f"routing.weights.{replica}", weight, 0)
+        if self.weights:
+            total = sum(self.weights.values())
+            require("routing.weights", self.weights, total > 0, "above 0 for at least one replica")
+        for group, members in self.groups.items():
+            require(f"routing.groups.{group}", members, len(members) > 0, "at least one model")
+        for name in ("fallbacks", "context_fallbacks"):
+            _no_circle(f"routing.{name}", getattr(self, name))
+
+
+def _no_circle(key: str, ways: dict[str, list[str]]) -> None:
+    """Raise BadSettings where a way leads back to where it has been."""
+    done: list[str] = []
+
+    def follow(name: str, path: list[str]) -> None:
+        circle = " -> ".join([*path, name])
+        require(key, circle, name not in path, "free of circles")
+        if name not in done:
+            for further in ways.get(name, []):
+                follow(further, [*path, name])
+            done.append(name)
+
+    for name in ways:
+        follow(name, [])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -291,17 +362,155 @@ class LoadingSettings:
         return None if self.weights_gib is None else int(self.weights_gib * 2**30)
 
 
+MODES = ("normal", "warning", "throttled", "limited", "emergency")
+"""The steps of degradation, in order."""
+
+
+@dataclass(slots=True, kw_only=True)
+class AllowanceSettings:
+    """What a model, a tenant, or a tenant with a model may use. Whatever is None has no limit.
+
+    `model` and `tenant` are names; "*" is each of them for itself, and None all of them together. A rule that names
+    somebody goes before the one with a "*". Hours and days are windows that begin at fixed times; with `sliding` the
+    limit holds in every interval of that length. A burst limit is a rate, of which `burst_...` may come at once
+    (GCRA). `ram_gib` and `ssd_gib` limit what the cache holds.
+    """
+
+    model: str | None = None
+    tenant: str | None = None
+    hourly_tokens: int | None = None
+    daily_tokens: int | None = None
+    hourly_requests: int | None = None
+    daily_requests: int | None = None
+    sliding: bool = False
+    tokens_per_s: float | None = None
+    burst_tokens: int | None = None
+    requests_per_s: float | None = None
+    burst_requests: int | None = None
+    concurrent_requests: int | None = None
+    concurrent_tokens: int | None = None
+    ram_gib: float | None = None
+    ssd_gib: float | None = None
+
+    def __post_init__(self) -> None:
+        key = "quotas.limits"
+        require(
+            f"{key}.model", self.model, self.model is not None or self.tenant is not None, "given, or tenant"
+        )
+        for name in ("hourly", "daily", "burst", "concurrent"):
+            for what in ("tokens", "requests"):
+                if (value := getattr(self, f"{name}_{what}")) is not None:
+                    at_least(f"{key}.{name}_{what}", value, 1)
+        for what in ("tokens", "requests"):
+            rate, depth = getattr(self, f"{what}_per_s"), getattr(self, f"burst_{what}")
+            if rate is not None:
+                above(f"{key}.{what}_per_s", rate, 0)
+            require(
+                f"{key}.burst_{what}", depth, (depth is None) == (rate is None), f"given with {what}_per_s"
+            )
+        for name in ("ram_gib", "ssd_gib"):
+            if (size := getattr(self, name)) is not None:
+                above(f"{key}.{name}", size, 0)
+
+
+@dataclass(slots=True, kw_only=True)
+class ModeSettings:
+    """From which share of a limit a degradation mode holds, and what it does besides its own step.
+
+    `at` None: only an operator enters it. `max_output_tokens` cuts what is asked for, `cheaper` sends requests to a
+    group to its cheapest model, `min_priority` refuses those below it.
+    """
+
+    at: float | None = None
+    max_output_tokens: int | None = None
+    cheaper: bool = False
+    min_priority: int | None = None
+
+    def check(self, name: str) -> None:
+        """Raise BadSettings for values that no mode can have."""
+        key = f"quotas.modes.{name}"
+        if self.at is not None:
+            require(f"{key}.at", self.at, 0 < self.at <= 1, "above 0 and at most 1, or null")
+        if self.max_output_tokens is not None:
+            at_least(f"{key}.max_output_tokens", self.max_output_tokens, 1)
+
+
+def _modes() -> dict[str, ModeSettings]:
+    return {
+        "warning": ModeSettings(at=0.8),
+        "throttled": ModeSettings(),
+        "limited": ModeSettings(),
+        "emergency": ModeSettings(min_priority=1),
+    }
+
+
 @dataclass(slots=True, kw_only=True)
 class QuotaSettings:
-    """How many requests of one model may be in service together, and how many may wait for that."""
+    """What may be used, by whom; who waits for it, and how the service degrades before it refuses.
+
+    `max_concurrent_requests` is for each model that no rule of `limits` gives another. A request that cannot be
+    admitted waits where at most `queue_capacity` others of its model do: for a free place as long as its own deadline
+    allows, for a limit that time lifts at most `max_wait_s`; what would take longer is refused at once. In the queue
+    a step of `priority` counts like `aging_s` of waiting; tenants share it by `tenant_weights` (1 if not given).
+    `soft_limits` are shares of each window that are told when they are passed; they are told again after use has
+    fallen `hysteresis` below. Emergency ends `quiet_s` after the last request that it refused. `state_file`
+    remembers what was used; up to `lease` of a limit counts as used after a crash. Days begin `day_starts_at_s`
+    after midnight UTC, or after the start of a simulation. A cached prompt token costs `cached_token_cost`.
+    """
 
     enabled: bool = True
     max_concurrent_requests: int = 64
     queue_capacity: int = 256
+    max_wait_s: float = 30.0
+    aging_s: float = 10.0
+    limits: list[AllowanceSettings] = field(default_factory=list)
+    tenant_weights: dict[str, float] = field(default_factory=dict)
+    soft_limits: list[float] = field(default_factory=lambda: [0.8, 0.85, 0.9, 0.95])
+    hysteresis: float = 0.02
+    modes: dict[str, ModeSettings] = field(default_factory=_modes)
+    quiet_s: float = 60.0
+    cached_token_cost: float = 1.0
+    state_file: str | None = None
+    lease: float = 0.02
+    day_starts_at_s: float = 0.0
 
     def __post_init__(self) -> None:
         at_least("quotas.max_concurrent_requests", self.max_concurrent_requests, 1)
-        at_least("quotas.queue_capacity", self.queue_capacity, 0)
+        for name in ("queue_capacity", "max_wait_s", "quiet_s"):
+            at_least(f"quotas.{name}", getattr(self, name), 0)
+        above("quotas.aging_s", self.aging_s, 0)
+        for tenant, weight in self.tenant_weights.items():
+            above(f"quotas.tenant_weights.{tenant}", weight, 0)
+        rising = all(low < high for low, high in pairwise(self.soft_limits))
+        shares = all(0 < share <= 1 for share in self.soft_limits)
+        require(
+            "quotas.soft_limits", self.soft_limits, rising and shares, "rising, each above 0 and at most 1"
+        )
+        require("quotas.hysteresis", self.hysteresis, 0 <= self.hysteresis < 1, "from 0 to below 1")
+        require("quotas.lease", self.lease, 0 < self.lease <= 1, "above 0 and at most 1")
+        cost, day = self.cached_token_cost, self.day_starts_at_s
+        require("quotas.cached_token_cost", cost, 0 <= cost <= 1, "from 0 to 1")
+        require("quotas.day_starts_at_s", day, 0 <= day < DAY_S, f"from 0 to below {DAY_S}")
+        self._check_modes()
+        whose = [(limit.model, limit.tenant) for limit in self.limits]
+        for model, tenant in whose:
+            name = f"model {model}, tenant {tenant}"
+            require(
+                "quotas.limits", name, whose.count((model, tenant)) == 1, "limited by one rule, not by two"
+            )
+
+    def _check_modes(self) -> None:
+        lowest = 0.0
+        for name in self.modes:
+            allowed = f"one of {', '.join(MODES[1:])}"
+            require(f"quotas.modes.{name}", name, name in MODES[1:], allowed)
+        for name in MODES[1:]:
+            mode = self.modes.setdefault(name, ModeSettings())
+            mode.check(name)
+            if mode.at is not None:
+                allowed = f"at least {lowest:g}, that of the mode before it"
+                require(f"quotas.modes.{name}.at", mode.at, mode.at >= lowest, allowed)
+                lowest = mode.at
 
 
 TIERS = ("gpu", "ram", "ssd", "network", "cloud")

@@ -59,10 +59,10 @@ def audit(engine: Engine, recorder: Recorder, census: Census) -> None:
     _require(
         engine.quotas.in_service == 0 and engine.quotas.num_waiting == 0, "a quota slot was not given back"
     )
+    for seat in engine.router.seats():
+        loads = (seat.tokens_in_flight, seat.requests_in_flight, seat.true_tokens, seat.true_requests)
+        _require(not any(loads), f"{seat.name} still counts a load")
     for replica in engine.replicas.values():
-        _require(
-            replica.tokens_in_flight == replica.requests_in_flight == 0, f"{replica.name} still counts a load"
-        )
         _require(replica.busy_ns <= engine.clock.now_ns(), f"{replica.name} was busy for longer than the run")
     try:
         engine.cache.check_integrity()

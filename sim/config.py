@@ -23,7 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from engine.cache import allocation, check_order
 from engine.errors import BadSettings, UnknownName
 from engine.execution import executors
-from engine.routing import strategy
+from engine.routing import check_strategy
 from engine.settings import (
     CacheSettings,
     EngineSettings,
@@ -302,8 +302,9 @@ def _executor(values: dict[str, Any]) -> ExecutorSettings:
 
 def _routing(values: dict[str, Any], chosen: dict[str, Any]) -> RoutingSettings:
     name, options = _named(chosen, "strategy")
-    strategy.make(name, **options)
-    return typed(RoutingSettings, {**values, "strategy": name, "options": options}, "routing")
+    made = typed(RoutingSettings, {**values, "strategy": name, "options": options}, "routing")
+    check_strategy(made)
+    return made
 
 
 def _cache(values: dict[str, Any], evicting: dict[str, Any], dividing: dict[str, Any]) -> CacheSettings:

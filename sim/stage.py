@@ -122,7 +122,7 @@ class Stage:
             note(now_ns, name, "preemptions", replica.num_preemptions)
             note(now_ns, name, "running", replica.num_running)
             note(now_ns, name, "waiting", replica.num_waiting)
-            note(now_ns, name, "tokens_in_flight", replica.tokens_in_flight)
+            note(now_ns, name, "tokens_in_flight", engine.router.seat(name).tokens_in_flight)
             note(now_ns, name, "is_healthy", engine.is_available(name))
         note(now_ns, "models", "loaded", len(engine.fleet.homes))
         note(now_ns, "models", "weights_bytes", engine.lifecycle.used_bytes)

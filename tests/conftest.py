@@ -5,6 +5,7 @@ import pytest
 from engine.engine import Engine
 from engine.settings import Architecture, EngineSettings, ExecutorSettings, FleetSettings, HardwareSettings
 from engine.settings import ModelSettings as Model
+from engine.settings import RoutingSettings
 from sim.world import SimClock
 
 LAYERS = {"layers": 16, "hidden": 2048, "heads": 32, "kv_heads": 8, "head_dim": 64, "ffn": 8192}
@@ -29,6 +30,7 @@ def settings():
         fleet=FleetSettings(models=[model], replicas=dict.fromkeys("abc", "llama")),
         executor=ExecutorSettings(name="roofline"),
         hardware=HardwareSettings(name="L4", source="datasheet", **L4),
+        routing=RoutingSettings(decision_log=1.0, slow_start_s=0.0),
     )
 
 

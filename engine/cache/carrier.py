@@ -382,7 +382,7 @@ class Carrier:
                 continue
             if not self._is_readable(rank):
                 break
-            load_ns = max(load_ns, self._load_ns(rank, (end - start) * sizes[rank]))
+            load_ns = max(load_ns, self.load_ns(rank, (end - start) * sizes[rank]))
             all_ns = load_ns + prefill.prefill_ns(end * tokens, num_tokens)
             is_memory = cache.tiers[rank].name in MEMORY
             if how == "always" or (how == "never" and is_memory) or (how == "cheaper" and all_ns < best_ns):
@@ -392,7 +392,7 @@ class Carrier:
         other_ns = none_ns if loaded else all_ns
         return Decision(loaded, prefix.num_blocks - best_end, round(best_ns), round(other_ns))
 
-    def _load_ns(self, rank: int, size_bytes: int) -> float:
+    def load_ns(self, rank: int, size_bytes: int) -> float:
         """What bringing so much from a tier to the hottest one takes."""
         tier, hot = self._cache.tiers[rank], self._cache.tiers[0]
         taken = 0.0 if tier.name == "ram" else self.ways[rank].expected_ns(size_bytes)

@@ -47,15 +47,13 @@ class Work:
 
 
 class Replica:
-    """Serves one model on one device. The router reads its loads, which the router alone changes."""
+    """Serves one model on one device."""
 
     def __init__(
         self, name: str, model: str, executor: Executor, scheduler: Scheduler, clock: Clock, block_tokens: int
     ) -> None:
         self.name = name
         self.model = model
-        self.tokens_in_flight = 0
-        self.requests_in_flight = 0
         self.num_in_hand = 0
         self.busy_ns = 0
         self.num_steps = 0

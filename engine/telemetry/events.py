@@ -38,7 +38,7 @@ class Arrived(Event):
 
 @dataclass(slots=True)
 class Routed(Event):
-    """The strategy chose a replica: the decision log. `loads` are the candidates' tokens in flight before it."""
+    """A replica was chosen, and why: the decision log. `loads` are the candidates' tokens in flight before it."""
 
     kind: ClassVar[str] = "request_routed"
     request_id: int
@@ -47,6 +47,54 @@ class Routed(Event):
     chosen: str
     candidates: tuple[str, ...]
     loads: tuple[int, ...]
+    pool: str = ""
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class FellBack(Event):
+    """What was asked for could not serve, for that reason; something else is tried in its place."""
+
+    kind: ClassVar[str] = "request_fell_back"
+    request_id: int
+    before: str
+    after: str
+    reason: str
+
+
+@dataclass(slots=True)
+class RouterChanged(Event):
+    """The router ejected a replica or took it back, or a pool began or ended to panic."""
+
+    kind: ClassVar[str] = "router_changed"
+    subject: str
+    change: str
+    cause: str
+
+
+@dataclass(slots=True)
+class SoftLimitPassed(Event):
+    """Use has passed a share of a limit, upward. None: of all models, or of all tenants."""
+
+    kind: ClassVar[str] = "soft_limit_passed"
+    model: str | None
+    tenant: str | None
+    limit: str
+    share: float
+    used: float
+    allowed: float
+
+
+@dataclass(slots=True)
+class ModeChanged(Event):
+    """A model, a tenant, or the whole service works in another degradation mode."""
+
+    kind: ClassVar[str] = "mode_changed"
+    model: str | None
+    tenant: str | None
+    before: str
+    after: str
+    cause: str
 
 
 @dataclass(slots=True)

@@ -75,7 +75,8 @@ class Play:
 
     def is_idle(self):
         quotas, replicas = self.engine.quotas, self.engine.replicas.values()
-        loads = sum(each.tokens_in_flight + each.requests_in_flight + each.num_in_hand for each in replicas)
+        loads = sum(each.num_in_hand for each in replicas)
+        loads += sum(each.tokens_in_flight + each.requests_in_flight for each in self.engine.router.seats())
         self.engine.cache.check_integrity()
         return quotas.in_service == quotas.num_waiting == loads == 0
 

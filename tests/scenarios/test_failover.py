@@ -75,7 +75,7 @@ def test_twin_that_marks_it_healthy_but_gives_it_nothing_is_seen(tmp_path, monke
     def only_bench(self, change):
         changed(self, change)
         if change.after == "healthy":
-            self.router.set_available(self.replicas[change.replica], False)
+            self.router.set_available(change.replica, False, change.at_ns)
 
     monkeypatch.setattr(Engine, "_health_changed", only_bench)
     assert failed(play(tmp_path)) == [

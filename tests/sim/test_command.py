@@ -117,7 +117,7 @@ GOOD_ROW = "2023-11-16 18:15:46.6805900,374,44\n"
 BAD = [
     ((), None, "no scenario is given"),
     (("scenario=nope",), None, "no scenario is called 'nope'; choose from failover, steady"),
-    (("strategy=nope",), None, "no strategy is called 'nope'; choose from least_loaded, round_robin"),
+    (("strategy=nope",), None, "no strategy is called 'nope'; choose from affinity, blend, cache_aware"),
     (("executor=nope",), None, "no executor is called 'nope'; choose from roofline, torch"),
     (("workload.speed=2",), None, "no setting is called 'workload.speed'; the settings of workload are kind"),
     (("workload.requests=0",), None, "workload.requests is 0"),

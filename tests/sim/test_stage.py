@@ -120,7 +120,7 @@ def break_quota(stage):
 
 
 def break_load(stage):
-    stage.engine.replicas["a"].tokens_in_flight += 1
+    stage.engine.router.seat("a").tokens_in_flight += 1
 
 
 def break_busy(stage):
@@ -157,4 +157,4 @@ def test_a_clock_that_goes_back_is_seen_at_once(stage):
     census = Census(now_ns=stage.clock.now_ns() + 1)
     row.sinks = [census]
     with pytest.raises(Broken, match="the clock went back"):
-        stage.engine.router._observer(stage.trace.request(0), 1, stage.engine.replicas["a"], [], 0)
+        stage.engine.router.route("llama-3.2-1b@1.0.0", stage.trace.request(0), 1, 0)

@@ -1,0 +1,196 @@
+"""Decisions on record: who could have served, what each would have cost, who did, and why; and the same again."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from engine.chance import draws
+from engine.request import Request
+from engine.routing.seats import Seat, Tools
+from engine.routing.strategies import Blend, Strategy, make_strategy
+
+SESSION, STRATEGY, RAMP, RETRY, ONLY = "session", "strategy", "slow start", "another try", "the only one"
+"""Why somebody was chosen."""
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One replica as the strategy saw it. `blocks` of the prefix lie there; they save `saved_blocks` of prefill."""
+
+    name: str
+    model: str
+    holder: str
+    tokens_in_flight: int
+    requests_in_flight: int
+    weight: float
+    latency_ns: float
+    token_ns: float
+    prefill_ns: float
+    headroom: float
+    turn: int = 0
+    observed_ns: int = 0
+    num_observed: int = 0
+    blocks: int = 0
+    saved_blocks: float = 0.0
+
+
+@dataclass(slots=True)
+class Choice:
+    """One choice, whole: enough to make it again, with the same strategy or another.
+
+    `terms` has the cost of each candidate by each part of the strategy, least is best. `guards` are replicas that
+    were not asked, and why. `drawn` are the random numbers used, `state` is what the strategy remembered before.
+    """
+
+    at_ns: int
+    request_id: int
+    attempt: int
+    pool: str
+    strategy: str
+    options: dict[str, Any]
+    chosen: str
+    reason: str
+    candidates: list[Candidate]
+    guards: list[tuple[str, str]] = field(default_factory=list)
+    terms: dict[str, list[float]] = field(default_factory=dict)
+    session: str | None = None
+    prompt_tokens: int = 0
+    max_output_tokens: int = 0
+    block_tokens: int = 16
+    drawn: list[float] = field(default_factory=list)
+    state: Any = None
+    verdict: str = ""
+
+    def lines(self) -> list[str]:
+        """The decision for people: one line a candidate, the chosen one marked."""
+        told = [f"{self.pool}: {self.chosen}, because of {self.reason} ({self.strategy}, try {self.attempt})"]
+        for place, each in enumerate(self.candidates):
+            mark = "*" if each.name == self.chosen else " "
+            terms = " ".join(f"{name} {costs[place]:.4g}" for name, costs in self.terms.items())
+            told.append(
+                f"{mark} {each.name}: {each.tokens_in_flight} tokens in flight, {each.saved_blocks:g} blocks saved"
+                + (f"; cost by {terms}" if terms else "")
+            )
+        told += [f"  {name}: not asked, {why}" for name, why in self.guards]
+        if self.verdict:
+            told.append(f"  quota: {self.verdict}")
+        return told
+
+
+def seen(seats: Sequence[Seat], strategy: Strategy, request: Request) -> list[Candidate]:
+    """What a strategy can see of the candidates."""
+    cache = cache_of(strategy)
+    depths, saved = cache(request, seats) if cache is not None else ([0] * len(seats), [0.0] * len(seats))
+    return [
+        Candidate(
+            seat.name,
+            seat.model,
+            seat.holder,
+            seat.tokens_in_flight,
+            seat.requests_in_flight,
+            seat.weight,
+            seat.latency_ns,
+            seat.token_ns,
+            seat.prefill_ns,
+            seat.room.left,
+            seat.turn,
+            seat.observed_ns,
+            seat.num_observed,
+            depth,
+            blocks,
+        )
+        for seat, depth, blocks in zip(seats, depths, saved, strict=True)
+    ]
+
+
+Depths = Callable[[Request, Sequence[Seat]], tuple[list[int], list[float]]]
+
+
+def cache_of(strategy: Strategy) -> Depths | None:
+    """Who knows where a request's prefix lies: the strategy, or a part of it; None for one that does not look."""
+    for part in parts_of(strategy).values():
+        if hasattr(part, "depths"):
+            found: Depths = part.depths
+            return found
+    return None
+
+
+def parts_of(strategy: Strategy) -> dict[str, Strategy]:
+    """The parts of a blend by name; of any other strategy, itself."""
+    if isinstance(strategy, Blend):
+        return {name: part for _, name, part in strategy.terms}
+    return {"": strategy}
+
+
+def terms_of(
+    name: str, strategy: Strategy, request: Request, seats: Sequence[Seat], now_ns: int
+) -> dict[str, list[float]]:
+    """The cost of each candidate by each part of a strategy that can say."""
+    found = {}
+    for part, each in parts_of(strategy).items():
+        if hasattr(each, "costs"):
+            found[part or name] = each.costs(request, seats, now_ns)
+    return found
+
+
+def replay(decision: Choice, strategy: str | None = None, options: Mapping[str, Any] | None = None) -> str:
+    """Who is chosen when this decision is made again; `strategy` another one, with its `options`.
+
+    With the strategy of the record, the random numbers and the turn are those of then. Another strategy begins anew,
+    with numbers of its own. Raises UnknownName or BadSettings.
+    """
+    same = strategy is None or strategy == decision.strategy
+    if same and decision.reason in (SESSION, ONLY):
+        return decision.chosen
+    seats = [_seat(each) for each in decision.candidates]
+    fresh = draws(decision.request_id, f"replay {decision.pool}")
+    numbers = chain(decision.drawn if same else [], iter(fresh, None))
+    worth = {each.name: each.saved_blocks / max(1, each.blocks) for each in decision.candidates}
+    rooms = {each.model: each.headroom for each in decision.candidates}
+    tools = Tools(
+        numbers.__next__,
+        lambda model: rooms[model],
+        lambda seat, _request, blocks: blocks * worth[seat.name],
+        decision.block_tokens,
+    )
+    chosen_options = decision.options if same else options or {}
+    again = make_strategy(strategy or decision.strategy, tools, chosen_options)
+    if same and decision.state is not None and hasattr(again, "resume"):
+        again.resume(seats, decision.state)
+    request = _request(decision)
+    _remember(again, request, seats, decision)
+    return again.pick(request, seats, decision.at_ns).name
+
+
+def _seat(each: Candidate) -> Seat:
+    made = Seat(each.name, each.model, each.holder, each.weight)
+    made.tokens_in_flight, made.requests_in_flight = each.tokens_in_flight, each.requests_in_flight
+    made.latency_ns, made.token_ns, made.prefill_ns = each.latency_ns, each.token_ns, each.prefill_ns
+    made.room.left, made.turn = each.headroom, each.turn
+    made.num_observed, made.observed_ns = each.num_observed, each.observed_ns
+    return made
+
+
+def _request(decision: Choice) -> Request:
+    """The request, as far as strategies look: lengths, session, and a prefix with names of our own."""
+    deepest = max([each.blocks for each in decision.candidates], default=0)
+    return Request(
+        decision.request_id,
+        decision.pool,
+        np.zeros(decision.prompt_tokens, dtype=np.int32),
+        decision.max_output_tokens,
+        decision.at_ns,
+        session=decision.session,
+        prefix_keys=[number.to_bytes(4, "big") for number in range(deepest)],
+    )
+
+
+def _remember(strategy: Strategy, request: Request, seats: Sequence[Seat], decision: Choice) -> None:
+    """Let the strategy know who held how much of the prefix."""
+    for part in parts_of(strategy).values():
+        if hasattr(part, "holds"):
+            for seat, each in zip(seats, decision.candidates, strict=True):
+                part.holds(request.prefix_keys[: each.blocks], seat)
