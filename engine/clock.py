@@ -54,6 +54,10 @@ class Timer(Protocol):
 class Clock(Protocol):
     """What the engine knows of time and of running things side by side."""
 
+    @property
+    def epoch_ns(self) -> int:
+        """Nanoseconds from 1970 (UTC) to the clock's own zero; 0 on a virtual clock. For hours and days of quotas."""
+
     def now_ns(self) -> int:
         """Nanoseconds since the clock's own zero; never goes back."""
 
@@ -104,6 +108,11 @@ class WallClock:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[Any]] = set()  # the loop itself holds tasks only weakly
         self._zero_ns = time.monotonic_ns()
+        self._epoch_ns = time.time_ns()
+
+    @property
+    def epoch_ns(self) -> int:
+        return self._epoch_ns
 
     def now_ns(self) -> int:
         return time.monotonic_ns() - self._zero_ns

@@ -1,8 +1,8 @@
 """The engine: the parts put together, and the path of a request from top to bottom."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -14,7 +14,6 @@ from engine.cache import (
     BlockChain,
     Carrier,
     Decision,
-    Figure,
     Packer,
     Prefix,
     PrefixCache,
@@ -38,8 +37,9 @@ from engine.errors import (
     TooLong,
 )
 from engine.execution import Replica, Work
+from engine.figures import Figure
 from engine.fleet import COSTED_TOKENS, Fleet, Home, LoadTimes, median_load_times
-from engine.quotas import ConcurrencyQuota
+from engine.quotas import Crossing, Grant, ModeChange, Quotas
 from engine.registry import (
     Changes,
     Discovery,
@@ -60,12 +60,14 @@ from engine.telemetry import (
     AttemptLost,
     FellBack,
     HealthChanged,
+    ModeChanged,
     ModelMoved,
     Preempted,
     PrefixFound,
     Routed,
     RouterChanged,
     Sink,
+    SoftLimitPassed,
     StoreFailed,
     Story,
     Telemetry,
@@ -113,7 +115,7 @@ class Engine:
         self.telemetry = Telemetry(clock, sinks)
         remembered = settings.models.registry_file
         self.registry = Registry(Store(Path(remembered)) if remembered is not None else None)
-        self.quotas = ConcurrencyQuota(settings.quotas, clock)
+        self.quotas = Quotas(settings.quotas, clock, self._quota_changed, epoch_ns=clock.epoch_ns)
         self.cache = PrefixCache(settings.cache)
         self.router = Router(
             settings.routing,
@@ -184,10 +186,13 @@ class Engine:
         """
         self.carrier.flush()
         close_stores(self._stores)
+        self.quotas.close()
 
     def figures(self) -> Iterable[Figure]:
         """What the cache counts, for a scrape."""
-        return figures(self.cache, self.carrier)
+        yield from figures(self.cache, self.carrier)
+        yield from self.quotas.figures()
+        yield from self.router.figures()
 
     def pin(self, name: str, *, pinned: bool = True) -> None:
         """Never unload that model to make room, or do so again; remembered where there is a registry's file.
@@ -239,6 +244,7 @@ class Engine:
         story.end.model = model.key
         self._check(request)
         with await self.lifecycle.hold(model.key, request.deadline_ns):
+            request = self._cut(request, model.key)
             job, now_ns = self._job(request, self.fleet.homes[model.key], stream), self.clock.now_ns()
             self.registry.used(model, now_ns)
             with self.router.attempts(model.key, request, request.max_tokens, now_ns) as attempts:
@@ -279,7 +285,8 @@ class Engine:
                 attempts.stay_with(model.key)
                 try:
                     with await self.lifecycle.hold(model.key, request.deadline_ns):
-                        job = self._job(request, self.fleet.homes[model.key], stream)
+                        cut = self._cut(request, model.key)
+                        job = self._job(cut, self.fleet.homes[model.key], stream)
                         self.registry.used(model, self.clock.now_ns())
                         return await self._serve_on(attempts, job, story)
                 except (*TRIED_ELSEWHERE, TooLong) as failure:
@@ -291,7 +298,7 @@ class Engine:
         """Admit, then one replica of the model after the other, until one has answered."""
         request, key = job.request, job.home.model.key
         lost: ReplicaLost | None = None
-        with await self.quotas.admit(request, key):
+        with await self.quotas.admit(request, key) as grant, self._settling(grant, job, story):
             self._admitted(story)
             while (chosen := attempts.next(self.clock.now_ns())) is not None:
                 replica = self.replicas[chosen.name]
@@ -496,22 +503,77 @@ class Engine:
         self.telemetry.emit(StoreFailed(self.clock.now_ns(), tier, kind))
 
     def explain(self, request: Request) -> Choice:
-        """Who would serve that request now, and why; nothing changes. Raises NotFound or NoReplica."""
+        """Who would serve that request now and why, and what its quota says; nothing changes.
+
+        Raises NotFound or NoReplica.
+        """
         name = request.model
         pool = name if self.targets.is_group(name) else self.registry.find(name).key
         if pool == name and self.router.wants_prefixes:
             request.prefix_keys = self._group_keys(request)
-        return self.router.explain(pool, request, self.clock.now_ns())
+        choice = self.router.explain(pool, request, self.clock.now_ns())
+        model = next(each.model for each in choice.candidates if each.name == choice.chosen)
+        choice.verdict = self.quotas.verdict(request, model, self.clock.now_ns())
+        return choice
 
     def _arm(self, request: Request, story: Story) -> str:
         """The name that is asked for: the request's own."""
         return request.model
 
     def _headroom(self, model: str) -> float:
-        return 1.0
+        return self.quotas.headroom(model)
 
     def _too_dear(self, group: str, tenant: str, without: Sequence[Seat]) -> list[Seat]:
-        return []
+        """Seats of models whose mode sends a group's requests to its cheapest open model."""
+        quotas, open_models = (
+            self.quotas,
+            [seat.model for seat in self.router.seats_of(group) if seat.is_open],
+        )
+        closed = [seat.model for seat in without]
+        cheap = [card.key for card in self.targets.cheapest(group) if card.key in open_models]
+        cheap = [key for key in cheap if key not in closed]
+        dear = [key for key in cheap[1:] if quotas.settings_of(quotas.mode(key, tenant)).cheaper]
+        return [seat for seat in self.router.seats_of(group) if seat.model in dear]
+
+    @contextmanager
+    def _settling(self, grant: Grant, job: "Job", story: Story) -> Iterator[None]:
+        """Settle what was used, however it ends: prompt and output where something was computed, else nothing."""
+        try:
+            yield
+        finally:
+            end = story.end
+            if job.stream.tokens or end.started_ns is not None:
+                cost = self.settings.quotas.cached_token_cost
+                cached = round((1 - cost) * end.cached_tokens)
+                grant.settle(job.request.num_prompt_tokens - cached + len(job.stream.tokens))
+
+    def _cut(self, request: Request, key: str) -> Request:
+        """The request as its model's mode lets it through: some allow only shorter answers."""
+        mode = self.quotas.settings_of(self.quotas.mode(key, request.tenant))
+        most = mode.max_output_tokens
+        if most is None or request.max_output_tokens <= most:
+            return request
+        return replace(request, max_output_tokens=most)
+
+    def _quota_changed(self, change: Crossing | ModeChange) -> None:
+        if isinstance(change, Crossing):
+            self.telemetry.emit(
+                SoftLimitPassed(
+                    change.at_ns,
+                    change.model,
+                    change.tenant,
+                    change.kind,
+                    change.share,
+                    change.used,
+                    change.limit,
+                )
+            )
+        else:
+            self.telemetry.emit(
+                ModeChanged(
+                    change.at_ns, change.model, change.tenant, change.before, change.after, change.cause
+                )
+            )
 
     def _group_keys(self, request: Request) -> list[bytes]:
         """Names of the request's blocks that are the same for all models, and another tenant's are not."""

@@ -71,9 +71,14 @@ class OverQuota(EngineError):
     outcome = "rejected"
     reason = "over_quota"
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
+    def __init__(
+        self, message: str, retry_after_s: float, *, limit: str = "", is_of_model: bool = True
+    ) -> None:
+        """`limit` is the one that was reached; `is_of_model`: another model may have room for this tenant."""
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.limit = limit
+        self.is_of_model = is_of_model
 
 
 class GenerationFailed(EngineError):

@@ -494,9 +494,9 @@ class QuotaSettings:
         self._check_modes()
         whose = [(limit.model, limit.tenant) for limit in self.limits]
         for model, tenant in whose:
-            name = f"model {model}, tenant {tenant}"
+            pair = f"model {model}, tenant {tenant}"
             require(
-                "quotas.limits", name, whose.count((model, tenant)) == 1, "limited by one rule, not by two"
+                "quotas.limits", pair, whose.count((model, tenant)) == 1, "limited by one rule, not by two"
             )
 
     def _check_modes(self) -> None:

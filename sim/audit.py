@@ -68,6 +68,10 @@ def audit(engine: Engine, recorder: Recorder, census: Census) -> None:
         engine.cache.check_integrity()
     except AssertionError as error:
         raise Broken("the cache's books do not add up") from error
+    try:
+        engine.quotas.check_integrity()
+    except AssertionError as error:
+        raise Broken(f"the quotas' books do not add up: {error}") from error
 
 
 def _check_order(columns: "dict[str, npt.NDArray[np.int64]]") -> None:

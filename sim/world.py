@@ -63,6 +63,10 @@ class SimClock:
         self._running: dict[int, Coroutine[Any, Any, Any]] = {}
         self._spawned = 0
 
+    @property
+    def epoch_ns(self) -> int:
+        return 0
+
     def now_ns(self) -> int:
         return cast("int", self.env.now)  # stays an int while every delay is one
 

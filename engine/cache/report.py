@@ -8,19 +8,7 @@ from engine.cache.cache import TICK_NS, PrefixCache
 from engine.cache.carrier import Carrier
 from engine.cache.holders import Space
 from engine.clock import NS_PER_S
-
-Values = dict[tuple[str, ...], float]
-"""By labels."""
-
-
-class Figure(NamedTuple):
-    """A number for Prometheus: a counter, or a gauge where it may fall."""
-
-    name: str
-    help_text: str
-    labels: tuple[str, ...]
-    values: Values
-    is_gauge: bool = False
+from engine.figures import Figure, Values
 
 
 class SharedPrefix(NamedTuple):

@@ -1,5 +1,6 @@
-"""The guard: how much of the fleet one model may use at a time."""
+"""The guard: what models, tenants, and both together may use, who waits for it, and how service degrades."""
 
-from engine.quotas.concurrency import ConcurrencyQuota, Grant
+from engine.quotas.books import Book, Crossing, Ledger, ModeChange
+from engine.quotas.quotas import Grant, Quotas, duration
 
-__all__ = ["ConcurrencyQuota", "Grant"]
+__all__ = ["Book", "Crossing", "Grant", "Ledger", "ModeChange", "Quotas", "duration"]

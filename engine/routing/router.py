@@ -7,7 +7,7 @@ start, too few left, a log wanted, another try), the decision is made *with care
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -16,6 +16,7 @@ from typing import Self
 from engine.chance import draws
 from engine.clock import to_ns
 from engine.errors import BadSettings, NoReplica
+from engine.figures import Figure, Values
 from engine.request import Request
 from engine.routing.decisions import (
     ONLY,
@@ -286,6 +287,30 @@ class Router:
         if state is not None:
             pool.strategy.resume(candidates, state)  # type: ignore[attr-defined]
         return decision
+
+    def figures(self) -> Iterator[Figure]:
+        """What the router counts: decisions by replica, sessions, who is open."""
+        seats = self._seats.values()
+        routed: Values = {(seat.model, seat.name): float(seat.num_routed) for seat in seats}
+        is_open: Values = {(seat.model, seat.name): float(seat.is_open) for seat in seats}
+        loads: Values = {(seat.model, seat.name): float(seat.tokens_in_flight) for seat in seats}
+        whose = ("model_name", "replica")
+        yield Figure("modelyard:router_decisions", "Requests sent to a replica.", whose, routed)
+        yield Figure(
+            "modelyard:router_open", "Whether a replica is given requests.", whose, is_open, is_gauge=True
+        )
+        yield Figure(
+            "modelyard:router_tokens_in_flight", "Tokens promised to it.", whose, loads, is_gauge=True
+        )
+        sessions = self.sessions
+        events: Values = {
+            ("hit",): float(sessions.num_hits),
+            ("miss",): float(sessions.num_misses),
+            ("moved",): float(sessions.num_moved),
+        }
+        yield Figure("modelyard:router_sessions", "Look-ups of sessions.", ("event",), events)
+        panics: Values = {(pool.name,): float(pool.panics) for pool in self._pools.values()}
+        yield Figure("modelyard:router_panic", "Too few replicas are left.", ("pool",), panics, is_gauge=True)
 
     # what is seen of replicas
 

@@ -7,7 +7,6 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
-from typing import Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -15,6 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from engine.clock import NS_PER_S
+from engine.figures import Figure
 from engine.telemetry.events import AttemptLost, Ended, Event, HealthChanged, ModelMoved, Preempted
 
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -37,25 +37,6 @@ class Histogram:
     def buckets(self) -> list[tuple[str, float]]:
         bounds = [*map(str, LATENCY_BUCKETS_S), "+Inf"]
         return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
-
-
-class Figure(Protocol):
-    """A number that somebody else counts: its name, what it is, and its values by labels."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def help_text(self) -> str: ...
-
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-
-    @property
-    def values(self) -> dict[tuple[str, ...], float]: ...
-
-    @property
-    def is_gauge(self) -> bool: ...
 
 
 class Meter(Collector):

@@ -116,7 +116,7 @@ def break_order(stage):
 
 
 def break_quota(stage):
-    stage.engine.quotas.reserve("llama-3.2-1b", 0)
+    stage.engine.quotas.reserve(stage.trace.request(0), "llama-3.2-1b", 1, 0)
 
 
 def break_load(stage):

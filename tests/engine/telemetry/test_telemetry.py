@@ -167,7 +167,7 @@ def test_a_caller_that_cancels_is_told_so(settings, after):
         clock = WallClock()
         engine = Engine(settings, clock, [events])
         prompt = np.zeros(8, dtype=np.int32)
-        grant = engine.quotas.reserve("llama@1.0.0", 0)
+        grant = engine.quotas.reserve(Request(99, "llama", prompt, 1, 0), "llama@1.0.0", 1, 0)
         task = asyncio.ensure_future(
             engine.serve(Request(0, "llama", prompt, 4, 0))
         )  # nobody started the engine

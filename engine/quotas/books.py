@@ -1,0 +1,600 @@
+"""The books: what a model, a tenant, or both together may use, and the one check that all of it costs.
+
+A book keeps running totals, and for each the smallest value at which anything happens: a limit, a soft limit, a mode,
+the mark on the disk. Below that, and before the next window begins, a request is admitted by comparing and adding.
+Everything else is looked at when one of these is reached.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from operator import itemgetter
+
+from engine.clock import NS_PER_S
+from engine.quotas.windows import SCALE_BITS, Burst, Window, gap_of
+from engine.settings import DAY_S, MODES, AllowanceSettings, QuotaSettings
+
+HOUR_NS = 3_600 * NS_PER_S
+DAY_NS = DAY_S * NS_PER_S
+UNBOUNDED = 1 << 62
+EMERGENCY = MODES.index("emergency")
+LIMITED = MODES.index("limited")
+THROTTLED = MODES.index("throttled")
+
+
+@dataclass(slots=True)
+class Crossing:
+    """Use has passed a soft limit, upward. A name is None where the limit is for all of them together."""
+
+    at_ns: int
+    model: str | None
+    tenant: str | None
+    kind: str
+    share: float
+    used: int
+    limit: int
+
+
+@dataclass(slots=True)
+class ModeChange:
+    """A book works in another degradation mode."""
+
+    at_ns: int
+    model: str | None
+    tenant: str | None
+    before: str
+    after: str
+    cause: str
+
+
+Observer = Callable[[Crossing | ModeChange], None]
+
+
+class Total:
+    """A running total of one resource in a book, and the windows that limit it.
+
+    The total and its `ceiling`, the smallest at which anything happens, lie in the book itself: the check reads them
+    there. `top` is the largest total that the limits allow now.
+    """
+
+    __slots__ = ("_book", "_is_tokens", "mark", "most", "name", "top", "windows")
+
+    def __init__(self, book: "Book", name: str) -> None:
+        self._book = book
+        self._is_tokens = name == "tokens"
+        self.name = name
+        self.top = UNBOUNDED
+        self.most = UNBOUNDED  # the ceiling, but for requests in service
+        self.mark = UNBOUNDED  # up to here it is on disk that it was used
+        self.windows: list[Window] = []
+
+    @property
+    def spent(self) -> int:
+        return self._book.spent_tokens if self._is_tokens else self._book.spent_requests
+
+    def give_back(self, amount: int) -> None:
+        if self._is_tokens:
+            self._book.spent_tokens -= amount
+        else:
+            self._book.spent_requests -= amount
+
+
+class Book:
+    """The limits of a model, of a tenant, of both, or of all, and what is used of them."""
+
+    __slots__ = (
+        "arrival",
+        "ceiling_requests",
+        "ceiling_tokens",
+        "gap_ns",
+        "gap_request",
+        "gap_token",
+        "has_bursts",
+        "held_tokens",
+        "is_special",
+        "is_told",
+        "lender",
+        "max_held_tokens",
+        "max_in_service",
+        "mode",
+        "model",
+        "more",
+        "num_crossed",
+        "num_ended",
+        "observer",
+        "operator_mode",
+        "paced_ns",
+        "promised",
+        "quiet_since_ns",
+        "rate_from",
+        "requests",
+        "settings",
+        "since_ns",
+        "slack",
+        "spent_requests",
+        "spent_tokens",
+        "tenant",
+        "tokens",
+        "until_ns",
+    )
+
+    def __init__(
+        self, model: str | None, tenant: str | None, settings: QuotaSettings, observer: Observer | None
+    ) -> None:
+        self.model = model
+        self.tenant = tenant
+        self.settings = settings
+        self.observer = observer
+        self.lender: Callable[[Book, Total, int], None] | None = None  # writes down what may be used
+        self.spent_tokens = 0
+        self.spent_requests = 0
+        self.ceiling_tokens = UNBOUNDED
+        self.ceiling_requests = UNBOUNDED
+        self.tokens = Total(self, "tokens")
+        self.requests = Total(self, "requests")
+        self.until_ns = UNBOUNDED
+        self.num_ended = 0
+        self.held_tokens = 0  # counted where there is a limit on them
+        self.max_in_service = UNBOUNDED
+        self.max_held_tokens = UNBOUNDED
+        self.has_bursts = False
+        self.is_special = False  # has limits that the short way knows nothing of
+        self.arrival = 0  # of the first burst limit, spelled out: see Burst
+        self.gap_request = 0
+        self.gap_token = 0
+        self.slack = UNBOUNDED << SCALE_BITS
+        self.promised = 0
+        self.more: Burst | None = None  # the second one
+        self.mode = 0  # its place in MODES
+        self.operator_mode = -1
+        self.quiet_since_ns = -1  # since when emergency has had no cause
+        self.gap_ns = 0.0  # between two admissions, before they were paced
+        self.rate_from = (0, 0, 0, 0)  # two moments, and the requests admitted until then
+        self.paced_ns = 0  # no admission before, where admissions are paced
+        self.num_crossed: dict[float, int] = {}
+        self.is_told = False  # a soft limit was told, or a mode holds: something to take back
+        self.since_ns = -UNBOUNDED  # of what was granted before, some window has begun anew
+
+    # what it may use
+
+    def allow(self, rule: AllowanceSettings, now_ns: int, offset_ns: int, day_offset_ns: int) -> None:
+        """Take over limits, the first ones or others: what is spent stays spent."""
+        for total in (self.tokens, self.requests):
+            before = {window.kind: window for window in total.windows}
+            total.windows = []
+            for kind, length_ns, offset in (("hourly", HOUR_NS, offset_ns), ("daily", DAY_NS, day_offset_ns)):
+                limit = getattr(rule, f"{kind}_{total.name}")
+                if limit is None:
+                    continue
+                window = before.get(kind)
+                if window is None or (window.span > 0) != rule.sliding:
+                    window = Window(kind, limit, length_ns, offset, sliding=rule.sliding)
+                window.limit = limit
+                total.windows.append(window)
+        self.max_in_service = _or_none(rule.concurrent_requests)
+        self.max_held_tokens = _or_none(rule.concurrent_tokens)
+        self._allow_bursts(rule)
+        self.is_special = self.more is not None or self.max_held_tokens < UNBOUNDED
+        self.until_ns = -UNBOUNDED
+        self.roll(now_ns)
+
+    def _allow_bursts(self, rule: AllowanceSettings) -> None:
+        """One burst limit is spelled out in this book, of requests if there is one; what was used stays used."""
+        self.gap_request = self.gap_token = 0
+        self.slack, more = UNBOUNDED << SCALE_BITS, None
+        if rule.requests_per_s is not None and rule.burst_requests is not None:
+            self.gap_request = gap_of(rule.requests_per_s)
+            self.slack = rule.burst_requests * self.gap_request
+            if rule.tokens_per_s is not None and rule.burst_tokens is not None:
+                more = Burst(rule.tokens_per_s, rule.burst_tokens)
+                more.arrival = self.more.arrival if self.more is not None else 0
+        elif rule.tokens_per_s is not None and rule.burst_tokens is not None:
+            self.gap_token = gap_of(rule.tokens_per_s)
+            self.slack = rule.burst_tokens * self.gap_token
+        self.more = more
+        self.has_bursts = self.slack < UNBOUNDED << SCALE_BITS
+
+    @property
+    def in_service(self) -> int:
+        """Requests that were admitted and have not ended; those given back count as ended and as never made."""
+        return self.requests.spent - self.num_ended
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is any limit that is not on what is in service at a time."""
+        return bool(self.tokens.windows or self.requests.windows) or self.has_bursts
+
+    def roll(self, now_ns: int) -> None:
+        """Begin the windows that have begun by now, and find anew what may be used."""
+        until_ns = UNBOUNDED
+        for total in (self.tokens, self.requests):
+            for window in total.windows:
+                if window.roll(now_ns, total.spent):
+                    self._rearm(window, total)
+                    if self.lender is not None:
+                        total.mark = total.spent  # nothing of the new window is on disk
+                until_ns = min(until_ns, window.end_ns)
+                self.since_ns = max(self.since_ns, window.end_ns - window.part_ns)
+        self.settle_down(now_ns)
+        is_looked_at = self.mode >= THROTTLED or self.is_special
+        self.until_ns = -UNBOUNDED if is_looked_at else until_ns
+        self._note_rate(now_ns)
+        self.set_ceilings()
+
+    def set_ceilings(self) -> None:
+        """Find the smallest totals at which anything happens."""
+        shares = self.settings.soft_limits
+        at = self._next_mode_at()
+        self.is_told = self.mode > 0
+        for total in (self.tokens, self.requests):
+            top, ceiling = UNBOUNDED, total.mark
+            for window in total.windows:
+                base = total.spent - window.used(total.spent)
+                top = min(top, base + window.limit)
+                self.is_told |= window.passed > 0
+                if window.passed < len(shares):
+                    ceiling = min(ceiling, base + _threshold(shares[window.passed], window.limit) - 1)
+                if at is not None:
+                    ceiling = min(ceiling, base + _threshold(at, window.limit) - 1)
+            total.top = top
+            total.most = min(top, ceiling)
+        self.ceiling_tokens = self.tokens.most
+        self.set_places()
+
+    def set_places(self) -> None:
+        """The limit on requests in service as one on the running total: of those that have ended, and the limit.
+
+        It rises when one ends, but is only looked at when it is reached.
+        """
+        self.ceiling_requests = min(self.requests.most, self.num_ended + self.max_in_service)
+
+    # is there room
+
+    def has_room(self, tokens: int, now_ns: int) -> bool:
+        """The long way of the check: roll, and see whether a limit or only a mark was reached."""
+        if now_ns >= self.until_ns:
+            self.roll(now_ns)
+        if (
+            self.tokens.spent + tokens > self.tokens.top
+            or self.spent_requests >= self.requests.top
+            or self.in_service >= self.max_in_service
+            or self.held_tokens + tokens > self.max_held_tokens
+        ):
+            return False
+        if not self.fits_bursts(tokens, now_ns):
+            return False
+        if now_ns < self.next_ns(now_ns):
+            return False
+        if self.lender is not None:
+            for total, amount in ((self.tokens, tokens), (self.requests, 1)):
+                if total.spent + amount > total.mark:
+                    self.lender(self, total, amount)
+        self.set_places()
+        return True
+
+    def fits_bursts(self, tokens: int, now_ns: int) -> bool:
+        now = now_ns << SCALE_BITS
+        if max(self.arrival, now) + self.gap_request + tokens * self.gap_token - now > self.slack:
+            return False
+        return self.more is None or self.more.fits(tokens, now_ns)
+
+    def places(self, tokens: int) -> tuple[int, int]:
+        """Where the last request, of so many tokens, stands in the lines of the bursts."""
+        first = self.arrival - self.gap_request - tokens * self.gap_token
+        return first, self.more.arrival - tokens * self.more.gap if self.more is not None else 0
+
+    def refund_bursts(
+        self, places: tuple[int, int], tokens: int, used: int, now_ns: int, *, was_served: bool
+    ) -> None:
+        """Of what was taken there, only `used` tokens were needed, and no request if it was not served.
+
+        What has drained since does not come back: it would drain a second time for those who came later.
+        """
+        now = now_ns << SCALE_BITS
+        place, other = places
+        end = place + self.gap_request + tokens * self.gap_token
+        needed = place + (self.gap_request if was_served else 0) + used * self.gap_token
+        self.arrival -= max(0, end - max(needed, now))
+        if self.more is not None:
+            self.more.refund(other, tokens, used, now_ns)
+
+    def never(self, tokens: int) -> str | None:
+        """The limit that so many tokens can never keep; None where there is none."""
+        for window in self.tokens.windows:
+            if tokens > window.limit:
+                return f"{window.kind}_tokens is {window.limit}"
+        if self.gap_token and tokens * self.gap_token > self.slack:
+            return f"burst_tokens is {self.slack // self.gap_token}"
+        if self.more is not None and tokens > self.more.depth:
+            return f"burst_tokens is {self.more.depth}"
+        return f"concurrent_tokens is {self.max_held_tokens}" if tokens > self.max_held_tokens else None
+
+    def blocked(self, tokens: int, now_ns: int) -> tuple[str, int | None]:
+        """Which limit is in the way, and until when; None: until somebody leaves. ("", now) where there is none."""
+        reason, until_ns = self._blocked_for_a_time(tokens, now_ns)
+        if reason:
+            return reason, until_ns
+        if self.in_service >= self.max_in_service:
+            return "concurrent_requests", None
+        if self.held_tokens + tokens > self.max_held_tokens:
+            return "concurrent_tokens", None
+        return "", now_ns
+
+    def _blocked_for_a_time(self, tokens: int, now_ns: int) -> tuple[str, int]:
+        """Of the limits that time lifts, the last: windows, bursts, the pace of a mode."""
+        found = [("", now_ns), (MODES[self.mode], self.next_ns(now_ns))]
+        for total, amount in ((self.tokens, tokens), (self.requests, 1)):
+            for window in total.windows:
+                if window.used(total.spent) + amount > window.limit:
+                    found.append((f"{window.kind}_{total.name}", window.free_ns(amount, total.spent)))
+        found.append(
+            ("tokens_per_s" if self.gap_token else "requests_per_s", self._burst_free_ns(tokens, now_ns))
+        )
+        if self.more is not None and not self.more.fits(tokens, now_ns):
+            found.append(("tokens_per_s", self.more.free_ns(tokens)))
+        reason, until_ns = max(found, key=itemgetter(1))
+        return (reason, until_ns) if until_ns > now_ns else ("", now_ns)
+
+    def _burst_free_ns(self, tokens: int, now_ns: int) -> int:
+        """When the first burst limit has room for so many tokens; now, if it has."""
+        end = max(self.arrival, now_ns << SCALE_BITS) + self.gap_request + tokens * self.gap_token
+        return max(now_ns, -(-(end - self.slack) >> SCALE_BITS))
+
+    def promise_ns(self, tokens: int, now_ns: int) -> int:
+        """When a client that is refused now should come back, behind those who were told before."""
+        when_ns = self.next_ns(now_ns)
+        for total, amount in ((self.tokens, tokens), (self.requests, 1)):
+            for window in total.windows:
+                if window.used(total.spent) + amount > window.limit:
+                    when_ns = max(when_ns, window.promise_ns(amount, total.spent, now_ns))
+        cost = self.gap_request + tokens * self.gap_token
+        if max(self.arrival, now_ns << SCALE_BITS) + cost - (now_ns << SCALE_BITS) > self.slack:
+            self.promised = max(self.promised, self.arrival, now_ns << SCALE_BITS) + cost
+            when_ns = max(when_ns, -(-(self.promised - self.slack) >> SCALE_BITS))
+        if self.more is not None and not self.more.fits(tokens, now_ns):
+            when_ns = max(when_ns, self.more.promise_ns(tokens, now_ns))
+        return when_ns
+
+    # what is taken and given back
+
+    def refund(self, total: Total, amount: int, granted_ns: int, now_ns: int) -> None:
+        """Something granted at that time was not used."""
+        total.give_back(amount)
+        if granted_ns >= self.since_ns and not self.is_told:
+            return  # ceilings are totals: they stand where they stood
+        for window in total.windows:
+            window.refund(granted_ns, amount)
+            self._rearm(window, total)
+        self.settle_down(now_ns)
+        self.set_ceilings()
+
+    def take_back(self, granted_ns: int, now_ns: int) -> None:
+        """A request counts as never made. It is in service all the same, until it has ended."""
+        self.refund(self.requests, 1, granted_ns, now_ns)
+        self.num_ended -= 1
+        self.set_places()
+
+    def share(self) -> float:
+        """The largest used share of its windows."""
+        most = 0.0
+        for total in (self.tokens, self.requests):
+            for window in total.windows:
+                most = max(most, window.used(total.spent) / window.limit)
+        return most
+
+    def headroom(self, now_ns: int) -> float:
+        """The smallest remaining share of all of its limits, from 0 to 1."""
+        if now_ns >= self.until_ns:
+            self.roll(now_ns)
+        left = 1.0 - self.share()
+        if self.max_in_service < UNBOUNDED:
+            left = min(left, 1.0 - self.in_service / self.max_in_service)
+        if self.max_held_tokens < UNBOUNDED:
+            left = min(left, 1.0 - self.held_tokens / self.max_held_tokens)
+        now = now_ns << SCALE_BITS
+        left = min(left, 1.0 - max(0, self.arrival - now) / self.slack)
+        if self.more is not None:
+            left = min(left, 1.0 - max(0, self.more.arrival - now) / self.more.slack)
+        return max(0.0, left)
+
+    # soft limits and modes
+
+    def passed(self, tokens: int, now_ns: int) -> None:
+        """A request was entered and a mark was reached: tell of soft limits, step up modes."""
+        if self.is_special:
+            self.held_tokens += tokens
+            if self.more is not None:
+                self.more.take(tokens, now_ns)
+        self.look_again(now_ns)
+
+    def look_again(self, now_ns: int) -> None:
+        """Tell of soft limits that are passed, and step up modes."""
+        shares = self.settings.soft_limits
+        for total in (self.tokens, self.requests):
+            for window in total.windows:
+                used = window.used(total.spent)
+                while window.passed < len(shares) and used >= _threshold(shares[window.passed], window.limit):
+                    share = shares[window.passed]
+                    window.passed += 1
+                    self.num_crossed[share] = self.num_crossed.get(share, 0) + 1
+                    if self.observer is not None:
+                        kind = f"{window.kind}_{total.name}"
+                        crossing = Crossing(now_ns, self.model, self.tenant, kind, share, used, window.limit)
+                        self.observer(crossing)
+        if self.mode >= THROTTLED:
+            self.paced_ns = max(self.paced_ns, now_ns) + self._pace_ns(now_ns)
+        self._note_rate(now_ns)
+        share = self.share()
+        while (at := self._next_mode_at()) is not None and share >= at:
+            self._move(self._next_mode(), f"{share:.0%} of a limit is used", now_ns)
+        self.set_ceilings()
+
+    def set_mode(self, mode: int, cause: str, now_ns: int) -> None:
+        """An operator's word: it holds until it is taken back (-1)."""
+        self.operator_mode = mode
+        if mode >= 0:
+            self._move(mode, cause, now_ns)
+        else:
+            while self.mode and not self._holds(self.mode):
+                self._move(self._mode_before(), cause, now_ns)
+        self.set_ceilings()
+
+    def settle_down(self, now_ns: int) -> None:
+        """Step down while use has fallen far enough below where a mode begins."""
+        if self.operator_mode >= 0:
+            return
+        while self.mode:
+            if self._holds(self.mode):
+                self.quiet_since_ns = -1
+                return
+            if self.mode == EMERGENCY:
+                if self.quiet_since_ns < 0:
+                    self.quiet_since_ns = now_ns
+                if now_ns - self.quiet_since_ns < self.settings.quiet_s * NS_PER_S:
+                    return
+            self._move(self._mode_before(), f"{self.share():.0%} of the limits is used", now_ns)
+
+    def _holds(self, mode: int) -> bool:
+        at = self.settings.modes[MODES[mode]].at
+        return at is not None and self.share() >= at - self.settings.hysteresis
+
+    def _mode_before(self) -> int:
+        for mode in range(self.mode - 1, 0, -1):
+            if self.settings.modes[MODES[mode]].at is not None:
+                return mode
+        return 0
+
+    def _next_mode(self) -> int:
+        for mode in range(self.mode + 1, len(MODES)):
+            if self.settings.modes[MODES[mode]].at is not None:
+                return mode
+        return 0
+
+    def _next_mode_at(self) -> float | None:
+        if self.operator_mode >= 0:
+            return None
+        mode = self._next_mode()
+        return self.settings.modes[MODES[mode]].at if mode else None
+
+    def _move(self, mode: int, cause: str, now_ns: int) -> None:
+        if mode == self.mode:
+            return
+        before, self.mode = self.mode, mode
+        if before < THROTTLED <= mode:
+            since_ns, requests = self.rate_from[:2]
+            self.gap_ns = (now_ns - since_ns) / max(1, self.requests.spent - requests)
+            self.paced_ns = now_ns + self._pace_ns(now_ns)
+        if mode >= THROTTLED or before >= THROTTLED:
+            self.until_ns = -UNBOUNDED
+        self.quiet_since_ns = -1
+        if self.observer is not None:
+            change = ModeChange(now_ns, self.model, self.tenant, MODES[before], MODES[mode], cause)
+            self.observer(change)
+
+    def _rearm(self, window: Window, total: Total) -> None:
+        """Soft limits that use has fallen well below may be told again."""
+        shares, used = self.settings.soft_limits, window.used(total.spent)
+        while window.passed and used < (shares[window.passed - 1] - self.settings.hysteresis) * window.limit:
+            window.passed -= 1
+
+    # pacing
+
+    def next_ns(self, now_ns: int) -> int:
+        """The earliest admission that pacing allows."""
+        return self.paced_ns if THROTTLED <= self.mode < EMERGENCY and self.paced_ns > now_ns else now_ns
+
+    def _note_rate(self, now_ns: int) -> None:
+        """Remember how many were admitted until when: the rate is seen between two such moments, a second apart."""
+        _, _, latest_ns, requests = self.rate_from
+        if self.mode < THROTTLED and now_ns - latest_ns >= NS_PER_S:
+            self.rate_from = (latest_ns, requests, now_ns, self.requests.spent)
+
+    def _pace_ns(self, now_ns: int) -> int:
+        """Throttled: half of the rate before. Limited: what is left of a limit, evenly over the time left of it."""
+        if self.mode == THROTTLED:
+            return round(2 * self.gap_ns)
+        longest = 2 * self.gap_ns
+        for total, each in ((self.tokens, self._mean_tokens()), (self.requests, 1.0)):
+            for window in total.windows:
+                left = max(1.0, (window.limit - window.used(total.spent)) / each)
+                longest = max(longest, (window.end_ns - now_ns) / left)
+        return round(longest)
+
+    def _mean_tokens(self) -> float:
+        """Of the requests so far."""
+        return max(1.0, self.tokens.spent / max(1, self.requests.spent))
+
+
+class Ledger:
+    """The books that a tenant's requests to a model are entered in, and the check over all of them at once."""
+
+    __slots__ = ("blocked_by", "books", "has_bursts", "mean_service_ns", "model", "name", "tenant")
+
+    def __init__(self, model: str, name: str, tenant: str, books: list[Book]) -> None:
+        self.model = model
+        self.name = name
+        self.tenant = tenant
+        self.books = books
+        self.has_bursts = any(book.has_bursts or book.is_special for book in books)
+        self.blocked_by: Book | None = None
+        self.mean_service_ns = 0.0
+
+    def places(self, tokens: int) -> list[tuple[int, int]]:
+        """Where the last request stands in the lines of the bursts of its books, for a refund."""
+        return [book.places(tokens) for book in self.books]
+
+    def reserve(self, tokens: int, now_ns: int) -> bool:
+        """Enter a request in all books, or in none. O(books), and nothing is allocated.
+
+        `blocked_by` is then the book that has no room.
+        """
+        careful = 0
+        now = now_ns << SCALE_BITS
+        for book in self.books:
+            spent = book.spent_tokens + tokens
+            requests = book.spent_requests + 1
+            arrival = book.arrival
+            if arrival < now:  # noqa: PLR1730  max() costs 60 ns more
+                arrival = now
+            arrival += book.gap_request + tokens * book.gap_token
+            if (
+                now_ns >= book.until_ns
+                or spent > book.ceiling_tokens
+                or requests > book.ceiling_requests
+                or arrival - now > book.slack
+            ):
+                if not book.has_room(tokens, now_ns):
+                    self.blocked_by = book
+                    self._undo(book, tokens)
+                    return False
+                careful += 1
+            book.spent_tokens = spent
+            book.spent_requests = requests
+            book.arrival = arrival
+        if careful:
+            for book in self.books:
+                book.passed(tokens, now_ns)
+        return True
+
+    def release(self) -> None:
+        """A request that was entered has ended: its place is another one's."""
+        for book in self.books:
+            book.num_ended += 1
+
+    def _undo(self, until: Book, tokens: int) -> None:
+        """A later book has no room: those before it have let nobody in."""
+        for book in self.books:
+            if book is until:
+                return
+            book.spent_tokens -= tokens
+            book.spent_requests -= 1
+            book.arrival -= book.gap_request + tokens * book.gap_token
+
+
+def _threshold(share: float, limit: int) -> int:
+    """The use at which a share of a limit is reached."""
+    return max(1, ceil(share * limit - 1e-9))
+
+
+def _or_none(limit: int | None) -> int:
+    return UNBOUNDED if limit is None else limit
