@@ -493,11 +493,8 @@ class QuotaSettings:
         require("quotas.day_starts_at_s", day, 0 <= day < DAY_S, f"from 0 to below {DAY_S}")
         self._check_modes()
         whose = [(limit.model, limit.tenant) for limit in self.limits]
-        for model, tenant in whose:
-            pair = f"model {model}, tenant {tenant}"
-            require(
-                "quotas.limits", pair, whose.count((model, tenant)) == 1, "limited by one rule, not by two"
-            )
+        for pair in whose:
+            require("quotas.limits", pair, whose.count(pair) == 1, "limited by one rule, not by two")
 
     def _check_modes(self) -> None:
         lowest = 0.0

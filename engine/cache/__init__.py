@@ -7,13 +7,12 @@ from engine.cache.carrier import Carrier, Decision, Packer
 from engine.cache.holders import Holder, Space
 from engine.cache.opening import close_stores, open_stores
 from engine.cache.orders import check_order, orders
-from engine.cache.report import Figure, figures, most_shared, tables
+from engine.cache.report import figures, most_shared, tables
 
 __all__ = [
     "BlockChain",
     "Carrier",
     "Decision",
-    "Figure",
     "Holder",
     "Packer",
     "Prefix",

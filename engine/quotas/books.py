@@ -96,6 +96,7 @@ class Book:
         "lender",
         "max_held_tokens",
         "max_in_service",
+        "mean_service_ns",
         "mode",
         "model",
         "more",
@@ -133,6 +134,7 @@ class Book:
         self.tokens = Total(self, "tokens")
         self.requests = Total(self, "requests")
         self.until_ns = UNBOUNDED
+        self.mean_service_ns = 0.0
         self.num_ended = 0
         self.held_tokens = 0  # counted where there is a limit on them
         self.max_in_service = UNBOUNDED
@@ -324,9 +326,11 @@ class Book:
         """Of the limits that time lifts, the last: windows, bursts, the pace of a mode."""
         found = [("", now_ns), (MODES[self.mode], self.next_ns(now_ns))]
         for total, amount in ((self.tokens, tokens), (self.requests, 1)):
-            for window in total.windows:
-                if window.used(total.spent) + amount > window.limit:
-                    found.append((f"{window.kind}_{total.name}", window.free_ns(amount, total.spent)))
+            found += [
+                (f"{window.kind}_{total.name}", window.free_ns(amount, total.spent))
+                for window in total.windows
+                if window.used(total.spent) + amount > window.limit
+            ]
         found.append(
             ("tokens_per_s" if self.gap_token else "requests_per_s", self._burst_free_ns(tokens, now_ns))
         )
@@ -528,7 +532,7 @@ class Book:
 class Ledger:
     """The books that a tenant's requests to a model are entered in, and the check over all of them at once."""
 
-    __slots__ = ("blocked_by", "books", "has_bursts", "mean_service_ns", "model", "name", "tenant")
+    __slots__ = ("blocked_by", "books", "has_bursts", "model", "name", "tenant")
 
     def __init__(self, model: str, name: str, tenant: str, books: list[Book]) -> None:
         self.model = model
@@ -537,7 +541,6 @@ class Ledger:
         self.books = books
         self.has_bursts = any(book.has_bursts or book.is_special for book in books)
         self.blocked_by: Book | None = None
-        self.mean_service_ns = 0.0
 
     def places(self, tokens: int) -> list[tuple[int, int]]:
         """Where the last request stands in the lines of the bursts of its books, for a refund."""

@@ -16,7 +16,7 @@ class Waiter:
 
     __slots__ = (
         "arrival_ns",
-        "due",
+        "due_ns",
         "error",
         "grant",
         "is_gone",
@@ -27,14 +27,25 @@ class Waiter:
         "tokens",
     )
 
-    def __init__(self, request: Request, ledger: Ledger, tokens: int, signal: Signal, now_ns: int) -> None:
+    def __init__(
+        self,
+        request: Request,
+        ledger: Ledger,
+        tokens: int,
+        signal: Signal,
+        now_ns: int,
+        patience_ns: int,
+    ) -> None:
         self.request = request
         self.ledger = ledger
         self.tokens = tokens
         self.signal = signal
         self.arrival_ns = now_ns
         self.priority = request.priority
-        self.due = (request.deadline_ns if request.deadline_ns is not None else 1 << 62, request.id)
+        # whoever has no deadline, or a far one, has one for the order: others may go first, but not for ever
+        self.due_ns = now_ns + patience_ns
+        if request.deadline_ns is not None and request.deadline_ns < self.due_ns:
+            self.due_ns = request.deadline_ns
         self.grant: object | None = None
         self.is_gone = False
         self.error: OverQuota | None = None
@@ -52,8 +63,7 @@ class Queue:
         self.num = 0
 
     def add(self, waiter: Waiter, number: int) -> None:
-        deadline_ns, _ = waiter.due
-        heappush(self.heap, (deadline_ns, waiter.arrival_ns, number, waiter))
+        heappush(self.heap, (waiter.due_ns, waiter.arrival_ns, number, waiter))
         self.num += 1
 
     def head(self) -> Waiter | None:

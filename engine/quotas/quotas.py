@@ -97,6 +97,7 @@ class Quotas:
         self._lines: dict[str, Line] = {}
         self._timers: dict[str, Timer] = {}
         self._num_waiting = 0
+        self._latest_ns = 0
         self._service_mode = -1  # an operator's, for everybody
         self._sweep_at = SWEPT_FROM
         self._rejections: dict[str, int] = {}
@@ -127,6 +128,7 @@ class Quotas:
         no amount of waiting will let in.
         """
         ledger = self.ledger(model, request.tenant)
+        self._latest_ns = now_ns = max(now_ns, self._latest_ns)  # a clock that went back gives nothing twice
         for book in ledger.books:
             if book.mode:
                 self._heed_mode(book, ledger, request, tokens, now_ns)
@@ -141,7 +143,7 @@ class Quotas:
     async def admit(self, request: Request, model: str, tokens: int | None = None) -> Grant:
         """A grant, after waiting for it if need be. Raises OverQuota, or DeadlinePassed while it waits."""
         wanted = request.max_tokens if tokens is None else tokens
-        grant = self.reserve(request, model, wanted, self._clock.now_ns())
+        grant = self.reserve(request, model, wanted, self._now_ns())
         return (
             grant
             if grant is not None
@@ -171,7 +173,7 @@ class Quotas:
         was_served: bool,
     ) -> None:
         """Of a reservation only so much was used. For `Grant`, which calls it once."""
-        now_ns, unused = self._clock.now_ns(), tokens - used
+        now_ns, unused = self._now_ns(), tokens - used
         self._settled_tokens += used
         self._given_back_tokens += unused
         for book in ledger.books:
@@ -186,15 +188,18 @@ class Quotas:
 
     def free(self, ledger: Ledger, tokens: int, granted_ns: int) -> None:
         """A request has ended: its place goes on. For `Grant`, which calls it once."""
-        now_ns = self._clock.now_ns()
+        now_ns = self._now_ns()
         self._num_freed += 1
         ledger.release()
         if ledger.has_bursts:
             for book in ledger.books:
                 if book.is_special:
                     book.held_tokens -= tokens
-        mean_ns, served_ns = ledger.mean_service_ns, now_ns - granted_ns
-        ledger.mean_service_ns += SERVICE_SMOOTHING * (served_ns - mean_ns) if mean_ns else served_ns
+        mean_ns, served_ns = ledger.books[0].mean_service_ns, now_ns - granted_ns
+        if served_ns:  # nobody used a place that was given back at once
+            ledger.books[0].mean_service_ns += (
+                SERVICE_SMOOTHING * (served_ns - mean_ns) if mean_ns else served_ns
+            )
         if self._num_waiting:
             for name, line in self._lines.items():
                 if line.num_waiting and (name == ledger.name or line.places_of(ledger.tenant)):
@@ -219,7 +224,7 @@ class Quotas:
         """
         if mode is not None and mode not in MODES:
             raise BadRequest(f"mode is {mode!r}, but must be one of {', '.join(MODES)}, or none")
-        number, now_ns = -1 if mode is None else MODES.index(mode), self._clock.now_ns()
+        number, now_ns = -1 if mode is None else MODES.index(mode), self._now_ns()
         books = list(self._models.values())
         if model is None and tenant is None:
             self._service_mode = number
@@ -241,7 +246,7 @@ class Quotas:
     def update(self, settings: QuotaSettings) -> None:
         """Other limits from now on. What is spent stays spent, and those who wait are looked at again."""
         self.settings = settings
-        now_ns = self._clock.now_ns()
+        now_ns = self._now_ns()
         self._ledgers.clear()
         for name, book in self._models.items():
             self._equip(book, self._model_rule(name), now_ns)
@@ -257,7 +262,7 @@ class Quotas:
 
     def headroom(self, model: str, tenant: str | None = None) -> float:
         """The smallest remaining share of a model's limits, and of a tenant's where one is named: from 0 to 1."""
-        now_ns = self._clock.now_ns()
+        now_ns = self._now_ns()
         books = [self._model(model)] if tenant is None else self.ledger(model, tenant).books
         return min([book.headroom(now_ns) for book in books], default=1.0)
 
@@ -295,6 +300,11 @@ class Quotas:
                 return f"{mode}: {_whose(book)} is at its limit of {reason} {until}"
         left = min([book.headroom(now_ns) for book in ledger.books], default=1.0)
         return f"{mode}: admitted, {left:.0%} of the tightest limit is left"
+
+    def _now_ns(self) -> int:
+        """The time, which never goes back here."""
+        self._latest_ns = max(self._latest_ns, self._clock.now_ns())
+        return self._latest_ns
 
     # figures
 
@@ -393,7 +403,7 @@ class Quotas:
         if book is None:
             book = self._models[name] = self._make(name, None, self._model_rule(model))
             if self._service_mode >= 0:
-                book.set_mode(self._service_mode, "operator", self._clock.now_ns())
+                book.set_mode(self._service_mode, "operator", self._now_ns())
         return book
 
     def _tenant(self, tenant: str, rule: AllowanceSettings) -> Book:
@@ -409,7 +419,7 @@ class Quotas:
         return book
 
     def _make(self, model: str | None, tenant: str | None, rule: AllowanceSettings) -> Book:
-        now_ns = self._clock.now_ns()
+        now_ns = self._now_ns()
         book = Book(model, tenant, self.settings, self._observer)
         if self._file is not None:
             book.lender = self._lend
@@ -459,7 +469,7 @@ class Quotas:
 
     def _sweep(self) -> None:
         """Forget tenants that count nothing any more. Never one of whom a window still knows."""
-        now_ns = self._clock.now_ns()
+        now_ns = self._now_ns()
         busy = {waiter.ledger.tenant for line in self._lines.values() for waiter in line.waiters()}
         for books in (self._tenants, self._pairs):
             for key in [key for key, book in books.items() if self._is_blank(book, now_ns)]:
@@ -482,9 +492,11 @@ class Quotas:
         return found is book
 
     def _is_blank(self, book: Book, now_ns: int) -> bool:
-        if book.in_service or book.operator_mode >= 0 or book.mode:
+        if book.in_service or book.operator_mode >= 0:
             return False
         book.roll(now_ns)
+        if book.mode:
+            return False
         used = any(window.used(total.spent) for window, total in _windows(book))
         return not used and book.headroom(now_ns) >= 1.0
 
@@ -559,8 +571,8 @@ class Quotas:
         if line.num_waiting < self.settings.queue_capacity:
             return
         model = self._model(ledger.model)
-        what = f"{ledger.model!r} has {model.in_service} requests in service and {line.num_waiting} waiting, the most "
-        what += "that its quota allows"
+        what = f"{ledger.model!r} has {model.in_service} requests in service and {line.num_waiting} waiting, "
+        what += "the most that its quota allows"
         retry_after_s = max(self._retry_after_s(ledger, model, line), (longest_ns - now_ns) / NS_PER_S)
         fullest = line.fullest() if line.num_waiting else ledger.tenant
         if line.places_of(fullest) > line.places_of(ledger.tenant) + 1:
@@ -581,16 +593,16 @@ class Quotas:
         return longest_ns, closest
 
     async def _wait(self, request: Request, ledger: Ledger, tokens: int) -> Grant:
-        clock, now_ns = self._clock, self._clock.now_ns()
-        waiter = Waiter(request, ledger, tokens, clock.signal(), now_ns)
+        clock, now_ns = self._clock, self._now_ns()
+        patience_ns = round(self.settings.max_wait_s * NS_PER_S)
+        waiter = Waiter(request, ledger, tokens, clock.signal(), now_ns, patience_ns)
         line = self._lines[ledger.name]
         line.add(waiter)
         self._num_waiting += 1
         until_ns = request.deadline_ns
         _, closest = self._longest(ledger, tokens, now_ns)
         if closest is not None:
-            patience_ns = now_ns + round(self.settings.max_wait_s * NS_PER_S)
-            until_ns = patience_ns if until_ns is None else min(until_ns, patience_ns)
+            until_ns = min(UNBOUNDED if until_ns is None else until_ns, now_ns + patience_ns)
         timer = None
         if until_ns is not None:
             timer = clock.call_later(max(0, until_ns - now_ns), waiter.signal.set)
@@ -619,7 +631,7 @@ class Quotas:
 
     def _too_late(self, waiter: Waiter) -> OverQuota | DeadlinePassed:
         """What to say to a waiter whose deadline has passed, or our patience."""
-        request, ledger, now_ns = waiter.request, waiter.ledger, self._clock.now_ns()
+        request, ledger, now_ns = waiter.request, waiter.ledger, self._now_ns()
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
             return DeadlinePassed(
                 f"the deadline of request {request.id} passed while it waited for {ledger.model!r}"
@@ -642,7 +654,7 @@ class Quotas:
 
     def _pump(self, name: str) -> None:
         """Let in whoever can be, in their order."""
-        line, now_ns = self._lines.get(name), self._clock.now_ns()
+        line, now_ns = self._lines.get(name), self._now_ns()
         if line is None or not line.num_waiting:
             return
         without: dict[str, None] = {}
@@ -679,7 +691,7 @@ class Quotas:
 
     def _retry_after_s(self, ledger: Ledger, model: Book, line: Line) -> float:
         """When a place should be free behind those who wait, by the mean service time."""
-        mean_ns = ledger.mean_service_ns
+        mean_ns = ledger.books[0].mean_service_ns
         if not mean_ns or model.max_in_service >= UNBOUNDED:
             return UNKNOWN_RETRY_AFTER_S
         return mean_ns * (line.num_waiting + 1) / model.max_in_service / NS_PER_S

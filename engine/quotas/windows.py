@@ -63,6 +63,15 @@ class Window:
         self.end_ns = (index + 1) * self.part_ns - self.offset_ns
         return True
 
+    def latest(self, total: int) -> int:
+        """The latest part in which something was used; the present one where nothing was."""
+        after = total
+        for index, before in reversed(self.marks):
+            if after > before:
+                return index
+            after = before
+        return self.index
+
     def used(self, total: int) -> int:
         return total - self.marks[0][1] if self.marks else 0
 
@@ -92,7 +101,7 @@ class Window:
         if self.promised_at < free_ns:
             self.promised_at, self.promised = free_ns, 0
         if self.promised + amount > self.limit:
-            self.promised_at, self.promised = self.promised_at + self.length_ns, 0
+            self.promised_at, self.promised = self.promised_at + self.part_ns * (self.span + 1), 0
         self.promised += amount
         return self.promised_at
 

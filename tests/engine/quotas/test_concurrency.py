@@ -8,7 +8,7 @@ import simpy
 
 from engine.clock import NS_PER_S, to_ns
 from engine.errors import DeadlinePassed, OverQuota
-from engine.quotas import ConcurrencyQuota
+from engine.quotas import Quotas
 from engine.request import Request
 from engine.settings import QuotaSettings
 
@@ -16,9 +16,11 @@ PROMPT = np.zeros(1, dtype=np.int32)
 
 
 def make(clock, limit=1, queue=256, **options):
-    return ConcurrencyQuota(
-        QuotaSettings(max_concurrent_requests=limit, queue_capacity=queue, **options), clock
-    )
+    return Quotas(QuotaSettings(max_concurrent_requests=limit, queue_capacity=queue, **options), clock)
+
+
+def reserve(quota, now_ns=0):
+    return quota.reserve(Request(0, "llama", PROMPT, 1, 0), "llama", 2, now_ns)
 
 
 class Crowd:
@@ -66,6 +68,7 @@ def crowd(clock):
 
 
 def is_empty(quota):
+    quota.check_integrity()
     return quota.in_service == 0 and quota.num_waiting == 0
 
 
@@ -133,7 +136,7 @@ def test_a_newcomer_never_overtakes_who_waits(crowd):
 
 
 def test_a_slot_granted_to_one_that_leaves_in_the_same_instant_goes_to_the_next(crowd):
-    grant = crowd.quota.reserve("llama", 0)
+    grant = reserve(crowd.quota)
     leaver, _ = crowd.come("leaver"), crowd.come("next")
     crowd.run(1)
     grant.release()
@@ -186,13 +189,14 @@ def test_those_who_have_left_take_up_no_room(clock):
         crowd.come(number, at_s=number, deadline_s=number + 0.5)
     crowd.run(600)
     assert list(crowd.ended.values()) == ["deadline_passed"] * 500
-    assert len(quota._lanes["llama"].queue) == quota.num_waiting == 0
+    assert quota.num_waiting == 0
+    assert len(quota._lines["llama"].waiters()) == 0
 
 
 def test_giving_back_twice_changes_nothing(clock):
     quota = make(clock, limit=2)
-    one, two = quota.reserve("llama", 0), quota.reserve("llama", 0)
-    assert quota.reserve("llama", 0) is None
+    one, two = reserve(quota), reserve(quota)
+    assert reserve(quota) is None
     one.release()
     one.release()
     assert quota.in_service == 1
@@ -202,13 +206,13 @@ def test_giving_back_twice_changes_nothing(clock):
 
 def refusal(quota):
     with pytest.raises(OverQuota) as caught:
-        quota.reserve("llama", 0)
+        reserve(quota)
     return caught.value
 
 
 def test_retry_after_is_positive_before_anything_was_served(clock):
     quota = make(clock, limit=1, queue=0)
-    quota.reserve("llama", 0)
+    reserve(quota)
     assert refusal(quota).retry_after_s == 1.0
 
 
@@ -231,7 +235,7 @@ def test_a_slot_that_nobody_used_says_nothing_of_how_long_service_takes(clock):
     crowd.come("served", hold_s=2.0)
     crowd.run()
     for _ in range(20):
-        grant = crowd.quota.reserve("llama", clock.now_ns())
+        grant = reserve(crowd.quota, clock.now_ns())
         leaver = crowd.come("leaver")
         crowd.run((clock.now_ns() + 2 * NS_PER_S) / NS_PER_S)
         grant.release()
