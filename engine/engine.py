@@ -23,7 +23,7 @@ from engine.cache import (
     namespace,
     open_stores,
 )
-from engine.clock import Clock, to_ns, utc_now
+from engine.clock import NS_PER_S, Clock, to_ns, utc_now
 from engine.errors import (
     BadRequest,
     BadSettings,
@@ -53,7 +53,7 @@ from engine.registry import (
     rescan,
 )
 from engine.request import Completion, Request, Sampling, Stream, Usage
-from engine.routing import Attempts, Choice, Router, RouterChange, Seat, Targets
+from engine.routing import Attempts, Choice, Experiments, Router, RouterChange, Seat, Targets
 from engine.settings import EngineSettings
 from engine.telemetry import (
     Admitted,
@@ -132,6 +132,8 @@ class Engine:
         for model in (*map(Model.from_settings, settings.fleet.models), *models):
             self.registry.add(model)
         self._discovered = self._discover()
+        self.experiments = Experiments(settings.routing.experiments)
+        self._experiments_on = len(self.experiments) > 0
         self.targets = Targets(
             settings.routing,
             self.registry.find,
@@ -226,17 +228,26 @@ class Engine:
         """
         stream = stream if stream is not None else Stream()
         with self.telemetry.follow(request, stream) as story:
-            walk = self.targets.walk(self._arm(request, story))
-            while True:
-                name = walk.name
-                try:
-                    if self.targets.is_group(name):
-                        return await self._serve_by_group(name, request, story, stream)
-                    return await self._serve_by_model(name, request, story, stream)
-                except EngineError as error:
-                    if stream.tokens or not walk.fail(error):  # no other model carries on in mid-answer
-                        raise
-                    self._fell_back(request, name, walk.name, error)
+            name = self._arm(request, story)
+            try:
+                return await self._serve_as(name, request, story, stream)
+            finally:
+                if story.end.arm is not None:
+                    self._observe_arm(story.end.arm, story, stream)
+
+    async def _serve_as(self, name: str, request: Request, story: Story, stream: Stream) -> Completion:
+        """The path through what a name means, and through its fallbacks where that cannot serve."""
+        walk = self.targets.walk(name)
+        while True:
+            name = walk.name
+            try:
+                if self.targets.is_group(name):
+                    return await self._serve_by_group(name, request, story, stream)
+                return await self._serve_by_model(name, request, story, stream)
+            except EngineError as error:
+                if stream.tokens or not walk.fail(error):  # no other model carries on in mid-answer
+                    raise
+                self._fell_back(request, name, walk.name, error)
 
     async def _serve_by_model(self, name: str, request: Request, story: Story, stream: Stream) -> Completion:
         """The path through one model, which is loaded for it if need be."""
@@ -517,8 +528,26 @@ class Engine:
         return choice
 
     def _arm(self, request: Request, story: Story) -> str:
-        """The name that is asked for: the request's own."""
-        return request.model
+        """The name that is asked for: the request's own, or that of its arm where somebody experiments on it."""
+        arm = self.experiments.assign(request, self.clock.now_ns()) if self._experiments_on else None
+        if arm is None:
+            return request.model
+        story.end.arm = arm.label
+        return arm.target
+
+    def _observe_arm(self, label: str, story: Story, stream: Stream) -> None:
+        """Note what came of a request in an arm of an experiment."""
+        end, first_ns, last_ns = story.end, stream.first_token_ns, stream.last_token_ns
+        if end.outcome != "completed" or first_ns is None or last_ns is None:
+            self.experiments.observe(label, completed=False)
+            return
+        self.experiments.observe(
+            label,
+            completed=True,
+            ttft_s=(first_ns - end.arrival_ns) / NS_PER_S,
+            e2e_s=(last_ns - end.arrival_ns) / NS_PER_S,
+            hit_ratio=end.cached_tokens / end.prompt_tokens,
+        )
 
     def _headroom(self, model: str) -> float:
         return self.quotas.headroom(model)

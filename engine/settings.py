@@ -225,7 +225,7 @@ class RoutingSettings:
     fallbacks: dict[str, list[str]] = field(default_factory=dict)
     context_fallbacks: dict[str, list[str]] = field(default_factory=dict)
     max_fallbacks: int = 3
-    experiments: list[Any] = field(default_factory=list)
+    experiments: list["ExperimentSettings"] = field(default_factory=list)
     weights: dict[str, float] = field(default_factory=dict)  # of replicas, 1 where none is given
     sessions: bool = True
     session_timeout_s: float = 300.0
@@ -259,8 +259,16 @@ class RoutingSettings:
             require("routing.weights", self.weights, total > 0, "above 0 for at least one replica")
         for group, members in self.groups.items():
             require(f"routing.groups.{group}", members, len(members) > 0, "at least one model")
+        self._check_names()
+
+    def _check_names(self) -> None:
         for name in ("fallbacks", "context_fallbacks"):
             _no_circle(f"routing.{name}", getattr(self, name))
+        for what in ("name", "on"):
+            given = [getattr(experiment, what) for experiment in self.experiments]
+            twice = [value for value in given if given.count(value) > 1]
+            allowed = "given to one experiment only"
+            require(f"routing.experiments.{what}", twice[0] if twice else None, not twice, allowed)
 
 
 def _no_circle(key: str, ways: dict[str, list[str]]) -> None:
@@ -650,6 +658,65 @@ class CacheSettings:
     def tiers(self) -> dict[str, TierSettings]:
         """Those that are given, the hottest first."""
         return {name: tier for name in TIERS if (tier := getattr(self, name)) is not None}
+
+
+@dataclass(slots=True, kw_only=True)
+class ArmSettings:
+    """A side of an A/B split: what it is called, what its requests are sent to, and its share of them."""
+
+    name: str
+    target: str
+    weight: float
+
+
+@dataclass(slots=True, kw_only=True)
+class RampStep:
+    """The arms' weights from a time on, in their order."""
+
+    at_s: float
+    weights: list[float]
+
+
+UNITS = ("session", "tenant", "request")
+TOLERANCE = 1e-9
+
+
+@dataclass(slots=True, kw_only=True)
+class ExperimentSettings:
+    """An A/B split of the requests for one name, `on`.
+
+    What is assigned to an arm, by a stable hash, is a `unit`: a session (where there is none, the tenant), a tenant,
+    or each request for itself. `salt` other than the name tells experiments apart that should share no assignment.
+    `alpha` is the chance of a false finding that its report allows.
+    """
+
+    name: str
+    on: str
+    arms: list[ArmSettings]
+    unit: str = "session"
+    ramp: list[RampStep] = field(default_factory=list)
+    alpha: float = 0.05
+    salt: str = ""
+
+    def __post_init__(self) -> None:
+        key = f"routing.experiments.{self.name}"
+        require(f"{key}.arms", len(self.arms), len(self.arms) > 1, "at least two arms")
+        names = [arm.name for arm in self.arms]
+        require(f"{key}.arms", names, len(dict.fromkeys(names)) == len(names), "arms with names of their own")
+        _weights(f"{key}.arms", [arm.weight for arm in self.arms], len(self.arms))
+        require(f"{key}.unit", self.unit, self.unit in UNITS, f"one of {', '.join(UNITS)}")
+        require(f"{key}.alpha", self.alpha, 0 < self.alpha < 1, "above 0 and below 1")
+        times = [step.at_s for step in self.ramp]
+        rising = all(early < late for early, late in pairwise(times)) and all(at_s >= 0 for at_s in times)
+        require(f"{key}.ramp", times, rising, "rising times from 0 on")
+        for step in self.ramp:
+            _weights(f"{key}.ramp", step.weights, len(self.arms))
+
+
+def _weights(key: str, weights: list[float], count: int) -> None:
+    require(key, weights, len(weights) == count, f"{count} weights, one for each arm")
+    good = all(isfinite(weight) and weight >= 0 for weight in weights) and abs(sum(weights) - 1) < TOLERANCE
+    require(key, weights, good, "weights from 0 to 1 that sum to 1")
 
 
 @dataclass(slots=True, kw_only=True)

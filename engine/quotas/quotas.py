@@ -518,9 +518,10 @@ class Quotas:
         book.set_ceilings()
 
     def _spent(self, book: Book, window: Window, total: Total, used: int) -> Spent:
-        return Spent(
-            book.model, book.tenant, f"{window.kind}_{total.name}", window.index, window.part_ns, used
-        )
+        what, part = f"{window.kind}_{total.name}", window.index
+        if used == window.used(total.spent):  # exact: nothing more is promised to the present part
+            part = window.latest(total.spent)
+        return Spent(book.model, book.tenant, what, part, window.part_ns, used)
 
     def _recall(self, book: Book, window: Window, total: Total) -> None:
         """What an earlier life has used of a window. A window that lies ahead of us counts: a clock went back."""

@@ -1,16 +1,19 @@
 """Who serves: name, arm, session, strategy, fall back."""
 
 from engine.routing.decisions import Candidate, Choice, replay
+from engine.routing.experiments import Arm, Experiments
 from engine.routing.router import Attempts, Router, RouterChange, check_strategy
 from engine.routing.seats import Seat, Tools
 from engine.routing.strategies import Costed, Strategy, strategy
 from engine.routing.targets import Targets, Walk
 
 __all__ = [
+    "Arm",
     "Attempts",
     "Candidate",
     "Choice",
     "Costed",
+    "Experiments",
     "Router",
     "RouterChange",
     "Seat",
