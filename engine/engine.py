@@ -54,7 +54,7 @@ from engine.registry import (
 )
 from engine.request import Completion, Request, Sampling, Stream, Usage
 from engine.routing import Attempts, Choice, Experiments, Router, RouterChange, Seat, Targets
-from engine.settings import EngineSettings
+from engine.settings import EngineSettings, LimitSettings, require
 from engine.telemetry import (
     Admitted,
     AttemptLost,
@@ -116,7 +116,9 @@ class Engine:
         remembered = settings.models.registry_file
         self.registry = Registry(Store(Path(remembered)) if remembered is not None else None)
         self.quotas = Quotas(settings.quotas, clock, self._quota_changed, epoch_ns=clock.epoch_ns)
-        self.cache = PrefixCache(settings.cache)
+        self.cache = PrefixCache(
+            replace(settings.cache, limits=[*settings.cache.limits, *held_bytes(settings)])
+        )
         self.router = Router(
             settings.routing,
             self._routed,
@@ -731,6 +733,25 @@ class Job:
     stream: Stream
     seed: int = 0
     reader: Reader | None = None
+
+
+TIERS_OF = {"ram_gib": "ram", "ssd_gib": "ssd"}
+
+
+def held_bytes(settings: EngineSettings) -> list[LimitSettings]:
+    """What quotas say of bytes, as limits of the cache. Raises BadSettings for what the cache cannot hold to."""
+    found = []
+    for rule in settings.quotas.limits if settings.quotas.enabled else []:
+        for name, tier in TIERS_OF.items():
+            gib = getattr(rule, name)
+            if gib is None:
+                continue
+            key, given = f"quotas.limits.{name}", tier in settings.cache.tiers
+            require(key, gib, given, f"null: there is no tier {tier!r}")
+            require("quotas.limits.tenant", rule.tenant, rule.tenant != "*", f"a name where {name} is given")
+            models = [model.name for model in settings.fleet.models] if rule.model == "*" else [rule.model]
+            found += [LimitSettings(tier=tier, gib=gib, model=model, tenant=rule.tenant) for model in models]
+    return found
 
 
 def make_packer(settings: EngineSettings) -> Packer:

@@ -15,19 +15,23 @@ EngineError
 └── DeadlinePassed    504  the deadline came first
 """
 
-from typing import ClassVar
+from math import ceil
+from typing import Any, ClassVar, NamedTuple
 
 
 class EngineError(Exception):
     """Anything that the engine refuses or fails to do.
 
     `status` is the HTTP status of the answer, `outcome` the terminal outcome and `reason` the stable word
-    that stands in the requests table and in metrics.
+    that stands in the requests table and in metrics. `type` and `code` are what OpenAI's clients read.
     """
 
     status: ClassVar[int] = 500
     outcome: ClassVar[str] = "failed"
     reason: ClassVar[str] = "engine_error"
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+    retry_after_s: float | None = None
 
 
 class BadSettings(EngineError):
@@ -48,12 +52,14 @@ class BadRequest(EngineError):
     status = 400
     outcome = "rejected"
     reason = "bad_request"
+    type = "invalid_request_error"
 
 
 class TooLong(BadRequest):
     """The request does not fit the model's context."""
 
     reason = "context_too_long"
+    code = "context_length_exceeded"
 
 
 class NotFound(EngineError):
@@ -62,6 +68,8 @@ class NotFound(EngineError):
     status = 404
     outcome = "rejected"
     reason = "not_found"
+    type = "invalid_request_error"
+    code = "model_not_found"
 
 
 class OverQuota(EngineError):
@@ -70,6 +78,9 @@ class OverQuota(EngineError):
     status = 429
     outcome = "rejected"
     reason = "over_quota"
+    type = "rate_limit_exceeded"
+    code = "rate_limit_exceeded"
+    retry_after_s: float
 
     def __init__(
         self, message: str, retry_after_s: float, *, limit: str = "", is_of_model: bool = True
@@ -95,10 +106,12 @@ class ReplicaLost(EngineError):
 
 
 class NoReplica(EngineError):
-    """Nothing healthy can serve the model."""
+    """Nothing healthy can serve the model. Nobody knows when something can; a second is worth a try."""
 
     status = 503
     reason = "no_replica"
+    code = "no_replica"
+    retry_after_s = 1.0
 
 
 class LoadFailed(EngineError):
@@ -124,3 +137,22 @@ class DeadlinePassed(EngineError):
     status = 504
     outcome = "timed_out"
     reason = "deadline_passed"
+
+
+class Answer(NamedTuple):
+    """An error as OpenAI's clients expect it: status, headers, and the JSON of the body."""
+
+    status: int
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+def openai_answer(error: EngineError) -> Answer:
+    """What a client is told. `retry-after` is in whole seconds, as HTTP has it, and exact in milliseconds beside."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(ceil(error.retry_after_s))
+        headers["retry-after-ms"] = str(ceil(error.retry_after_s * 1000))
+    code = error.code or error.reason
+    body = {"error": {"message": str(error), "type": error.type, "param": None, "code": code}}
+    return Answer(error.status, headers, body)

@@ -3,9 +3,15 @@
 import pytest
 
 from engine.engine import Engine
-from engine.settings import Architecture, EngineSettings, ExecutorSettings, FleetSettings, HardwareSettings
+from engine.settings import (
+    Architecture,
+    EngineSettings,
+    ExecutorSettings,
+    FleetSettings,
+    HardwareSettings,
+    RoutingSettings,
+)
 from engine.settings import ModelSettings as Model
-from engine.settings import RoutingSettings
 from sim.world import SimClock
 
 LAYERS = {"layers": 16, "hidden": 2048, "heads": 32, "kv_heads": 8, "head_dim": 64, "ffn": 8192}

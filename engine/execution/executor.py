@@ -215,6 +215,7 @@ class Machine:
 executors: Named[Executor] = Named(
     "executor",
     homes={
+        "law": "engine.execution.law",
         "roofline": "engine.execution.roofline",
         "torch": "engine.execution.torch_executor",  # imports torch: only when it is asked for
         "transformers": "engine.execution.transformers_executor",  # the same, and needs the extra `hf`

@@ -20,6 +20,7 @@ UNBOUNDED = 1 << 62
 EMERGENCY = MODES.index("emergency")
 LIMITED = MODES.index("limited")
 THROTTLED = MODES.index("throttled")
+SEEN_NS = 10 * NS_PER_S  # how often a look is taken at the rate of admissions, in case it must be halved
 
 
 @dataclass(slots=True)
@@ -57,14 +58,13 @@ class Total:
     there. `top` is the largest total that the limits allow now.
     """
 
-    __slots__ = ("_book", "_is_tokens", "mark", "most", "name", "top", "windows")
+    __slots__ = ("_book", "_is_tokens", "mark", "name", "top", "windows")
 
     def __init__(self, book: "Book", name: str) -> None:
         self._book = book
         self._is_tokens = name == "tokens"
         self.name = name
         self.top = UNBOUNDED
-        self.most = UNBOUNDED  # the ceiling, but for requests in service
         self.mark = UNBOUNDED  # up to here it is on disk that it was used
         self.windows: list[Window] = []
 
@@ -91,6 +91,7 @@ class Book:
         "gap_token",
         "has_bursts",
         "held_tokens",
+        "in_service",
         "is_special",
         "is_told",
         "lender",
@@ -101,7 +102,6 @@ class Book:
         "model",
         "more",
         "num_crossed",
-        "num_ended",
         "observer",
         "operator_mode",
         "paced_ns",
@@ -116,6 +116,7 @@ class Book:
         "spent_tokens",
         "tenant",
         "tokens",
+        "turn_ns",
         "until_ns",
     )
 
@@ -133,9 +134,10 @@ class Book:
         self.ceiling_requests = UNBOUNDED
         self.tokens = Total(self, "tokens")
         self.requests = Total(self, "requests")
-        self.until_ns = UNBOUNDED
+        self.turn_ns = UNBOUNDED  # when a window begins, or a mode may end
+        self.until_ns = UNBOUNDED  # until then the short way of the check knows everything
         self.mean_service_ns = 0.0
-        self.num_ended = 0
+        self.in_service = 0
         self.held_tokens = 0  # counted where there is a limit on them
         self.max_in_service = UNBOUNDED
         self.max_held_tokens = UNBOUNDED
@@ -177,7 +179,6 @@ class Book:
         self.max_held_tokens = _or_none(rule.concurrent_tokens)
         self._allow_bursts(rule)
         self.is_special = self.more is not None or self.max_held_tokens < UNBOUNDED
-        self.until_ns = -UNBOUNDED
         self.roll(now_ns)
 
     def _allow_bursts(self, rule: AllowanceSettings) -> None:
@@ -196,32 +197,27 @@ class Book:
         self.more = more
         self.has_bursts = self.slack < UNBOUNDED << SCALE_BITS
 
-    @property
-    def in_service(self) -> int:
-        """Requests that were admitted and have not ended; those given back count as ended and as never made."""
-        return self.requests.spent - self.num_ended
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether there is any limit that is not on what is in service at a time."""
-        return bool(self.tokens.windows or self.requests.windows) or self.has_bursts
-
     def roll(self, now_ns: int) -> None:
-        """Begin the windows that have begun by now, and find anew what may be used."""
-        until_ns = UNBOUNDED
+        """Begin the windows that have begun by now, end the modes that have ended, and find anew what may be used."""
+        turn_ns = UNBOUNDED
         for total in (self.tokens, self.requests):
             for window in total.windows:
                 if window.roll(now_ns, total.spent):
                     self._rearm(window, total)
                     if self.lender is not None:
                         total.mark = total.spent  # nothing of the new window is on disk
-                until_ns = min(until_ns, window.end_ns)
+                turn_ns = min(turn_ns, window.end_ns)
                 self.since_ns = max(self.since_ns, window.end_ns - window.part_ns)
+        self.turn_ns = turn_ns
         self.settle_down(now_ns)
-        is_looked_at = self.mode >= THROTTLED or self.is_special
-        self.until_ns = -UNBOUNDED if is_looked_at else until_ns
-        self._note_rate(now_ns)
+        self._look(now_ns)
         self.set_ceilings()
+
+    def _look(self, now_ns: int) -> None:
+        """See how fast requests come, and until when the short way will do."""
+        self._note_rate(now_ns)
+        is_watched = self.is_special or self.is_paced
+        self.until_ns = -UNBOUNDED if is_watched else min(self.turn_ns, now_ns + SEEN_NS)
 
     def set_ceilings(self) -> None:
         """Find the smallest totals at which anything happens."""
@@ -239,25 +235,21 @@ class Book:
                 if at is not None:
                     ceiling = min(ceiling, base + _threshold(at, window.limit) - 1)
             total.top = top
-            total.most = min(top, ceiling)
-        self.ceiling_tokens = self.tokens.most
-        self.set_places()
-
-    def set_places(self) -> None:
-        """The limit on requests in service as one on the running total: of those that have ended, and the limit.
-
-        It rises when one ends, but is only looked at when it is reached.
-        """
-        self.ceiling_requests = min(self.requests.most, self.num_ended + self.max_in_service)
+            if total is self.tokens:
+                self.ceiling_tokens = min(top, ceiling)
+            else:
+                self.ceiling_requests = min(top, ceiling)
 
     # is there room
 
     def has_room(self, tokens: int, now_ns: int) -> bool:
-        """The long way of the check: roll, and see whether a limit or only a mark was reached."""
-        if now_ns >= self.until_ns:
+        """The long way of the check: see whether a limit was reached, or only a mark or a moment."""
+        if now_ns >= self.turn_ns:
             self.roll(now_ns)
+        elif now_ns >= self.until_ns:
+            self._look(now_ns)
         if (
-            self.tokens.spent + tokens > self.tokens.top
+            self.spent_tokens + tokens > self.tokens.top
             or self.spent_requests >= self.requests.top
             or self.in_service >= self.max_in_service
             or self.held_tokens + tokens > self.max_held_tokens
@@ -271,7 +263,6 @@ class Book:
             for total, amount in ((self.tokens, tokens), (self.requests, 1)):
                 if total.spent + amount > total.mark:
                     self.lender(self, total, amount)
-        self.set_places()
         return True
 
     def fits_bursts(self, tokens: int, now_ns: int) -> bool:
@@ -375,8 +366,6 @@ class Book:
     def take_back(self, granted_ns: int, now_ns: int) -> None:
         """A request counts as never made. It is in service all the same, until it has ended."""
         self.refund(self.requests, 1, granted_ns, now_ns)
-        self.num_ended -= 1
-        self.set_places()
 
     def share(self) -> float:
         """The largest used share of its windows."""
@@ -388,7 +377,7 @@ class Book:
 
     def headroom(self, now_ns: int) -> float:
         """The smallest remaining share of all of its limits, from 0 to 1."""
-        if now_ns >= self.until_ns:
+        if now_ns >= self.turn_ns:
             self.roll(now_ns)
         left = 1.0 - self.share()
         if self.max_in_service < UNBOUNDED:
@@ -404,12 +393,15 @@ class Book:
     # soft limits and modes
 
     def passed(self, tokens: int, now_ns: int) -> None:
-        """A request was entered and a mark was reached: tell of soft limits, step up modes."""
+        """A request was entered by the long way: count what the short one does not know, and look at marks."""
         if self.is_special:
             self.held_tokens += tokens
             if self.more is not None:
                 self.more.take(tokens, now_ns)
-        self.look_again(now_ns)
+        if self.is_paced:
+            self.paced_ns = max(self.paced_ns, now_ns) + self._pace_ns(now_ns)
+        if self.spent_tokens > self.ceiling_tokens or self.spent_requests > self.ceiling_requests:
+            self.look_again(now_ns)
 
     def look_again(self, now_ns: int) -> None:
         """Tell of soft limits that are passed, and step up modes."""
@@ -425,8 +417,6 @@ class Book:
                         kind = f"{window.kind}_{total.name}"
                         crossing = Crossing(now_ns, self.model, self.tenant, kind, share, used, window.limit)
                         self.observer(crossing)
-        if self.mode >= THROTTLED:
-            self.paced_ns = max(self.paced_ns, now_ns) + self._pace_ns(now_ns)
         self._note_rate(now_ns)
         share = self.share()
         while (at := self._next_mode_at()) is not None and share >= at:
@@ -454,7 +444,10 @@ class Book:
             if self.mode == EMERGENCY:
                 if self.quiet_since_ns < 0:
                     self.quiet_since_ns = now_ns
-                if now_ns - self.quiet_since_ns < self.settings.quiet_s * NS_PER_S:
+                ends_ns = self.quiet_since_ns + round(self.settings.quiet_s * NS_PER_S)
+                if now_ns < ends_ns:
+                    self.turn_ns = min(self.turn_ns, ends_ns)
+                    self.until_ns = min(self.until_ns, ends_ns)
                     return
             self._move(self._mode_before(), f"{self.share():.0%} of the limits is used", now_ns)
 
@@ -488,8 +481,7 @@ class Book:
             since_ns, requests = self.rate_from[:2]
             self.gap_ns = (now_ns - since_ns) / max(1, self.requests.spent - requests)
             self.paced_ns = now_ns + self._pace_ns(now_ns)
-        if mode >= THROTTLED or before >= THROTTLED:
-            self.until_ns = -UNBOUNDED
+        self.until_ns = -UNBOUNDED  # how far the short way goes is another matter now
         self.quiet_since_ns = -1
         if self.observer is not None:
             change = ModeChange(now_ns, self.model, self.tenant, MODES[before], MODES[mode], cause)
@@ -503,9 +495,14 @@ class Book:
 
     # pacing
 
+    @property
+    def is_paced(self) -> bool:
+        """Whether requests are let in one by one, at even distances."""
+        return THROTTLED <= self.mode < EMERGENCY
+
     def next_ns(self, now_ns: int) -> int:
         """The earliest admission that pacing allows."""
-        return self.paced_ns if THROTTLED <= self.mode < EMERGENCY and self.paced_ns > now_ns else now_ns
+        return self.paced_ns if self.is_paced and self.paced_ns > now_ns else now_ns
 
     def _note_rate(self, now_ns: int) -> None:
         """Remember how many were admitted until when: the rate is seen between two such moments, a second apart."""
@@ -556,6 +553,7 @@ class Ledger:
         for book in self.books:
             spent = book.spent_tokens + tokens
             requests = book.spent_requests + 1
+            in_service = book.in_service
             arrival = book.arrival
             if arrival < now:  # noqa: PLR1730  max() costs 60 ns more
                 arrival = now
@@ -564,6 +562,7 @@ class Ledger:
                 now_ns >= book.until_ns
                 or spent > book.ceiling_tokens
                 or requests > book.ceiling_requests
+                or in_service >= book.max_in_service
                 or arrival - now > book.slack
             ):
                 if not book.has_room(tokens, now_ns):
@@ -573,6 +572,7 @@ class Ledger:
                 careful += 1
             book.spent_tokens = spent
             book.spent_requests = requests
+            book.in_service = in_service + 1
             book.arrival = arrival
         if careful:
             for book in self.books:
@@ -582,7 +582,7 @@ class Ledger:
     def release(self) -> None:
         """A request that was entered has ended: its place is another one's."""
         for book in self.books:
-            book.num_ended += 1
+            book.in_service -= 1
 
     def _undo(self, until: Book, tokens: int) -> None:
         """A later book has no room: those before it have let nobody in."""
@@ -591,6 +591,7 @@ class Ledger:
                 return
             book.spent_tokens -= tokens
             book.spent_requests -= 1
+            book.in_service -= 1
             book.arrival -= book.gap_request + tokens * book.gap_token
 
 

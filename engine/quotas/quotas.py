@@ -271,7 +271,7 @@ class Quotas:
         found: dict[str, str] = {}
         books = self.ledger(model, tenant).books
         for book in books:
-            if now_ns >= book.until_ns:
+            if now_ns >= book.turn_ns:
                 book.roll(now_ns)
         for what in ("requests", "tokens"):
             windows = [
@@ -539,7 +539,7 @@ class Quotas:
 
     def _heed_mode(self, book: Book, ledger: Ledger, request: Request, tokens: int, now_ns: int) -> None:
         """Raise OverQuota when a book's mode has no place for requests of this priority."""
-        if now_ns >= book.until_ns:
+        if now_ns >= book.turn_ns:
             book.roll(now_ns)
         least = self.settings_of(MODES[book.mode]).min_priority if book.mode else None
         if least is not None and request.priority < least:

@@ -59,6 +59,10 @@ class Targets:
         self._groups.setdefault(AUTO, list(dict.fromkeys(fleet)) or [ANYBODY])
         for group, members in settings.groups.items():
             self._check_group(group, members)
+        for experiment in settings.experiments:
+            self._check_known(f"routing.experiments.{experiment.name}.on", experiment.on)
+            for arm in experiment.arms:
+                self._check_known(f"routing.experiments.{experiment.name}.arms", arm.target)
         for key, ways in (
             ("fallbacks", settings.fallbacks),
             ("context_fallbacks", settings.context_fallbacks),

@@ -11,6 +11,7 @@ TREE = {
     "BadSettings": (500, "failed", "bad_settings"),
     "UnknownName": (500, "failed", "unknown_name"),
     "BadRequest": (400, "rejected", "bad_request"),
+    "TooLong": (400, "rejected", "context_too_long"),
     "NotFound": (404, "rejected", "not_found"),
     "OverQuota": (429, "rejected", "over_quota"),
     "GenerationFailed": (500, "failed", "generation_failed"),

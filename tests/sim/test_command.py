@@ -90,8 +90,8 @@ def test_another_seed_gives_another_digest(tmp_path):
 def test_help_shows_what_there_is_to_choose_from(tmp_path):
     done = command(tmp_path, "--help")
     assert done.returncode == 0
-    assert "scenario=failover|steady" in done.stdout
-    assert "executor=roofline|torch" in done.stdout
+    assert "scenario=failover|queue|steady" in done.stdout
+    assert "executor=law|roofline|torch" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -116,9 +116,9 @@ HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 GOOD_ROW = "2023-11-16 18:15:46.6805900,374,44\n"
 BAD = [
     ((), None, "no scenario is given"),
-    (("scenario=nope",), None, "no scenario is called 'nope'; choose from failover, steady"),
+    (("scenario=nope",), None, "no scenario is called 'nope'; choose from failover, queue, steady"),
     (("strategy=nope",), None, "no strategy is called 'nope'; choose from affinity, blend, cache_aware"),
-    (("executor=nope",), None, "no executor is called 'nope'; choose from roofline, torch"),
+    (("executor=nope",), None, "no executor is called 'nope'; choose from law, roofline, torch"),
     (("workload.speed=2",), None, "no setting is called 'workload.speed'; the settings of workload are kind"),
     (("workload.requests=0",), None, "workload.requests is 0"),
     (("workload.rate=0",), None, "workload.rate is 0.0, but must be above 0"),

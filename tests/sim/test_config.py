@@ -62,9 +62,14 @@ def test_replicas_may_be_named_one_by_one():
 
 
 BAD = [
-    ([], BadSettings, "no scenario is given", "failover, steady"),
-    (["scenario=nope"], UnknownName, "no scenario is called 'nope'", "failover, steady"),
-    ([*ROOFLINE, "scenario.name=nope"], UnknownName, "no scenario is called 'nope'", "failover, steady"),
+    ([], BadSettings, "no scenario is given", "failover, queue, steady"),
+    (["scenario=nope"], UnknownName, "no scenario is called 'nope'", "failover, queue, steady"),
+    (
+        [*ROOFLINE, "scenario.name=nope"],
+        UnknownName,
+        "no scenario is called 'nope'",
+        "failover, queue, steady",
+    ),
     ([*ROOFLINE, "strategy=nope"], UnknownName, "no strategy is called 'nope'", "least_loaded, power_of_two"),
     (
         [*ROOFLINE, "strategy.name=nope"],
@@ -76,7 +81,7 @@ BAD = [
     ([*ROOFLINE, "eviction.name=mru"], UnknownName, "no eviction policy is called 'mru'", "lru"),
     (["scenario=failover", "executor=nope"], UnknownName, "no executor is called 'nope'", "roofline, torch"),
     ([*ROOFLINE, "executor.name=nope"], UnknownName, "no executor is called 'nope'", "roofline, torch"),
-    ([*ROOFLINE, "workload=nope"], UnknownName, "no workload is called 'nope'", "azure, chat"),
+    ([*ROOFLINE, "workload=nope"], UnknownName, "no workload is called 'nope'", "azure, bare, chat"),
     ([*ROOFLINE, "workload.kind=nope"], UnknownName, "no workload is called 'nope'", "azure, mix, synthetic"),
     ([*ROOFLINE, "foo=1"], UnknownName, "no setting is called 'foo'", "seed"),
     ([*ROOFLINE, "+foo=1"], UnknownName, "no setting is called 'foo'", "seed"),

@@ -84,7 +84,7 @@ def test_the_one_who_is_shed_is_of_the_tenant_with_the_most_and_told_when_to_com
 
 @pytest.mark.parametrize(("weights", "share"), [({}, 0.5), ({"a": 3.0}, 0.75)])
 def test_tenants_that_wait_get_tokens_by_their_weights(make, live, clock, weights, share):
-    """Two backlogged tenants, one with long requests: after any time their service differs by two requests at most."""
+    """Two backlogged tenants, one with long requests: their service never differs by more than two requests."""
     quotas = make({"model": "m", "concurrent_requests": 1}, queue_capacity=LONG, tenant_weights=weights)
     log, worst = [], 0.0
     for number in range(400):

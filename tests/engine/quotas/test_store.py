@@ -16,7 +16,7 @@ RULES = ({"model": "m", "hourly_tokens": 1000, "daily_tokens": 5000}, {"tenant":
 
 
 @pytest.fixture
-def life(make, clock, tmp_path):
+def life(make, tmp_path):
     """Another life of the same quotas, begun so many seconds after 1970."""
 
     def begun(epoch_s=0, *rules, **options):
@@ -124,7 +124,7 @@ while True:
 """
 
 
-def test_a_process_that_is_killed_has_spent_what_it_granted(tmp_path, make, ask):
+def test_a_process_that_is_killed_has_spent_what_it_granted(tmp_path, make):
     path = tmp_path / "spent.sqlite"
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, text=True)
     for _ in range(1500):
@@ -141,7 +141,7 @@ def test_a_process_that_is_killed_has_spent_what_it_granted(tmp_path, make, ask)
 def test_the_files_of_others_and_damaged_ones_are_refused(life, tmp_path):
     path = tmp_path / "spent.sqlite"
     path.write_bytes(b"no database at all, but long enough to look like one " * 40)
-    with pytest.raises(BadSettings, match="quotas.state_file .* cannot be used"):
+    with pytest.raises(BadSettings, match=r"quotas.state_file .* cannot be used"):
         life()
     path.unlink()
     with sqlite3.connect(path) as other:

@@ -65,7 +65,7 @@ def test_no_window_ever_holds_more_than_its_limit_and_a_fixed_one_all_of_it(slid
 
 
 def test_twin_that_counts_the_window_before_in_part_lets_too_many_in():
-    """Peers' sliding counter, what was used before x (1 - elapsed) + now, passes nearly twice the limit in an hour."""
+    """Peers' sliding counter, use before x (1 - elapsed) + use now, passes nearly twice the limit in an hour."""
     window, limit = Window("hourly", 100, HOUR_NS, 0, sliding=True), 100
     theirs, ours = 100, 100  # all of it in minute 59
     window.roll(59 * HOUR_NS // 60, 0)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def split(*weights, **options):
     names = ("control", "treatment", "third")
     arms = [
         ArmSettings(name=name, target=f"m@{place}", weight=weight)
-        for place, (name, weight) in enumerate(zip(names, weights))
+        for place, (name, weight) in enumerate(zip(names, weights, strict=False))
     ]
     return ExperimentSettings(**{"name": "exp", "on": "m", "arms": arms, **options})
 
@@ -83,7 +84,7 @@ def test_on_a_ramp_units_go_one_way():
         for at_s in (0, 9.9, 10, 15, 20, 31)
     ]
     assert [len(each) for each in treated] == pytest.approx([0, 0, 200, 200, 800, 2000], abs=70)
-    assert all(early <= late for early, late in zip(treated, treated[1:], strict=False))
+    assert all(early <= late for early, late in pairwise(treated))
 
 
 def test_the_unit_is_a_session_a_tenant_or_a_request():

@@ -47,7 +47,7 @@ def test_a_burst_sees_its_own_decisions(make, ask):
 
 def test_twin_that_counts_when_the_request_ends_sends_the_whole_burst_to_one(make, ask):
     # seen in other routers: 480 of 480 requests to one engine, seven idle
-    router, seats = make(strategy="power_of_two", count=2)
+    router, _ = make(strategy="power_of_two", count=2)
     routed = Counter()
     for number in range(20):
         seat = router.route("llama", ask(number), 10, 0)
@@ -177,7 +177,7 @@ def test_a_replica_may_join_a_router_that_already_decides(make, ask, name):
     router.route("llama", ask(), 10, 0)
     second = router.add("z", "llama")
     chosen = {router.route("llama", ask(number), 10, 0).name for number in range(60)}
-    assert chosen == ({"a", "z"} if name not in ("cost",) else {"a", "z"} & chosen)
+    assert chosen == {"a", "z"} or name == "cost"  # which knows no costs here
     assert first.requests_in_flight + second.requests_in_flight == 61
 
 
@@ -224,7 +224,9 @@ def test_a_strategy_that_does_not_exist_or_does_not_fit_is_refused(make):
         make(strategy="fastest")
     with pytest.raises(BadSettings, match="does not take these options"):
         make(options={"weight": 2})
-    with pytest.raises(BadSettings, match="routing.modules names 'no_such_module', which cannot be imported"):
+    with pytest.raises(
+        BadSettings, match=r"routing.modules names 'no_such_module', which cannot be imported"
+    ):
         make(modules=["no_such_module"])
 
 
@@ -280,7 +282,7 @@ def test_when_too_few_are_left_they_are_not_overloaded_and_it_is_said(make, ask)
     assert [(each.subject, each.change) for each in told] == [("llama", "panic")]
     for number in range(6):
         router.route("llama", ask(number), 1, 8)
-    with pytest.raises(NoReplica, match="only 2 of 5 replicas of 'llama' are left"):
+    with pytest.raises(NoReplica, match=r"only 2 of 5 replicas of 'llama' are left"):
         router.route("llama", ask(), 1, 9)
     router.set_available("c", True, 10)
     assert told[-1].change == "panic over"

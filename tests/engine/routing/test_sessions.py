@@ -136,7 +136,7 @@ def test_the_hash_is_the_same_in_every_process():
     assert told == [f"{digest_of('user-123')}\n"] * 2
 
 
-def test_many_replicas_share_the_slots_and_few_move(make):
+def test_many_replicas_share_the_slots_and_few_move():
     seats = [Seat(f"r{number}", "llama") for number in range(200)]
     slots = Slots()
     sessions = [f"s{number}" for number in range(5000)]

@@ -143,7 +143,7 @@ def test_least_loaded_is_exact_and_fair_among_equals(ask, count):
             chooser.eased(seat)
 
 
-def test_the_heap_stays_small_however_often_loads_change(ask):
+def test_the_heap_stays_small_however_often_loads_change():
     heap, seats = LoadHeap(tools()), fleet(40)
     for number in range(20_000):
         seat = heap.least(seats)
@@ -396,7 +396,7 @@ def test_cost_is_the_expected_time_to_the_last_token(ask, chain):
     assert chooser.costs(ask(prompt=100, output=10, keys=keys), seats, 0)[1] == 10 * (100 - 96) + 5000
 
 
-def test_a_blend_weighs_its_parts_and_one_part_alone_decides_as_itself(ask, chain):
+def test_a_blend_weighs_its_parts_and_one_part_alone_decides_as_itself(ask):
     seats, random = fleet(6), Random(5)  # noqa: S311  seeded
     blend, alone = made("1.0 least_loaded + 0.000001 latency_based"), made("least_loaded")
     for number in range(200):

@@ -1,0 +1,126 @@
+"""The law executor: service times drawn from a distribution. No tokens that mean anything, for queueing theory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import exp, log, sqrt
+from statistics import NormalDist
+
+from xxhash import xxh3_64_intdigest
+
+from engine.clock import NS_PER_S
+from engine.execution.executor import Batch, KVBlock, Machine, Sequence, StepResult, executors
+from engine.settings import ModelSettings, above, require
+
+VOCAB = 2**31 - 1
+CONTEXT_TOKENS = 1 << 20
+WORD = 1 << 64
+HALVINGS = 60
+
+Law = Callable[[float, float], float]
+"""The quantile of a service time with mean 1: of a chance in (0, 1), and the squared coefficient of variation."""
+
+
+def _erlang2(chance: float, _scv: float) -> float:
+    """Erlang-2 with mean 1, by bisection: 1 - (1 + 2x) e^(-2x) = chance."""
+    low, high = 0.0, 50.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if 1 - (1 + 2 * middle) * exp(-2 * middle) < chance:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _lognormal(chance: float, scv: float) -> float:
+    variance = log(1 + scv)
+    return exp(sqrt(variance) * NormalDist().inv_cdf(chance) - variance / 2)
+
+
+LAWS: dict[str, Law] = {
+    "exponential": lambda chance, _scv: -log(1 - chance),
+    "deterministic": lambda _chance, _scv: 1.0,
+    "uniform": lambda chance, _scv: 2 * chance,
+    "erlang2": _erlang2,
+    "lognormal": _lognormal,
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class LawOptions:
+    """Which distribution, its mean, and for the log-normal its squared coefficient of variation (SCV)."""
+
+    law: str = "exponential"
+    mean_s: float = 1.0
+    scv: float = 1.0
+
+    def __post_init__(self) -> None:
+        require("executor.law", self.law, self.law in LAWS, f"one of {', '.join(LAWS)}")
+        above("executor.mean_s", self.mean_s, 0)
+        above("executor.scv", self.scv, 0)
+        require(
+            "executor.scv", self.scv, self.scv == 1 or self.law == "lognormal", "1: only lognormal has one"
+        )
+
+
+@executors("law")
+class LawExecutor:
+    """A server: the whole service of a request takes place in the step that ends its prefill.
+
+    A service time is a function of the seed and the prompt, not of the replica, the order or the strategy: every
+    strategy meets the same ones (common random numbers). Requests that share a step are served one after the other.
+    """
+
+    Options = LawOptions
+    is_modelled = True
+    keeps_blocks = False
+    weights_id = ""
+    keep = None
+    vocab = VOCAB
+    context_tokens = CONTEXT_TOKENS
+    kv_capacity_tokens = 1 << 40
+    kv_bytes_per_token = 1
+    kv_value_bytes = 1.0
+
+    def __init__(self, machine: Machine, options: LawOptions) -> None:
+        self._clock = machine.clock
+        self._seed = machine.seed
+        self._mean_ns = options.mean_s * NS_PER_S
+        self._law = LAWS[options.law]
+        self._scv = options.scv
+
+    async def step(self, batch: Batch) -> StepResult:
+        duration_ns = 0
+        for chunk in batch.chunks:
+            if chunk.is_last:
+                duration_ns += self.service_ns(chunk.sequence)
+        await self._clock.sleep(duration_ns)
+        firsts = [1 if chunk.is_last else None for chunk in batch.chunks]
+        return StepResult(duration_ns, firsts, [1] * len(batch.decodes))
+
+    def service_ns(self, sequence: Sequence) -> int:
+        """The service time of a request, by its prompt."""
+        drawn = xxh3_64_intdigest(sequence.tokens.tobytes(), self._seed)
+        return round(self._mean_ns * self._law((drawn + 0.5) / WORD, self._scv))
+
+    def retire(
+        self, sequence: Sequence, first_block: int, last_block: int, block_tokens: int
+    ) -> list[KVBlock]:
+        return [None] * (last_block - first_block)
+
+    def release(self, sequence: Sequence) -> None:
+        """Nothing is held."""
+
+    def prefill_ns(self, start: int, end: int) -> int:
+        return round(self._mean_ns)
+
+    @classmethod
+    def weights_bytes(cls, model: ModelSettings, options: LawOptions) -> int:
+        return 0
+
+    @classmethod
+    def vocab_of(cls, model: ModelSettings) -> int:
+        return VOCAB
+
+    def reset(self) -> None:
+        """Nothing is remembered."""
