@@ -1,4 +1,4 @@
-"""The engine's command: look at models, make stand-ins, fetch real ones, talk to one.
+"""The engine's command: look at models, make stand-ins, fetch real ones, talk to one, compile the decision plane.
 
 Exit codes: 0 done; 1 it failed, and the last line says why; 2 the command line is no good.
 """
@@ -75,6 +75,10 @@ def parser() -> argparse.ArgumentParser:
     chat.add_argument("--device", default="cpu")
     chat.add_argument("--weights", default="float32", help="float32, bfloat16, float16 or int8")
     chat.set_defaults(run=_chat)
+
+    compiling = commands.add_parser("compile", help="compile routing and quotas in place, with mypyc")
+    compiling.add_argument("--remove", action="store_true", help="delete what was compiled")
+    compiling.set_defaults(run=_compile)
     return top
 
 
@@ -121,6 +125,15 @@ def _chat(chosen: argparse.Namespace) -> int:
             ask=_typed,
         )
     )
+    return 0
+
+
+def _compile(chosen: argparse.Namespace) -> int:
+    from engine.command.compiling import compile_plane, remove  # noqa: PLC0415
+
+    root = Path(__file__).parents[1]
+    for path in remove(root) if chosen.remove else compile_plane(root):
+        print(f"removed {path}" if chosen.remove else path)
     return 0
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
-from inspect import signature
+from inspect import Parameter, Signature, signature
 from typing import Any, Generic, TypeVar
 
 from engine.errors import BadSettings, UnknownName
@@ -53,7 +53,18 @@ class Named(Generic[T]):
         """
         cls = self.find(name)
         try:
-            signature(cls).bind(*arguments, **options)
+            _signature(cls).bind(*arguments, **options)
         except TypeError as error:
             raise BadSettings(f"{self.kind} {name!r} does not take these options: {error}") from error
         return cls(*arguments, **options)
+
+
+def _signature(cls: type[Any]) -> Signature:
+    """What a class is called with. A compiled one says that its parameters have no names; they have."""
+    named = Parameter.POSITIONAL_OR_KEYWORD
+    return Signature(
+        [
+            each.replace(kind=named) if each.kind is Parameter.POSITIONAL_ONLY else each
+            for each in signature(cls).parameters.values()
+        ]
+    )

@@ -139,7 +139,7 @@ def settle(config: DictConfig, overrides: Sequence[str]) -> RunSettings:
             hardware=typed(HardwareSettings, parts["hardware"], "hardware"),
             routing=_routing(parts["routing"], parts["strategy"]),
             health=typed(HealthSettings, parts["health"], "health"),
-            quotas=typed(QuotaSettings, parts["quotas"], "quotas"),
+            quotas=typed(QuotaSettings, _given(parts["quotas"], "quotas"), "quotas"),
             cache=_cache(parts["tiers"], parts["eviction"], parts["allocation"]),
             models=typed(LoadingSettings, parts["models"], "models"),
             seed=seed,
@@ -302,9 +302,17 @@ def _executor(values: dict[str, Any]) -> ExecutorSettings:
 
 def _routing(values: dict[str, Any], chosen: dict[str, Any]) -> RoutingSettings:
     name, options = _named(chosen, "strategy")
-    made = typed(RoutingSettings, {**values, "strategy": name, "options": options}, "routing")
+    given = {**_given(values, "routing"), "strategy": name, "options": options}
+    made = typed(RoutingSettings, given, "routing")
     check_strategy(made)
     return made
+
+
+def _given(values: Any, key: str) -> dict[str, Any]:
+    """What is not null: the rest has the default of its setting, for Hydra adds no keys to a map that is given."""
+    if not isinstance(values, dict):
+        raise BadSettings(f"{key} is {values!r}, but must be a group of settings")
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _cache(values: dict[str, Any], evicting: dict[str, Any], dividing: dict[str, Any]) -> CacheSettings:

@@ -173,7 +173,7 @@ class Book:
                 window = before.get(kind)
                 if window is None or (window.span > 0) != rule.sliding:
                     window = Window(kind, limit, length_ns, offset, sliding=rule.sliding)
-                window.limit = limit
+                window.limit, window.before = limit, window.used(total.spent)
                 total.windows.append(window)
         self.max_in_service = _or_none(rule.concurrent_requests)
         self.max_held_tokens = _or_none(rule.concurrent_tokens)
@@ -199,6 +199,7 @@ class Book:
 
     def roll(self, now_ns: int) -> None:
         """Begin the windows that have begun by now, end the modes that have ended, and find anew what may be used."""
+        calm_ns = self._calm_ns(self.mode, now_ns)
         turn_ns = UNBOUNDED
         for total in (self.tokens, self.requests):
             for window in total.windows:
@@ -209,9 +210,16 @@ class Book:
                 turn_ns = min(turn_ns, window.end_ns)
                 self.since_ns = max(self.since_ns, window.end_ns - window.part_ns)
         self.turn_ns = turn_ns
-        self.settle_down(now_ns)
+        self.settle_down(now_ns, calm_ns)
         self._look(now_ns)
         self.set_ceilings()
+
+    def begin_lease(self) -> None:
+        """From here on, what will be used is written down before: the next request asks for it."""
+        if self.lender is not None:
+            for total in (self.tokens, self.requests):
+                total.mark = total.spent if total.windows else UNBOUNDED
+            self.set_ceilings()
 
     def _look(self, now_ns: int) -> None:
         """See how fast requests come, and until when the short way will do."""
@@ -290,6 +298,22 @@ class Book:
         self.arrival -= max(0, end - max(needed, now))
         if self.more is not None:
             self.more.refund(other, tokens, used, now_ns)
+
+    def bursts(self) -> list[tuple[str, int, int]]:
+        """Of each burst limit its name, its theoretical arrival time, and by how much that may lie ahead."""
+        found = []
+        if self.has_bursts:
+            found.append(("burst_requests" if self.gap_request else "burst_tokens", self.arrival, self.slack))
+        if self.more is not None:
+            found.append(("burst_tokens", self.more.arrival, self.more.slack))
+        return found
+
+    def resume_burst(self, name: str, arrival: int) -> None:
+        """Go on where a burst limit had stood in an earlier life."""
+        if self.more is not None and name == "burst_tokens":
+            self.more.arrival = max(self.more.arrival, arrival)
+        else:
+            self.arrival = max(self.arrival, arrival)
 
     def never(self, tokens: int) -> str | None:
         """The limit that so many tokens can never keep; None where there is none."""
@@ -430,11 +454,11 @@ class Book:
             self._move(mode, cause, now_ns)
         else:
             while self.mode and not self._holds(self.mode):
-                self._move(self._mode_before(), cause, now_ns)
+                self._move(self._mode_before(self.mode), cause, now_ns)
         self.set_ceilings()
 
-    def settle_down(self, now_ns: int) -> None:
-        """Step down while use has fallen far enough below where a mode begins."""
+    def settle_down(self, now_ns: int, calm_ns: int = UNBOUNDED) -> None:
+        """Step down while use has fallen far enough below where a mode begins; `calm_ns`: since when, if not now."""
         if self.operator_mode >= 0:
             return
         while self.mode:
@@ -443,20 +467,65 @@ class Book:
                 return
             if self.mode == EMERGENCY:
                 if self.quiet_since_ns < 0:
-                    self.quiet_since_ns = now_ns
-                ends_ns = self.quiet_since_ns + round(self.settings.quiet_s * NS_PER_S)
+                    self.quiet_since_ns = min(calm_ns, now_ns)
+                ends_ns = self.quiet_since_ns + self._quiet_ns
                 if now_ns < ends_ns:
                     self.turn_ns = min(self.turn_ns, ends_ns)
                     self.until_ns = min(self.until_ns, ends_ns)
                     return
-            self._move(self._mode_before(), f"{self.share():.0%} of the limits is used", now_ns)
+            self._move(self._mode_before(self.mode), f"{self.share():.0%} of the limits is used", now_ns)
+
+    @property
+    def _quiet_ns(self) -> int:
+        return round(self.settings.quiet_s * NS_PER_S)
 
     def _holds(self, mode: int) -> bool:
+        """Whether use is not yet far enough below where a mode begins."""
         at = self.settings.modes[MODES[mode]].at
-        return at is not None and self.share() >= at - self.settings.hysteresis
+        if at is None:
+            return False
+        share = at - self.settings.hysteresis
+        return any(
+            window.used(total.spent) > _below(share, window.limit)
+            for total in (self.tokens, self.requests)
+            for window in total.windows
+        )
 
-    def _mode_before(self) -> int:
-        for mode in range(self.mode - 1, 0, -1):
+    def _calm_ns(self, mode: int, now_ns: int) -> int:
+        """When use will be far enough below where a mode begins, if nothing more is used."""
+        at = self.settings.modes[MODES[mode]].at if mode else None
+        calm_ns = -UNBOUNDED
+        if at is not None:
+            for total in (self.tokens, self.requests):
+                for window in total.windows:
+                    most = _below(at - self.settings.hysteresis, window.limit)
+                    if window.used(total.spent) > most:
+                        calm_ns = max(calm_ns, window.free_ns(window.limit - most, total.spent))
+        return calm_ns if calm_ns > -UNBOUNDED else now_ns
+
+    def refuses(self, priority: int) -> bool:
+        """Whether the mode has no place for requests of this priority."""
+        return self.mode > 0 and self._is_too_low(self.mode, priority)
+
+    def _is_too_low(self, mode: int, priority: int) -> bool:
+        least = self.settings.modes[MODES[mode]].min_priority
+        return least is not None and priority < least
+
+    def accepts_ns(self, priority: int, now_ns: int) -> int:
+        """When there will be a mode with a place for this priority. Nobody knows that of an operator's."""
+        if self.operator_mode >= 0:
+            return now_ns + max(self._quiet_ns, NS_PER_S)
+        mode, accepts_ns = self.mode, now_ns + 1
+        while mode and self._is_too_low(mode, priority):
+            calm_ns = self._calm_ns(mode, now_ns)
+            if mode == EMERGENCY:
+                calm_ns = (self.quiet_since_ns if self.quiet_since_ns >= 0 else calm_ns) + self._quiet_ns
+            accepts_ns = max(accepts_ns, calm_ns)
+            mode = self._mode_before(mode)
+        return accepts_ns
+
+    def _mode_before(self, after: int) -> int:
+        for mode in range(after - 1, 0, -1):
             if self.settings.modes[MODES[mode]].at is not None:
                 return mode
         return 0
@@ -490,7 +559,8 @@ class Book:
     def _rearm(self, window: Window, total: Total) -> None:
         """Soft limits that use has fallen well below may be told again."""
         shares, used = self.settings.soft_limits, window.used(total.spent)
-        while window.passed and used < (shares[window.passed - 1] - self.settings.hysteresis) * window.limit:
+        hysteresis = self.settings.hysteresis
+        while window.passed and used <= _below(shares[window.passed - 1] - hysteresis, window.limit):
             window.passed -= 1
 
     # pacing
@@ -598,6 +668,11 @@ class Ledger:
 def _threshold(share: float, limit: int) -> int:
     """The use at which a share of a limit is reached."""
     return max(1, ceil(share * limit - 1e-9))
+
+
+def _below(share: float, limit: int) -> int:
+    """The largest use that is less than a share of a limit; nothing at all is, however small the share."""
+    return max(0, ceil(share * limit - 1e-9) - 1)
 
 
 def _or_none(limit: int | None) -> int:

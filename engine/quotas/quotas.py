@@ -1,10 +1,11 @@
 """Quotas: reserve, wait, settle, refund. Nobody uses more than is allowed, and nobody pays for what was not used."""
 
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from engine.clock import NS_PER_S, Clock, Timer
 from engine.errors import BadRequest, DeadlinePassed, OverQuota
@@ -18,7 +19,7 @@ from engine.quotas.books import (
 )
 from engine.quotas.line import Line, Waiter
 from engine.quotas.store import Spent, SpentFile
-from engine.quotas.windows import Window
+from engine.quotas.windows import SCALE_BITS, Window
 from engine.request import Request
 from engine.settings import MODES, AllowanceSettings, ModeSettings, QuotaSettings
 
@@ -28,6 +29,8 @@ EACH = "*"
 SWEPT_FROM = 1_024  # ledgers, before those that count nothing are looked for
 
 NO_PLACES: list[tuple[int, int]] = []
+
+Key = TypeVar("Key")
 
 
 class Grant:
@@ -108,9 +111,12 @@ class Quotas:
         self._given_back_tokens = 0
         self._file: SpentFile | None = None
         self._remembered: dict[tuple[str | None, str | None, str], Spent] = {}
+        self._begun_ns = self._now_ns()
+        self._num_unwritten = 0
         if settings.state_file is not None:
             self._file = SpentFile(Path(settings.state_file))
-            self._remembered = {(each.model, each.tenant, each.what): each for each in self._file.load()}
+            several = self._file.load(self._begun_ns + epoch_ns)
+            self._remembered = {(each.model, each.tenant, each.what): each for each in several}
 
     # who asks
 
@@ -130,8 +136,8 @@ class Quotas:
         ledger = self.ledger(model, request.tenant)
         self._latest_ns = now_ns = max(now_ns, self._latest_ns)  # a clock that went back gives nothing twice
         for book in ledger.books:
-            if book.mode:
-                self._heed_mode(book, ledger, request, tokens, now_ns)
+            if book.mode and (refusal := self._refused_by_mode(book, request, now_ns)) is not None:
+                raise refusal
         line = self._lines.get(ledger.name)
         if (line is None or not line.num_waiting) and ledger.reserve(tokens, now_ns):
             self._num_granted += 1
@@ -209,7 +215,11 @@ class Quotas:
 
     def mode(self, model: str, tenant: str) -> str:
         """The degradation mode that a tenant's requests to a model meet: the worst of their books'."""
-        return MODES[max([book.mode for book in self.ledger(model, tenant).books], default=0)]
+        books, now_ns = self.ledger(model, tenant).books, self._now_ns()
+        for book in books:
+            if book.mode and now_ns >= book.turn_ns:
+                book.roll(now_ns)
+        return MODES[max([book.mode for book in books], default=0)]
 
     def settings_of(self, mode: str) -> ModeSettings:
         """What a mode does besides its own step."""
@@ -339,6 +349,8 @@ class Quotas:
         yield Figure(
             "modelyard:quota_reserved_tokens", "Reserved and not settled.", (), {(): held}, is_gauge=True
         )
+        unwritten: Values = {(): float(self._num_unwritten)}
+        yield Figure("modelyard:quota_state_failures", "What could not be written down.", (), unwritten)
         waiting: Values = {(name,): float(line.num_waiting) for name, line in self._lines.items()}
         yield Figure("modelyard:quota_waiting", "Requests in line.", ("model_name",), waiting, is_gauge=True)
 
@@ -352,30 +364,50 @@ class Quotas:
             assert book.in_service >= 0, "a place was given back twice"
             assert book.held_tokens >= 0, "tokens were given back twice"
             for window, total in _windows(book):
-                assert window.used(total.spent) >= 0, f"{window.kind} {total.name}: less than nothing is used"
+                most, kind = max(window.limit, window.before), f"{window.kind} {total.name}"
+                assert 0 <= window.used(total.spent) <= most, f"{kind}: {window.used(total.spent)} of {most}"
 
     # state
 
     def save(self) -> None:
         """Put what is spent into the state file, exactly."""
         if self._file is not None:
-            several = [
-                self._spent(book, window, total, window.used(total.spent))
-                for book in self._books()
-                for window, total in _windows(book)
-            ]
-            self._file.put(several)
-            for book in self._books():
-                for total in (book.tokens, book.requests):
-                    total.mark = total.spent
-                    book.set_ceilings()
+            self._save(self._file)
 
     def close(self) -> None:
         """Save, and let go of the file."""
         if self._file is not None:
-            self.save()
-            self._file.close()
+            if self._save(self._file):
+                self._file.finish()
+            else:
+                self._file.close()
             self._file = None
+
+    def _save(self, file: SpentFile) -> bool:
+        several = [
+            self._spent(book, window, total, window.used(total.spent))
+            for book in self._books()
+            for window, total in _windows(book)
+        ]
+        several += [
+            Spent(book.model, book.tenant, name, -(-arrival >> SCALE_BITS) + self._epoch_ns, 1, 0)
+            for book in self._books()
+            for name, arrival, _ in book.bursts()
+        ]
+        if not self._put(file, several):
+            return False
+        for book in self._books():
+            book.begin_lease()
+        return True
+
+    def _put(self, file: SpentFile, several: list[Spent]) -> bool:
+        """Write down; whether it could be. A full disk stops nobody: limits hold, only a crash would forget."""
+        try:
+            file.put(several)
+        except sqlite3.Error:
+            self._num_unwritten += 1
+            return False
+        return True
 
     # books
 
@@ -426,9 +458,8 @@ class Quotas:
         self._equip(book, rule, now_ns)
         for window, total in _windows(book):
             self._recall(book, window, total)
-        if self._file is not None:
-            for total in (book.tokens, book.requests):
-                total.mark = total.spent if total.windows else UNBOUNDED
+        self._recall_bursts(book)
+        book.begin_lease()
         book.look_again(now_ns)
         return book
 
@@ -436,10 +467,7 @@ class Quotas:
         book.settings = self.settings
         day_ns = self._epoch_ns - round(self.settings.day_starts_at_s * NS_PER_S)
         book.allow(rule, now_ns, self._epoch_ns, day_ns)
-        if self._file is not None:
-            for total in (book.tokens, book.requests):
-                total.mark = total.spent if total.windows else UNBOUNDED
-            book.set_ceilings()
+        book.begin_lease()
 
     def _rule(self, model: str | None, tenant: str | None) -> AllowanceSettings | None:
         """The rule for exactly these, or the one for each of them."""
@@ -471,9 +499,8 @@ class Quotas:
         """Forget tenants that count nothing any more. Never one of whom a window still knows."""
         now_ns = self._now_ns()
         busy = {waiter.ledger.tenant for line in self._lines.values() for waiter in line.waiters()}
-        for books in (self._tenants, self._pairs):
-            for key in [key for key, book in books.items() if self._is_blank(book, now_ns)]:
-                del books[key]  # type: ignore[arg-type]
+        self._tenants = self._counting(self._tenants, busy, now_ns)
+        self._pairs = self._counting(self._pairs, busy, now_ns)
         for key in list(self._ledgers):
             ledger = self._ledgers[key]
             model_alone = len(ledger.books) == 1
@@ -481,6 +508,14 @@ class Quotas:
             if (model_alone or gone) and ledger.tenant not in busy:
                 del self._ledgers[key]
         self._sweep_at = max(SWEPT_FROM, 2 * len(self._ledgers))
+
+    def _counting(self, books: dict[Key, Book], busy: set[str], now_ns: int) -> dict[Key, Book]:
+        """Those that know of something, or of somebody who waits."""
+        return {
+            key: book
+            for key, book in books.items()
+            if book.tenant in busy or not self._is_blank(book, now_ns)
+        }
 
     def _has(self, book: Book) -> bool:
         assert book.tenant is not None
@@ -513,7 +548,7 @@ class Quotas:
             )
             for window in total.windows
         ]
-        self._file.put(several)
+        self._put(self._file, several)
         total.mark = mark
         book.set_ceilings()
 
@@ -532,22 +567,42 @@ class Quotas:
         window.end_ns = (window.index + 1) * window.part_ns - window.offset_ns
         window.marks.clear()
         window.marks.append([spent.part, total.spent - spent.used])
+        window.before = spent.used
         if spent.part < window.index:
             window.marks.append([window.index, total.spent])
 
+    def _recall_bursts(self, book: Book) -> None:
+        """Where burst limits had stood. After a life that was cut off nobody knows: they begin spent, and fill."""
+        if self._file is None:
+            return
+        for name, _, slack in book.bursts():
+            spent = self._remembered.get((book.model, book.tenant, name))
+            latest = (self._begun_ns << SCALE_BITS) + slack
+            if self._file.was_cut:
+                book.resume_burst(name, latest)
+            elif spent is not None:
+                book.resume_burst(name, min(latest, (spent.part - self._epoch_ns) << SCALE_BITS))
+
     # waiting
 
-    def _heed_mode(self, book: Book, ledger: Ledger, request: Request, tokens: int, now_ns: int) -> None:
-        """Raise OverQuota when a book's mode has no place for requests of this priority."""
+    def _refused_by_mode(self, book: Book, request: Request, now_ns: int) -> OverQuota | None:
+        """What to say when a book's mode has no place for requests of this priority."""
         if now_ns >= book.turn_ns:
             book.roll(now_ns)
-        least = self.settings_of(MODES[book.mode]).min_priority if book.mode else None
-        if least is not None and request.priority < least:
-            ends_ns = [window.end_ns for window, total in _windows(book) if window.used(total.spent)]
-            quiet_ns = round(self.settings.quiet_s * NS_PER_S)
-            until_ns = min(ends_ns, default=now_ns) + (quiet_ns if MODES[book.mode] == "emergency" else 0)
-            what = f"{_whose(book)} is in mode {MODES[book.mode]}, in which priority must be at least {least}"
-            raise self._refusal(what, MODES[book.mode], (until_ns - now_ns) / NS_PER_S, book)
+        if not book.refuses(request.priority):
+            return None
+        mode = MODES[book.mode]
+        least = self.settings_of(mode).min_priority
+        what = f"{_whose(book)} is in mode {mode}, in which priority must be at least {least}"
+        accepts_ns = book.accepts_ns(request.priority, now_ns)
+        return self._refusal(what, mode, (accepts_ns - now_ns) / NS_PER_S, book)
+
+    def _refused_by_modes(self, waiter: Waiter, now_ns: int) -> OverQuota | None:
+        """What to say to somebody in line for whom a mode that has begun since has no place."""
+        for book in waiter.ledger.books:
+            if book.mode and (refusal := self._refused_by_mode(book, waiter.request, now_ns)) is not None:
+                return refusal
+        return None
 
     def _look_at_wait(self, ledger: Ledger, request: Request, tokens: int, now_ns: int) -> None:
         """Raise OverQuota when there is no sense or no room for waiting; make room where somebody has too much."""
@@ -662,6 +717,11 @@ class Quotas:
         soonest_ns = UNBOUNDED
         while (waiter := line.next(now_ns, without)) is not None:
             ledger = waiter.ledger
+            waiter.error = self._refused_by_modes(waiter, now_ns)
+            if waiter.error is not None:
+                self._leave(line, waiter)
+                waiter.signal.set()
+                continue
             if ledger.reserve(waiter.tokens, now_ns):
                 self._num_granted += 1
                 self._granted_tokens += waiter.tokens

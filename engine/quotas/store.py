@@ -1,7 +1,7 @@
 """What outlives a restart: how much of each window is spent. One SQLite file.
 
 Written ahead: before a total passes the mark that is on the disk, a higher one is put there. A process that is killed
-leaves marks that nobody has passed, so no window is granted twice; one that closes leaves exact figures.
+leaves marks that nobody has passed, so no window is granted twice; one that closes leaves exact figures, and says so.
 """
 
 import sqlite3
@@ -15,6 +15,9 @@ APPLICATION_ID = 0x4D595154  # "MYQT": tells our file from other programs' datab
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_MS = 2_000
 EVERYBODY = ""  # in the place of a name that is None
+LIFE = "life"  # the row that says whether a process has the file in use, or had when it was cut off
+LONGEST_PARTS = 61  # that a window can count for
+DAY_NS = 86_400 * 10**9  # by so much less than a day do windows begin before or after those of UTC
 
 SCHEMA = """
 CREATE TABLE windows (
@@ -31,9 +34,16 @@ ON CONFLICT (model, tenant, what) DO UPDATE SET
 """
 
 
+FORGET = "DELETE FROM windows WHERE what <> ? AND (part + ?) * part_ns < ?"
+SELECT = "SELECT * FROM windows WHERE what <> ?"
+
+
 @dataclass(slots=True)
 class Spent:
-    """What was used of a window: `part` is its place in time, in parts of `part_ns` since 1970."""
+    """What was used of a window: `part` is its place in time, in parts of `part_ns` since 1970.
+
+    Of a burst limit, the part is the theoretical arrival time.
+    """
 
     model: str | None
     tenant: str | None
@@ -49,10 +59,14 @@ class Spent:
 
 
 class SpentFile:
-    """The file, held open while the process lives. Raises BadSettings for one that is not ours or is damaged."""
+    """The file, held open while the process lives. Raises BadSettings for one that is not ours or is damaged.
+
+    `was_cut`: the process before this one has not ended well.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.was_cut = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(
@@ -76,12 +90,17 @@ class SpentFile:
             raise BadSettings(
                 f"quotas.state_file {self._path} belongs to another program, or a newer version of this"
             )
-        run("PRAGMA synchronous = NORMAL")
+        run(
+            "PRAGMA synchronous = NORMAL"
+        )  # a process that is killed loses nothing; syncing would hold up requests
+        self.was_cut = run("SELECT used FROM windows WHERE what = ?", (LIFE,)).fetchone() == (1,)
+        self.put([Spent(None, None, LIFE, 0, 1, 1)])
 
-    def load(self) -> list[Spent]:
-        """Everything that is remembered. Raises BadSettings for a damaged file."""
+    def load(self, now_ns: int) -> list[Spent]:
+        """Everything that counts still, at a time since 1970. Raises BadSettings for a damaged file."""
         try:
-            with closing(self._connection.execute("SELECT * FROM windows")) as rows:
+            self._connection.execute(FORGET, (LIFE, LONGEST_PARTS, now_ns - DAY_NS))
+            with closing(self._connection.execute(SELECT, (LIFE,))) as rows:
                 return [Spent(row[0] or None, row[1] or None, *row[2:]) for row in rows]
         except sqlite3.Error as error:
             raise BadSettings(f"quotas.state_file {self._path} is damaged: {error}") from error
@@ -96,6 +115,11 @@ class SpentFile:
             run("ROLLBACK")
             raise
         run("COMMIT")
+
+    def finish(self) -> None:
+        """Say that this process has ended well: what is written is exact. And close."""
+        self.put([Spent(None, None, LIFE, 0, 1, 0)])
+        self.close()
 
     def close(self) -> None:
         self._connection.close()

@@ -18,6 +18,7 @@ class Window:
     """
 
     __slots__ = (
+        "before",
         "end_ns",
         "index",
         "kind",
@@ -42,6 +43,7 @@ class Window:
         self.index = -(1 << 60)
         self.end_ns = -(1 << 60)
         self.marks: deque[list[int]] = deque()
+        self.before = 0  # used when the limit was set: it may be more than that
         self.passed = 0  # soft limits that are told already
         self.promised = 0  # to those who were told when to come back
         self.promised_at = 0

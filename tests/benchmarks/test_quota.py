@@ -123,7 +123,6 @@ def test_a_soft_limit_passed_and_told(report):
 
 
 def test_route_quota_session_account_and_release_together_are_within_their_goal(report):
-    rounds = []
     router = Router(RoutingSettings(strategy="least_loaded"))
     for number in range(5):
         router.add(f"r{number}", "m@1.0.0")
@@ -139,8 +138,7 @@ def test_route_quota_session_account_and_release_together_are_within_their_goal(
             ledger.release()
         router.release("m@1.0.0", seat, request, 128, number)
 
-    for _ in range(15):
-        rounds.append(singles_ns(decide))
+    rounds = [singles_ns(decide) for _ in range(15)]
     told(report, rounds, TOGETHER_US, TOGETHER_P99_US)
 
 

@@ -66,7 +66,7 @@ def test_a_lost_request_that_was_never_computed_costs_nothing(world):
     assert used(here) == 0
 
 
-def test_what_a_cancelled_request_had_got_is_charged_and_the_rest_comes_back(world, clock):
+def test_what_a_cancelled_request_had_got_is_charged_and_the_rest_comes_back(world):
     here = world(quotas=quotas({"model": "small", "hourly_tokens": 10_000}))
     answer = here.get("small", prompt=100, output=3900, deadline_ns=to_ns(0.5))
     assert answer.reason == "deadline_passed"
@@ -155,10 +155,10 @@ def test_limits_on_bytes_are_those_of_the_cache(world):
     held = {holder.key: holder.held_bytes[0] for holder in here.engine.cache.holders}
     assert 0 < held["small@1.0.0"] <= 0.002 * 2**30
     with pytest.raises(
-        BadSettings, match="quotas.limits.ssd_gib is 1.0, but must be null: there is no tier 'ssd'"
+        BadSettings, match=r"quotas.limits.ssd_gib is 1.0, but must be null: there is no tier 'ssd'"
     ):
         world(quotas=quotas({"model": "big", "ssd_gib": 1.0}))
-    with pytest.raises(BadSettings, match="quotas.limits.tenant is '[*]', but must be a name where ram_gib"):
+    with pytest.raises(BadSettings, match=r"quotas.limits.tenant is '[*]', but must be a name where ram_gib"):
         world(quotas=quotas({"tenant": "*", "ram_gib": 1.0}))
 
 
@@ -184,9 +184,10 @@ def test_an_experiment_splits_sessions_and_reports_what_came_of_it(world):
     assert report["arms"]["control"]["requests"] + report["arms"]["small"]["requests"] == 200
     compared = report["comparisons"]["small against control"]["ttft_s"]
     assert compared["difference"] < 0
-    with pytest.raises(BadSettings, match="routing.experiments.size.arms names 'gone'"):
-        arms[1].target = "gone"
-        world(routing={"experiments": [ExperimentSettings(name="size", on="auto", arms=arms)]})
+    arms[1].target = "gone"
+    experiments = [ExperimentSettings(name="size", on="auto", arms=arms)]
+    with pytest.raises(BadSettings, match=r"routing.experiments.size.arms names 'gone'"):
+        world(routing={"experiments": experiments})
 
 
 def test_figures_of_quotas_and_router_are_scraped(world):

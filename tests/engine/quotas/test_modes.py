@@ -233,3 +233,57 @@ def test_sweeping_loads_up_and_down_a_thousand_times_leaves_no_mode_behind(make,
     assert all(after == before for (_, after), (before, _) in pairwise(steps))
     ups = Counter(step for step in steps if step[0] == "normal")
     assert set(ups) == {("normal", "warning")}
+
+
+def test_a_mode_is_over_when_its_hour_is_whether_or_not_somebody_asks(make, ask, clock):
+    quotas = make({"model": "m", "hourly_tokens": 100}, modes=LADDER, quiet_s=60.0)
+    use(quotas, ask, 95)
+    assert quotas.mode("m@1.0.0", "t") == "emergency"
+    clock.env.run(until=to_ns(HOUR_S + 59))
+    assert quotas.mode("m@1.0.0", "t") == "emergency"
+    clock.env.run(until=to_ns(HOUR_S + 60))
+    assert quotas.mode("m@1.0.0", "t") == "normal"
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+@pytest.mark.parametrize("kind", ["hourly_tokens", "daily_tokens"])
+def test_who_is_refused_by_a_mode_and_comes_when_told_finds_it_over(make, ask, told, kind, sliding):
+    modes = {"warning": ModeSettings(at=0.6, min_priority=1), "emergency": LADDER["emergency"]}
+    limits = {"hourly_tokens": 1000, "daily_tokens": 1000} | {kind: 100}
+    quotas = make({"model": "m", "sliding": sliding, **limits}, modes=modes, quiet_s=60.0)
+    for number in range(9):
+        use(quotas, ask, 10, at_s=number * 90, number=number, priority=1)
+    use(quotas, ask, 5, at_s=1000, priority=1)
+    assert quotas.mode("m@1.0.0", "t") == "emergency"
+    refused = ask(quotas, 1, at_s=1000.5)
+    assert refused.limit == "emergency"
+    use(quotas, ask, 1, at_s=1000.5 + refused.retry_after_s + 1e-6)
+
+
+def test_an_operators_mode_never_says_come_back_at_once(make, ask):
+    quotas = make(modes={"warning": ModeSettings(min_priority=1)}, quiet_s=20.0)
+    quotas.set_mode("warning")
+    assert ask(quotas, 1).retry_after_s == 20.0
+
+
+def test_whoever_waits_when_an_emergency_begins_is_refused_unless_it_may_stay(make, live, clock):
+    quotas, log = make({"model": "m", "concurrent_requests": 1}, queue_capacity=10), []
+    for number, priority in enumerate((0, 0, 1, 0)):
+        live(quotas, at_s=0.1 * number, hold_s=1.0, number=number, priority=priority, log=log)
+    clock.env.run(until=to_ns(0.5))
+    quotas.set_mode("emergency", model="m")
+    clock.env.run(until=to_ns(10))
+    served = {entry[0].id for entry in log if entry[3] == "served"}
+    refused = {entry[0].id: entry[3].limit for entry in log if entry[3] != "served"}
+    assert served == {0, 2}
+    assert refused == {1: "emergency", 3: "emergency"}
+    assert quotas.num_waiting == quotas.in_service == 0
+
+
+def test_a_threshold_smaller_than_the_hysteresis_is_left_when_nothing_is_used(make, ask, told):
+    modes = {"warning": ModeSettings(at=0.01)}
+    quotas = make({"model": "m", "hourly_tokens": 100}, modes=modes, soft_limits=[0.01], hysteresis=0.05)
+    for _ in range(2):
+        ask(quotas, 2).release()
+    assert moves(told) == [("normal", "warning"), ("warning", "normal")] * 2
+    assert crossings(told) == [0.01] * 2

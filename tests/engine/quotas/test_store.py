@@ -153,3 +153,63 @@ def test_the_files_of_others_and_damaged_ones_are_refused(life, tmp_path):
     path.mkdir()
     with pytest.raises(BadSettings, match="cannot be used"):
         life()
+
+
+BURST = {"model": "m", "requests_per_s": 1.0, "burst_requests": 10, "tokens_per_s": 10.0, "burst_tokens": 200}
+
+
+def admitted(quotas, ask, at_s=0, tokens=10):
+    answers = [ask(quotas, tokens, at_s=at_s, number=number) for number in range(20)]
+    return sum(not isinstance(answer, OverQuota) for answer in answers)
+
+
+def test_a_burst_is_not_repeated_in_the_next_life(life, ask):
+    first = life(1000, BURST)
+    assert admitted(first, ask) == 10
+    first.close()
+    second = life(1003, BURST)
+    assert admitted(second, ask) == 3
+    second.close()
+    third = life(1000 + 3600, BURST)
+    assert admitted(third, ask) == 10
+
+
+def test_after_a_cut_bursts_begin_spent_and_fill_again(life, ask):
+    assert admitted(life(1000, BURST), ask) == 10
+    second = life(1001, BURST)
+    assert admitted(second, ask) == 0
+    assert admitted(second, ask, at_s=4) == 4
+    assert admitted(second, ask, at_s=3600) == 10
+
+
+def test_the_burst_of_a_clock_that_went_back_is_spent_and_no_more_than_that(life, ask):
+    first = life(10**6, BURST)
+    admitted(first, ask)
+    first.close()
+    second = life(1000, BURST)
+    assert admitted(second, ask) == 0
+    assert admitted(second, ask, at_s=10) == 10
+
+
+def test_windows_that_are_long_over_leave_the_file(life, ask, tmp_path):
+    first = life(1000, {"tenant": "*", "hourly_tokens": 100})
+    for number in range(300):
+        ask(first, 1, tenant=f"t{number}").settle(1)
+    first.close()
+    life(1000 + 100 * 24 * HOUR_S).close()
+    with sqlite3.connect(tmp_path / "spent.sqlite") as file:
+        assert file.execute("SELECT count(*) FROM windows WHERE tenant LIKE 't%'").fetchone() == (0,)
+    file.close()
+
+
+def test_a_file_that_cannot_be_written_stops_nobody_and_limits_hold_all_the_same(life, ask, tmp_path):
+    quotas = life(1000, {"model": "m", "hourly_tokens": 100})
+    with sqlite3.connect(tmp_path / "spent.sqlite") as other:
+        other.execute("DROP TABLE windows")
+    other.close()
+    answers = [ask(quotas, 20, number=number) for number in range(8)]
+    assert sum(not isinstance(answer, OverQuota) for answer in answers) == 5
+    figures = {figure.name: figure.values for figure in quotas.figures()}
+    assert figures["modelyard:quota_state_failures"][()] > 0
+    quotas.check_integrity()
+    quotas.close()
