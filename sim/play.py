@@ -122,6 +122,7 @@ def _manifest(settings: RunSettings, stage: Stage, wall_ns: int) -> dict[str, An
         },
         "in_flight": stage.census.in_flight,
         "cache": tables(stage.engine.cache, stage.engine.carrier),
+        "experiments": stage.engine.experiments.report(),
         "virtual_s": stage.clock.now_ns() / NS_PER_S,
         "busy_s": {name: replica.busy_ns / NS_PER_S for name, replica in stage.engine.replicas.items()},
         "steps": {name: replica.num_steps for name, replica in stage.engine.replicas.items()},

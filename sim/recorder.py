@@ -21,6 +21,8 @@ DECISION_COLUMNS = {
     "chosen": "str",
     "candidates": "str",
     "loads": "str",
+    "pool": "str",
+    "reason": "str",
 }
 SERIES_COLUMNS = {"at_ns": "int64", "subject": "str", "metric": "str", "value": "float64"}
 
@@ -109,7 +111,7 @@ class Recorder:
     def __init__(self) -> None:
         self.columns: dict[str, Numbers | Words] = {name: kind() for name, _, kind in COLUMNS}
         self._writers = [(source, self.columns[name].append) for name, source, _ in COLUMNS]
-        self._decisions: list[tuple[int, int, int, str, str, str, str]] = []
+        self._decisions: list[tuple[int, int, int, str, str, str, str, str, str]] = []
         self._series: list[tuple[int, str, str, float]] = []
 
     def __len__(self) -> int:
@@ -130,6 +132,8 @@ class Recorder:
                 event.chosen,
                 names,
                 loads,
+                event.pool,
+                event.reason,
             )
             self._decisions.append(decision)
         elif isinstance(event, HealthChanged):

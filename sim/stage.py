@@ -17,6 +17,8 @@ from sim.world import SimClock
 
 EVENTS_A_LOOK = 512  # how often the loop looks up from its events to show progress and to see whether to stop
 
+USED_RATIO = "modelyard:quota_used_ratio"
+
 Watcher = Callable[[int, int, int], bool]
 """Told now and then: now_ns, requests ended, events; its answer is whether to stop."""
 
@@ -122,7 +124,7 @@ class Stage:
             note(now_ns, name, "preemptions", replica.num_preemptions)
             note(now_ns, name, "running", replica.num_running)
             note(now_ns, name, "waiting", replica.num_waiting)
-            note(now_ns, name, "tokens_in_flight", engine.router.seat(name).tokens_in_flight)
+            note(now_ns, name, "tokens_in_flight", engine.router.tokens_in_flight(name))
             note(now_ns, name, "is_healthy", engine.is_available(name))
         note(now_ns, "models", "loaded", len(engine.fleet.homes))
         note(now_ns, "models", "weights_bytes", engine.lifecycle.used_bytes)
@@ -137,3 +139,7 @@ class Stage:
         note(now_ns, "quota", "in_service", engine.quotas.in_service)
         note(now_ns, "quota", "waiting", engine.quotas.num_waiting)
         note(now_ns, "quota", "limit", engine.settings.quotas.max_concurrent_requests)
+        for figure in engine.quotas.figures():
+            if figure.name == USED_RATIO:
+                for (model, tenant, kind), share in figure.values.items():
+                    note(now_ns, f"quota of {' and '.join(filter(None, (model, tenant)))}", kind, share)

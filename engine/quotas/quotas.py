@@ -208,7 +208,10 @@ class Quotas:
             )
         if self._num_waiting:
             for name, line in self._lines.items():
-                if line.num_waiting and (name == ledger.name or line.places_of(ledger.tenant)):
+                if line.places_of(ledger.tenant):
+                    line.call_back(ledger.tenant)
+                    self._pump(name)
+                elif name == ledger.name:
                     self._pump(name)
 
     # modes and limits
@@ -266,6 +269,7 @@ class Quotas:
             rule = self._pair_rule(name, tenant) or AllowanceSettings(model=name, tenant=tenant)
             self._equip(book, rule, now_ns)
         for line in self._lines.values():
+            line.update(settings.aging_s, settings.tenant_weights)
             for waiter in line.waiters():
                 waiter.ledger = self.ledger(waiter.ledger.model, waiter.ledger.tenant)
         self._pump_all()
@@ -630,8 +634,8 @@ class Quotas:
         what = f"{ledger.model!r} has {model.in_service} requests in service and {line.num_waiting} waiting, "
         what += "the most that its quota allows"
         retry_after_s = max(self._retry_after_s(ledger, model, line), (longest_ns - now_ns) / NS_PER_S)
-        fullest = line.fullest() if line.num_waiting else ledger.tenant
-        if line.places_of(fullest) > line.places_of(ledger.tenant) + 1:
+        fullest = line.fullest()
+        if fullest is not None and line.places_of(fullest) > line.places_of(ledger.tenant) + 1:
             last = line.last_of(fullest)
             last.error = self._refusal(what, "queue_full", retry_after_s, model)
             self._leave(line, last)
@@ -713,9 +717,9 @@ class Quotas:
         line, now_ns = self._lines.get(name), self._now_ns()
         if line is None or not line.num_waiting:
             return
-        without: dict[str, None] = {}
         soonest_ns = UNBOUNDED
-        while (waiter := line.next(now_ns, without)) is not None:
+        line.call_back_due(now_ns)
+        while (waiter := line.next()) is not None:
             ledger = waiter.ledger
             waiter.error = self._refused_by_modes(waiter, now_ns)
             if waiter.error is not None:
@@ -733,11 +737,13 @@ class Quotas:
             book = ledger.blocked_by
             assert book is not None
             _, until_ns = book.blocked(waiter.tokens, now_ns)
-            if until_ns is not None:
-                soonest_ns = min(soonest_ns, until_ns)
             if book.tenant is None:
+                soonest_ns = UNBOUNDED if until_ns is None else until_ns
                 break  # whoever is behind must not overtake, however small
-            without[ledger.tenant] = None
+            line.set_aside(ledger.tenant, until_ns)
+        back_ns = line.back_ns()
+        if back_ns is not None:
+            soonest_ns = min(soonest_ns, back_ns)
         timer = self._timers.pop(name, None)
         if timer is not None:
             timer.cancel()
@@ -747,7 +753,8 @@ class Quotas:
             )
 
     def _pump_all(self) -> None:
-        for name in list(self._lines):
+        for name, line in self._lines.items():
+            line.call_back_all()
             self._pump(name)
 
     def _retry_after_s(self, ledger: Ledger, model: Book, line: Line) -> float:

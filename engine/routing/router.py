@@ -186,6 +186,11 @@ class Router:
         """What the router knows of a replica. Raises KeyError."""
         return self._seats[name]
 
+    def tokens_in_flight(self, name: str) -> int:
+        """What is promised to a replica; 0 for one that is not known here (yet, or any more)."""
+        seat = self._seats.get(name)
+        return 0 if seat is None else seat.tokens_in_flight
+
     def seats(self) -> list[Seat]:
         """Those of all replicas, in the order in which they came."""
         return list(self._seats.values())

@@ -9,6 +9,7 @@ import pytest
 from engine.clock import NS_PER_S
 from engine.engine import Engine
 from engine.errors import BadRequest, BadSettings, EngineError, NoReplica, NotFound, TooLong
+from engine.registry import HealthMonitor
 from engine.request import Request, Stream
 from engine.settings import (
     Architecture,
@@ -220,6 +221,35 @@ def test_latency_is_seen_by_the_router(world):
     seen = {seat.name: seat.latency_ns for seat in here.engine.router.seats() if seat.num_observed}
     assert seen
     assert all(latency_ns > 1e6 for latency_ns in seen.values())
+
+
+def burst_on_trial(here):
+    """Twenty requests at once for a model whose only replica that is there is on trial."""
+    for replica in ("small-a", "small-b"):
+        here.engine.replicas[replica].crash()
+    here.get("small")
+    here.engine.replicas["small-a"].recover()
+    here.run(1.5)
+    found = [here.ask("small", output=50) for _ in range(20)]
+    here.run(0.05)
+    inside = here.engine.replicas["small-a"].num_in_hand
+    here.run()
+    return inside, [answer[0] for answer in found]
+
+
+def test_half_open_lets_one_request_through(world):
+    # elsewhere half-open admits everything
+    health = HealthSettings(probes=False, retry_after_s=1.0)
+    inside, answers = burst_on_trial(world(health=health))
+    assert inside == 1
+    assert sum(not isinstance(answer, EngineError) for answer in answers) == 1
+
+
+def test_twin_whose_half_open_admits_everything_is_seen(world, monkeypatch):
+    monkeypatch.setattr(HealthMonitor, "enter", lambda monitor, replica: True)
+    health = HealthSettings(probes=False, retry_after_s=1.0)
+    inside, _ = burst_on_trial(world(health=health))
+    assert inside == 20
 
 
 def test_a_replica_on_trial_that_takes_nobody_uses_up_no_attempt(world):

@@ -67,7 +67,8 @@ def test_no_word_and_an_empty_word_differ():
 
 
 def test_decisions_keep_the_candidates_and_their_loads():
-    table = recorded(Routed(4, 1, 1, "round_robin", "b", ("a", "b"), (10, 0))).decisions()
+    routed = Routed(4, 1, 1, "round_robin", "b", ("a", "b"), (10, 0), "llama", "strategy")
+    table = recorded(routed).decisions()
     assert table.loc[0].to_dict() == {
         "at_ns": 4,
         "request_id": 1,
@@ -76,6 +77,8 @@ def test_decisions_keep_the_candidates_and_their_loads():
         "chosen": "b",
         "candidates": "a,b",
         "loads": "10,0",
+        "pool": "llama",
+        "reason": "strategy",
     }
 
 

@@ -1,13 +1,19 @@
 """The line before a model: by priority that ages, fair between tenants, bounded, and nobody starves."""
 
 from collections import Counter
+from random import Random
 
+import numpy as np
 import pytest
 
 from engine.clock import NS_PER_S, to_ns
 from engine.errors import OverQuota
+from engine.quotas.line import Line, Waiter
+from engine.request import Request
+from engine.settings import AllowanceSettings, QuotaSettings
 
 LONG = 10**6
+PROMPT = np.zeros(1, dtype=np.int32)
 
 
 def test_a_higher_priority_goes_first_and_an_earlier_deadline_among_equals(make, live, clock):
@@ -184,3 +190,131 @@ def test_a_place_in_another_models_line_opens_with_the_tenants_own(make, live, c
     live(quotas, number=1, at_s=0.1, hold_s=1.0, model="n", log=log)
     clock.env.run(until=to_ns(5))
     assert [(entry[0].id, entry[2]) for entry in log] == [(0, 0), (1, to_ns(1))]
+
+
+class PlainLine:
+    """The rule of the line, by looking at everybody each time."""
+
+    def __init__(self, aging_s, weights):
+        self.aging_ns, self.weights = to_ns(aging_s), weights
+        self.waiters, self.aside, self.served = {}, set(), {}
+
+    def tenants(self):
+        return [waiter.request.tenant for waiter in self.waiters]
+
+    def add(self, waiter, number):
+        tenant = waiter.request.tenant
+        if tenant not in self.tenants():
+            least = min((self.served[name] for name in self.tenants()), default=0.0)
+            self.served[tenant] = max(self.served.get(tenant, 0.0), least)
+        self.waiters[waiter] = number
+        self.aside.discard(tenant)
+
+    def leave(self, waiter):
+        del self.waiters[waiter]
+        self.aside.discard(waiter.request.tenant)
+        if not self.waiters:
+            self.served.clear()
+
+    def candidates(self):
+        """Everybody who may be next: the tenants with the least service, in the band that goes first."""
+        here = [waiter for waiter in self.waiters if waiter.request.tenant not in self.aside]
+        oldest = {waiter.priority: waiter.arrival_ns for waiter in reversed(self.waiters)}
+        if not here:
+            return []
+        band = min((oldest[each.priority] - each.priority * self.aging_ns, -each.priority) for each in here)[
+            1
+        ]
+        here = [waiter for waiter in here if waiter.priority == -band]
+        least = min(self.served[waiter.request.tenant] for waiter in here)
+        tenants = [tenant for tenant in self.tenants() if self.served[tenant] == least]
+        first = {}
+        for waiter in sorted(here, key=lambda each: (each.due_ns, self.waiters[each])):
+            if waiter.request.tenant in tenants:
+                first.setdefault(waiter.request.tenant, waiter)
+        return list(first.values())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_line_is_the_plain_rule(seed):
+    random, weights = Random(seed), {"a": 2.0}  # noqa: S311  seeded
+    line, plain, now_ns = Line(5.0, weights), PlainLine(5.0, weights), 0
+    for number in range(1500):
+        now_ns += random.randrange(NS_PER_S)
+        tenant = random.choice("abcde")
+        what = random.random()
+        if what < 0.35 and len(plain.waiters) < 25:
+            deadline_ns = now_ns + random.randrange(10**10) if random.random() < 0.5 else None
+            priority = random.randrange(4)
+            request = Request(number, "m", PROMPT, 1, now_ns, tenant, None, priority, deadline_ns)
+            waiter = Waiter(request, None, 1, None, now_ns, to_ns(30))
+            line.add(waiter)
+            plain.add(waiter, number)
+        elif what < 0.6 and plain.waiters:
+            gone = random.choice(list(plain.waiters))
+            line.leave(gone)
+            plain.leave(gone)
+        elif what < 0.7 and tenant in plain.tenants():
+            line.set_aside(tenant, None)
+            plain.aside.add(tenant)
+        elif what < 0.8 and tenant in plain.tenants():
+            line.call_back(tenant)
+            plain.aside.discard(tenant)
+        elif tenant in plain.served:
+            tokens = random.randrange(-3, 9) * 4
+            line.charge(tenant, tokens)
+            plain.served[tenant] += tokens / weights.get(tenant, 1.0)
+        candidates = plain.candidates()
+        assert (line.next() in candidates) if candidates else (line.next() is None)
+        assert line.num_waiting == len(plain.waiters)
+        if plain.waiters:
+            most = max(plain.tenants().count(name) for name in plain.tenants())
+            assert line.places_of(line.fullest()) == most
+
+
+def test_a_line_that_is_never_empty_takes_no_more_room():
+    line, waiting = Line(5.0, {}), []
+    for number in range(20_000):
+        request = Request(number, "m", PROMPT, 1, number, tenant=f"t{number % 5_000}")
+        waiting.append(Waiter(request, None, 1, None, number, to_ns(30)))
+        line.add(waiting[-1])
+        line.charge(request.tenant, 5)
+        if len(waiting) > 50:
+            line.leave(waiting.pop(0))
+    assert len(line._served) < 3_000
+    assert len(line._by_served._heap) < 200
+    assert len(line._bands[0].by_age._heap) < 200
+    assert len(line._bands[0].tenants._heap) < 200
+
+
+def test_time_brings_back_whoever_it_was_that_had_to_wait(make, live, clock):
+    """Fifty tenants at their own pace: each is looked at when its moment has come, and admitted then."""
+    quotas, log = (
+        make(
+            {"tenant": "*", "requests_per_s": 0.1, "burst_requests": 1}, max_wait_s=60.0, queue_capacity=500
+        ),
+        [],
+    )
+    for number in range(150):
+        tenant = f"t{number % 50}"
+        live(quotas, number=number, at_s=0.1 * (number % 50), tenant=tenant, log=log)
+    clock.env.run(until=to_ns(60))
+    assert [entry[3] for entry in log] == ["served"] * 150
+    for number in range(50):
+        admitted_s = sorted(entry[2] / NS_PER_S for entry in log if entry[0].tenant == f"t{number}")
+        assert admitted_s == pytest.approx([0.1 * number + 10 * turn for turn in range(3)], abs=1e-6)
+
+
+def test_weights_and_aging_change_for_those_who_wait_already(make, live, clock):
+    quotas = make({"model": "m", "concurrent_requests": 1}, queue_capacity=LONG)
+    log = []
+    for number in range(200):
+        live(quotas, 10, hold_s=1.0, tenant="a", log=log, number=number)
+        live(quotas, 10, hold_s=1.0, tenant="b", log=log, number=1000 + number)
+    clock.env.run(until=to_ns(40.5))
+    before = len(log)
+    limits = [AllowanceSettings(model="m", concurrent_requests=1)]
+    quotas.update(QuotaSettings(limits=limits, queue_capacity=LONG, tenant_weights={"a": 4.0}))
+    clock.env.run(until=to_ns(90.5))
+    served = Counter(entry[0].tenant for entry in log[before:])
+    assert served["a"] == pytest.approx(4 * served["b"], abs=4)

@@ -247,7 +247,7 @@ def test_a_mode_is_over_when_its_hour_is_whether_or_not_somebody_asks(make, ask,
 
 @pytest.mark.parametrize("sliding", [False, True])
 @pytest.mark.parametrize("kind", ["hourly_tokens", "daily_tokens"])
-def test_who_is_refused_by_a_mode_and_comes_when_told_finds_it_over(make, ask, told, kind, sliding):
+def test_who_is_refused_by_a_mode_and_comes_when_told_finds_it_over(make, ask, kind, sliding):
     modes = {"warning": ModeSettings(at=0.6, min_priority=1), "emergency": LADDER["emergency"]}
     limits = {"hourly_tokens": 1000, "daily_tokens": 1000} | {kind: 100}
     quotas = make({"model": "m", "sliding": sliding, **limits}, modes=modes, quiet_s=60.0)
