@@ -118,9 +118,9 @@ def request(number=0, tenant="t"):
 
 
 def test_reserve_settle_and_release(measure):
-    quotas, asking = Quotas(QuotaSettings(limits=eight()), SimClock()), request()
+    quotas, asking, times = Quotas(QuotaSettings(limits=eight()), SimClock()), request(), count()
 
-    def one_after_the_other(times=count()):
+    def one_after_the_other():
         with quotas.reserve(asking, MODEL, TOKENS, next(times) * 1_000_000) as grant:
             grant.settle(TOKENS - 3)
 
