@@ -197,6 +197,7 @@ class Engine:
         yield from figures(self.cache, self.carrier)
         yield from self.quotas.figures()
         yield from self.router.figures()
+        yield from self.experiments.figures()
 
     def pin(self, name: str, *, pinned: bool = True) -> None:
         """Never unload that model to make room, or do so again; remembered where there is a registry's file.
@@ -274,8 +275,9 @@ class Engine:
         failed: list[str] = []
         error: EngineError | None = None
         while True:
-            without = [seat for seat in self.router.seats_of(group) if seat.model in failed]
-            without += self._too_dear(group, request.tenant, without)
+            without = self._too_dear(group, request.tenant, failed)
+            if failed:
+                without += [seat for seat in self.router.seats_of(group) if seat.model in failed]
             now_ns = self.clock.now_ns()
             try:
                 attempts = self.router.attempts(group, request, request.max_tokens, now_ns, without)
@@ -287,7 +289,7 @@ class Engine:
                 try:
                     return await self._serve_by_model(waiting[0], request, story, stream)
                 except TRIED_ELSEWHERE as failure:
-                    if stream.tokens:
+                    if stream.tokens or not may_be_elsewhere(failure):
                         raise
                     error = failure
                 continue
@@ -303,7 +305,7 @@ class Engine:
                         self.registry.used(model, self.clock.now_ns())
                         return await self._serve_on(attempts, job, story)
                 except (*TRIED_ELSEWHERE, TooLong) as failure:
-                    if stream.tokens:
+                    if stream.tokens or not may_be_elsewhere(failure):
                         raise
                     error = failure
 
@@ -554,17 +556,16 @@ class Engine:
     def _headroom(self, model: str) -> float:
         return self.quotas.headroom(model)
 
-    def _too_dear(self, group: str, tenant: str, without: Sequence[Seat]) -> list[Seat]:
+    def _too_dear(self, group: str, tenant: str, failed: Sequence[str]) -> list[Seat]:
         """Seats of models whose mode sends a group's requests to its cheapest open model."""
-        quotas, open_models = (
-            self.quotas,
-            [seat.model for seat in self.router.seats_of(group) if seat.is_open],
-        )
-        closed = [seat.model for seat in without]
+        quotas = self.quotas
+        if not any(mode.cheaper for mode in quotas.settings.modes.values()):
+            return []
+        seats = self.router.seats_of(group)
+        open_models = dict.fromkeys(seat.model for seat in seats if seat.is_open and seat.model not in failed)
         cheap = [card.key for card in self.targets.cheapest(group) if card.key in open_models]
-        cheap = [key for key in cheap if key not in closed]
         dear = [key for key in cheap[1:] if quotas.settings_of(quotas.mode(key, tenant)).cheaper]
-        return [seat for seat in self.router.seats_of(group) if seat.model in dear]
+        return [seat for seat in seats if seat.model in dear]
 
     @contextmanager
     def _settling(self, grant: Grant, job: "Job", story: Story) -> Iterator[None]:
@@ -733,6 +734,11 @@ class Job:
     stream: Stream
     seed: int = 0
     reader: Reader | None = None
+
+
+def may_be_elsewhere(error: EngineError) -> bool:
+    """Whether another model may do better: not where a tenant has used up what it may use of all of them."""
+    return not isinstance(error, OverQuota) or error.is_of_model
 
 
 TIERS_OF = {"ram_gib": "ram", "ssd_gib": "ssd"}

@@ -72,12 +72,6 @@ class Total:
     def spent(self) -> int:
         return self._book.spent_tokens if self._is_tokens else self._book.spent_requests
 
-    def give_back(self, amount: int) -> None:
-        if self._is_tokens:
-            self._book.spent_tokens -= amount
-        else:
-            self._book.spent_requests -= amount
-
 
 class Book:
     """The limits of a model, of a tenant, of both, or of all, and what is used of them."""
@@ -376,20 +370,25 @@ class Book:
 
     # what is taken and given back
 
-    def refund(self, total: Total, amount: int, granted_ns: int, now_ns: int) -> None:
-        """Something granted at that time was not used."""
-        total.give_back(amount)
-        if granted_ns >= self.since_ns and not self.is_told:
-            return  # ceilings are totals: they stand where they stood
+    def refund_tokens(self, amount: int, granted_ns: int, now_ns: int) -> None:
+        """So many tokens that were granted at that time were not used."""
+        self.spent_tokens -= amount
+        if granted_ns < self.since_ns or self.is_told:
+            self._refund(self.tokens, amount, granted_ns, now_ns)
+
+    def take_back(self, granted_ns: int, now_ns: int) -> None:
+        """A request counts as never made. It is in service all the same, until it has ended."""
+        self.spent_requests -= 1
+        if granted_ns < self.since_ns or self.is_told:
+            self._refund(self.requests, 1, granted_ns, now_ns)
+
+    def _refund(self, total: Total, amount: int, granted_ns: int, now_ns: int) -> None:
+        """What is less now, in windows and modes. Else ceilings, which are totals, stand where they stood."""
         for window in total.windows:
             window.refund(granted_ns, amount)
             self._rearm(window, total)
         self.settle_down(now_ns)
         self.set_ceilings()
-
-    def take_back(self, granted_ns: int, now_ns: int) -> None:
-        """A request counts as never made. It is in service all the same, until it has ended."""
-        self.refund(self.requests, 1, granted_ns, now_ns)
 
     def share(self) -> float:
         """The largest used share of its windows."""

@@ -179,15 +179,19 @@ class Quotas:
         was_served: bool,
     ) -> None:
         """Of a reservation only so much was used. For `Grant`, which calls it once."""
-        now_ns, unused = self._now_ns(), tokens - used
+        unused = tokens - used
         self._settled_tokens += used
         self._given_back_tokens += unused
+        if was_served and not unused:
+            return
+        now_ns = self._now_ns()
         for book in ledger.books:
-            book.refund(book.tokens, unused, granted_ns, now_ns)
+            book.refund_tokens(unused, granted_ns, now_ns)
             if not was_served:
                 book.take_back(granted_ns, now_ns)
         for book, place in zip(ledger.books, places, strict=False):  # no places where nobody has bursts
-            book.refund_bursts(place, tokens, used, now_ns, was_served=was_served)
+            if not was_served or book.gap_token or book.more is not None:
+                book.refund_bursts(place, tokens, used, now_ns, was_served=was_served)
         line = self._lines.get(ledger.name)
         if line is not None and line.num_waiting:
             line.charge(ledger.tenant, -unused)
@@ -767,7 +771,9 @@ class Quotas:
     def _refusal(self, what: str, reason: str, retry_after_s: float, book: Book) -> OverQuota:
         self._rejections[reason] = self._rejections.get(reason, 0) + 1
         message = f"{what}; try again in {retry_after_s:.3f} s"
-        return OverQuota(message, retry_after_s=retry_after_s, limit=reason, is_of_model=book.tenant is None)
+        return OverQuota(
+            message, retry_after_s=retry_after_s, limit=reason, is_of_model=book.model is not None
+        )
 
     def _labels(self, book: Book) -> tuple[str, str]:
         """A book's names for metrics: few, whoever calls."""

@@ -1,6 +1,6 @@
 """A/B experiments: who is in which arm, for ever the same, and what came of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from math import isinf, log
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from xxhash import xxh3_64_intdigest
 
 from engine.clock import to_ns
+from engine.figures import Figure, Values
 from engine.request import Request
 from engine.routing.comparison import Running, compare, mismatch_p_value
 from engine.settings import ExperimentSettings
@@ -131,6 +132,23 @@ class Experiments:
         seen["completed"].add(float(completed))
         for metric, value in metrics.items():
             seen[metric].add(value)
+
+    def figures(self) -> Iterator[Figure]:
+        """Requests and units of each arm, and the arms' weights."""
+        requests: Values = {}
+        units: Values = {}
+        weights: Values = {}
+        for each in self._on.values():
+            for arm, weight in zip(each.arms, each.weights, strict=True):
+                names = (arm.experiment, arm.name)
+                requests[names], units[names] = float(arm.num_requests), float(arm.num_units)
+                weights[names] = weight
+        labels = ("experiment", "arm")
+        yield Figure("modelyard:experiment_requests", "Requests in an arm.", labels, requests)
+        yield Figure(
+            "modelyard:experiment_units", "Sessions, tenants or requests.", labels, units, is_gauge=True
+        )
+        yield Figure("modelyard:experiment_weight", "The share asked for.", labels, weights, is_gauge=True)
 
     def set_weights(self, name: str, weights: list[float]) -> None:
         """Other shares for an experiment from now on; units move over one boundary only. Raises KeyError."""

@@ -578,7 +578,18 @@ class Attempts:
     Each counts as loaded from its choice on; leaving the `with` block takes the load away again.
     """
 
-    __slots__ = ("_held", "_next", "_now_ns", "_pool", "_request", "_router", "_tokens", "_without", "tried")
+    __slots__ = (
+        "_held",
+        "_model",
+        "_next",
+        "_now_ns",
+        "_pool",
+        "_request",
+        "_router",
+        "_tokens",
+        "_without",
+        "tried",
+    )
 
     def __init__(
         self,
@@ -595,6 +606,7 @@ class Attempts:
         self._tokens = tokens
         self._now_ns = now_ns
         self._without = list(without)
+        self._model: str | None = None
         self.tried: list[Seat] = []
         self._held: Seat | None = (
             router.route_around(pool, request, tokens, without, now_ns)
@@ -617,7 +629,7 @@ class Attempts:
 
     def stay_with(self, model: str) -> None:
         """Try replicas of that model only: the answer is its own."""
-        self._without += [seat for seat in self._router.seats_of(self._pool) if seat.model != model]
+        self._model = model
 
     def next(self, now_ns: int) -> Seat | None:
         """The replica to try now; None when no open one is left or the attempts are used up.
@@ -631,6 +643,8 @@ class Attempts:
             if len(self.tried) >= self._router.max_attempts:
                 return None
             around = [*self.tried, *self._without]
+            if self._model is not None:
+                around += [seat for seat in self._router.seats_of(self._pool) if seat.model != self._model]
             seat = self._router.reroute(self._pool, self._request, self._tokens, around, now_ns)
             self._held = seat
         if seat is not None:

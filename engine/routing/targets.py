@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from engine.errors import BadSettings, EngineError, NotFound
+from engine.errors import BadSettings, EngineError, NotFound, OverQuota
 from engine.settings import RoutingSettings
 
 AUTO = "auto"
@@ -114,6 +114,8 @@ class Targets:
         settings = self._settings
         if error.reason == TOO_LONG:
             return self._way(settings.context_fallbacks, name)
+        if isinstance(error, OverQuota) and not error.is_of_model:
+            return []
         return self._way(settings.fallbacks, name) if error.reason in OTHERS_MAY_SERVE else []
 
     def walk(self, name: str) -> "Walk":

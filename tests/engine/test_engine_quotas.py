@@ -103,6 +103,21 @@ def test_a_model_at_its_limit_hands_a_groups_request_to_the_next(world):
     assert [here.get("some").model for _ in range(6)].count("small@1.0.0") == 1
 
 
+def test_a_tenant_that_has_used_up_its_own_is_refused_once_and_with_the_true_time(world):
+    here = world(
+        quotas=quotas({"tenant": "*", "hourly_tokens": 100}),
+        routing={"fallbacks": {"big": ["small"]}},
+    )
+    for name in ("auto", "big"):
+        here.get(name, tenant=name)
+        begun_s = here.clock.now_ns() / 1e9
+        refused = here.get(name, tenant=name)
+        assert refused.retry_after_s == pytest.approx(HOUR_S - begun_s, abs=1e-3)
+    assert not here.told("request_fell_back")
+    figures = {figure.name: figure.values for figure in here.engine.quotas.figures()}
+    assert figures["modelyard:quota_rejections"] == {("hourly_tokens",): 2.0}
+
+
 def test_quota_aware_goes_where_there_is_headroom(world):
     here = world(
         quotas=quotas({"model": "*", "hourly_tokens": 10_000}, {"model": "big", "hourly_tokens": 1000}),

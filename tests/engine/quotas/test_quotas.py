@@ -544,6 +544,14 @@ class QuotaMachine(RuleBasedStateMachine):
         mine = [entry for entry in self.history if entry["counts"] and tenant in entry]
         return sum(entry[tenant] >= first_ns for entry in mine)
 
+    def most_of_a_burst(self, tenant):
+        """By how much any interval has passed its length times the rate."""
+        level = worst = before_ns = 0
+        for at_ns in (entry[tenant] for entry in self.history if entry["counts"] and tenant in entry):
+            level = max(0.0, level - (at_ns - before_ns) * 0.01 / NS_PER_S) + 1
+            worst, before_ns = max(worst, level), at_ns
+        return worst
+
     @rule(seconds=st.sampled_from([0, 1, 30, 59, 61, 600, 3599, 3600, 40_000]))
     def wait(self, seconds):
         self.clock.time_ns += to_ns(seconds)
@@ -570,6 +578,7 @@ class QuotaMachine(RuleBasedStateMachine):
             entry = {"m": self.seen_ns, tenant: self.seen_ns, "tokens": tokens, "counts": True}
             self.history.append(entry)
             self.open.append((grant, entry))
+            assert self.most_of_a_burst(tenant) <= 4 + 1e-6
         book = self.quotas._models["m"]
         (window,) = book.tokens.windows
         assert window.used(book.tokens.spent) == self.used_tokens()

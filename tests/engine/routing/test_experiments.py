@@ -197,6 +197,14 @@ def test_a_split_that_is_not_the_one_that_was_asked_for_is_noticed():
     assert experiments.report()["exp"]["share_mismatch_p_value"] < 1e-6
 
 
+def test_arms_are_counted_for_a_scrape():
+    experiments = Experiments([split(0.7, 0.3)])
+    arms_of(experiments, 1000)
+    figures = {figure.name: figure.values for figure in experiments.figures()}
+    assert sum(figures["modelyard:experiment_requests"].values()) == 1000
+    assert figures["modelyard:experiment_weight"] == {("exp", "control"): 0.7, ("exp", "treatment"): 0.3}
+
+
 def test_sessions_that_come_often_are_one_unit():
     experiments = Experiments([split(0.5, 0.5)])
     for number in range(20_000):
