@@ -41,6 +41,20 @@ def test_it_is_bounded_and_keeps_what_is_asked_for(chain):
     assert index.num_rotations > 10
 
 
+def test_who_held_a_prefix_in_an_older_generation_still_does(chain):
+    index, hot = PrefixIndex(100), chain("hot", 10)
+    index.record(hot, 1)
+    for number in range(5):
+        index.record(chain(f"cold {number}", 10), 4)
+    assert index.num_rotations == 1
+    index.record(hot, 2)
+    assert index.num_rotations == 1
+    for number in range(5, 9):
+        index.record(chain(f"cold {number}", 10), 4)
+    assert index.num_rotations == 2
+    assert index.holders(hot[-1]) == 3
+
+
 def test_a_prefix_longer_than_the_index_is_cut(chain):
     index = PrefixIndex(20)
     keys = chain("long", 1000)

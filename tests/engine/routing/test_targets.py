@@ -94,6 +94,9 @@ def test_no_more_fallbacks_than_allowed(most):
 def test_nobody_is_tried_twice():
     known = targets(fallbacks={"big": ["middle", "small"], "middle": ["small"]})
     assert way(known.walk("big"), NOBODY) == ["big", "middle", "small"]
+    known = targets(fallbacks={"*": ["small", "odd"]}, max_fallbacks=9)
+    assert way(known.walk("big"), NOBODY) == ["big", "small", "odd"]
+    assert way(known.walk("odd"), NOBODY) == ["odd", "small"]
 
 
 def test_a_request_that_is_too_long_has_its_own_fallbacks():
