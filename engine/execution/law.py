@@ -13,8 +13,10 @@ from engine.settings import ModelSettings, above, require
 
 VOCAB = 2**31 - 1
 CONTEXT_TOKENS = 1 << 20
-WORD = 1 << 64
+LEAST_MEAN_S, MOST_MEAN_S = 1e-6, 86_400 * 365  # below, rounding to ns is seen; beyond, a run takes forever
+CHANCES = 1 << 52  # as many as leave the largest below 1 when it is a float
 HALVINGS = 60
+NORMAL = NormalDist()
 
 Law = Callable[[float, float], float]
 """The quantile of a service time with mean 1: of a chance in (0, 1), and the squared coefficient of variation."""
@@ -34,7 +36,7 @@ def _erlang2(chance: float, _scv: float) -> float:
 
 def _lognormal(chance: float, scv: float) -> float:
     variance = log(1 + scv)
-    return exp(sqrt(variance) * NormalDist().inv_cdf(chance) - variance / 2)
+    return exp(sqrt(variance) * NORMAL.inv_cdf(chance) - variance / 2)
 
 
 LAWS: dict[str, Law] = {
@@ -44,6 +46,11 @@ LAWS: dict[str, Law] = {
     "erlang2": _erlang2,
     "lognormal": _lognormal,
 }
+
+
+def chance_of(word: int) -> float:
+    """A chance in (0, 1), neither end included, from 64 random bits."""
+    return ((word >> 12) + 0.5) / CHANCES
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,7 +63,12 @@ class LawOptions:
 
     def __post_init__(self) -> None:
         require("executor.law", self.law, self.law in LAWS, f"one of {', '.join(LAWS)}")
-        above("executor.mean_s", self.mean_s, 0)
+        require(
+            "executor.mean_s",
+            self.mean_s,
+            LEAST_MEAN_S <= self.mean_s <= MOST_MEAN_S,
+            f"from {LEAST_MEAN_S:g} to {MOST_MEAN_S:,} (a year)",
+        )
         above("executor.scv", self.scv, 0)
         require(
             "executor.scv", self.scv, self.scv == 1 or self.law == "lognormal", "1: only lognormal has one"
@@ -101,7 +113,7 @@ class LawExecutor:
     def service_ns(self, sequence: Sequence) -> int:
         """The service time of a request, by its prompt."""
         drawn = xxh3_64_intdigest(sequence.tokens.tobytes(), self._seed)
-        return round(self._mean_ns * self._law((drawn + 0.5) / WORD, self._scv))
+        return round(self._mean_ns * self._law(chance_of(drawn), self._scv))
 
     def retire(
         self, sequence: Sequence, first_block: int, last_block: int, block_tokens: int

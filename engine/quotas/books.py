@@ -78,14 +78,17 @@ class Book:
 
     __slots__ = (
         "arrival",
+        "bursts_from",
         "ceiling_requests",
         "ceiling_tokens",
         "gap_ns",
         "gap_request",
         "gap_token",
         "has_bursts",
+        "held_from",
         "held_tokens",
         "in_service",
+        "is_paced",
         "is_special",
         "is_told",
         "lender",
@@ -133,6 +136,8 @@ class Book:
         self.mean_service_ns = 0.0
         self.in_service = 0
         self.held_tokens = 0  # counted where there is a limit on them
+        self.held_from = 0  # from the grant after that
+        self.bursts_from = 0
         self.max_in_service = UNBOUNDED
         self.max_held_tokens = UNBOUNDED
         self.has_bursts = False
@@ -144,6 +149,7 @@ class Book:
         self.promised = 0
         self.more: Burst | None = None  # the second one
         self.mode = 0  # its place in MODES
+        self.is_paced = False  # requests are let in one by one, at even distances
         self.operator_mode = -1
         self.quiet_since_ns = -1  # since when emergency has had no cause
         self.gap_ns = 0.0  # between two admissions, before they were paced
@@ -155,8 +161,14 @@ class Book:
 
     # what it may use
 
-    def allow(self, rule: AllowanceSettings, now_ns: int, offset_ns: int, day_offset_ns: int) -> None:
-        """Take over limits, the first ones or others: what is spent stays spent."""
+    def allow(
+        self, rule: AllowanceSettings, now_ns: int, offset_ns: int, day_offset_ns: int, num_granted: int
+    ) -> None:
+        """Take over limits, the first ones or others: what is spent stays spent.
+
+        Of the first so many grants, bursts take nothing back, which was measured otherwise; and where tokens in
+        service were not counted, they are from here on.
+        """
         for total in (self.tokens, self.requests):
             before = {window.kind: window for window in total.windows}
             total.windows = []
@@ -172,7 +184,11 @@ class Book:
         self.max_in_service = _or_none(rule.concurrent_requests)
         self.max_held_tokens = _or_none(rule.concurrent_tokens)
         self._allow_bursts(rule)
+        self.bursts_from = num_granted
+        was_special = self.is_special
         self.is_special = self.more is not None or self.max_held_tokens < UNBOUNDED
+        if self.is_special and not was_special:
+            self.held_tokens, self.held_from = 0, num_granted
         self.roll(now_ns)
 
     def _allow_bursts(self, rule: AllowanceSettings) -> None:
@@ -259,7 +275,7 @@ class Book:
             return False
         if not self.fits_bursts(tokens, now_ns):
             return False
-        if now_ns < self.next_ns(now_ns):
+        if self.is_paced and now_ns < self.paced_ns:
             return False
         if self.lender is not None:
             for total, amount in ((self.tokens, tokens), (self.requests, 1)):
@@ -545,6 +561,7 @@ class Book:
         if mode == self.mode:
             return
         before, self.mode = self.mode, mode
+        self.is_paced = THROTTLED <= mode < EMERGENCY
         if before < THROTTLED <= mode:
             since_ns, requests = self.rate_from[:2]
             self.gap_ns = (now_ns - since_ns) / max(1, self.requests.spent - requests)
@@ -563,11 +580,6 @@ class Book:
             window.passed -= 1
 
     # pacing
-
-    @property
-    def is_paced(self) -> bool:
-        """Whether requests are let in one by one, at even distances."""
-        return THROTTLED <= self.mode < EMERGENCY
 
     def next_ns(self, now_ns: int) -> int:
         """The earliest admission that pacing allows."""

@@ -8,7 +8,7 @@ from engine.quotas.ranking import Ranking
 from engine.request import Request
 
 if TYPE_CHECKING:
-    from engine.errors import OverQuota
+    from engine.errors import BadRequest, OverQuota
 
 KNOWN_FROM = 1_024  # tenants, before counters that mean nothing any more are looked for
 
@@ -50,7 +50,7 @@ class Waiter:
             self.due_ns = request.deadline_ns
         self.grant: object | None = None
         self.is_gone = False
-        self.error: OverQuota | None = None
+        self.error: OverQuota | BadRequest | None = None
 
 
 class Queue:

@@ -39,10 +39,20 @@ class Grant:
     Without `settle` nothing was used, and the request counts as never made.
     """
 
-    __slots__ = ("_granted_ns", "_is_open", "_is_settled", "_ledger", "_places", "_quotas", "tokens")
+    __slots__ = (
+        "_granted_ns",
+        "_is_open",
+        "_is_settled",
+        "_ledger",
+        "_number",
+        "_places",
+        "_quotas",
+        "tokens",
+    )
 
-    def __init__(self, quotas: "Quotas", ledger: Ledger, tokens: int, granted_ns: int) -> None:
+    def __init__(self, quotas: "Quotas", ledger: Ledger, tokens: int, granted_ns: int, number: int) -> None:
         self.tokens = tokens
+        self._number = number
         self._quotas = quotas
         self._ledger = ledger
         self._granted_ns = granted_ns
@@ -70,11 +80,17 @@ class Grant:
         if not self._is_settled:
             self._is_settled = True
             self._give_back(0, was_served=False)
-        self._quotas.free(self._ledger, self.tokens, self._granted_ns)
+        self._quotas.free(self._ledger, self.tokens, self._granted_ns, self._number)
 
     def _give_back(self, used: int, *, was_served: bool) -> None:
         self._quotas.refund(
-            self._ledger, self.tokens, used, self._granted_ns, self._places, was_served=was_served
+            self._ledger,
+            self.tokens,
+            used,
+            self._granted_ns,
+            self._number,
+            self._places,
+            was_served=was_served,
         )
 
 
@@ -142,7 +158,7 @@ class Quotas:
         if (line is None or not line.num_waiting) and ledger.reserve(tokens, now_ns):
             self._num_granted += 1
             self._granted_tokens += tokens
-            return Grant(self, ledger, tokens, now_ns)
+            return Grant(self, ledger, tokens, now_ns, self._num_granted)
         self._look_at_wait(ledger, request, tokens, now_ns)
         return None
 
@@ -174,6 +190,7 @@ class Quotas:
         tokens: int,
         used: int,
         granted_ns: int,
+        number: int,
         places: list[tuple[int, int]],
         *,
         was_served: bool,
@@ -190,20 +207,20 @@ class Quotas:
             if not was_served:
                 book.take_back(granted_ns, now_ns)
         for book, place in zip(ledger.books, places, strict=False):  # no places where nobody has bursts
-            if not was_served or book.gap_token or book.more is not None:
+            if number > book.bursts_from and (not was_served or book.gap_token or book.more is not None):
                 book.refund_bursts(place, tokens, used, now_ns, was_served=was_served)
         line = self._lines.get(ledger.name)
         if line is not None and line.num_waiting:
             line.charge(ledger.tenant, -unused)
 
-    def free(self, ledger: Ledger, tokens: int, granted_ns: int) -> None:
+    def free(self, ledger: Ledger, tokens: int, granted_ns: int, number: int) -> None:
         """A request has ended: its place goes on. For `Grant`, which calls it once."""
         now_ns = self._now_ns()
         self._num_freed += 1
         ledger.release()
         if ledger.has_bursts:
             for book in ledger.books:
-                if book.is_special:
+                if book.is_special and number > book.held_from:
                     book.held_tokens -= tokens
         mean_ns, served_ns = ledger.books[0].mean_service_ns, now_ns - granted_ns
         if served_ns:  # nobody used a place that was given back at once
@@ -258,7 +275,7 @@ class Quotas:
             self._ledgers = {key: each for key, each in self._ledgers.items() if key[1] != tenant}
         for book in books:
             book.set_mode(number, by, now_ns)
-        self._pump_all()
+        self._look_again()
 
     def update(self, settings: QuotaSettings) -> None:
         """Other limits from now on. What is spent stays spent, and those who wait are looked at again."""
@@ -274,9 +291,7 @@ class Quotas:
             self._equip(book, rule, now_ns)
         for line in self._lines.values():
             line.update(settings.aging_s, settings.tenant_weights)
-            for waiter in line.waiters():
-                waiter.ledger = self.ledger(waiter.ledger.model, waiter.ledger.tenant)
-        self._pump_all()
+        self._look_again()
 
     def headroom(self, model: str, tenant: str | None = None) -> float:
         """The smallest remaining share of a model's limits, and of a tenant's where one is named: from 0 to 1."""
@@ -474,7 +489,7 @@ class Quotas:
     def _equip(self, book: Book, rule: AllowanceSettings, now_ns: int) -> None:
         book.settings = self.settings
         day_ns = self._epoch_ns - round(self.settings.day_starts_at_s * NS_PER_S)
-        book.allow(rule, now_ns, self._epoch_ns, day_ns)
+        book.allow(rule, now_ns, self._epoch_ns, day_ns, self._num_granted)
         book.begin_lease()
 
     def _rule(self, model: str | None, tenant: str | None) -> AllowanceSettings | None:
@@ -614,21 +629,12 @@ class Quotas:
 
     def _look_at_wait(self, ledger: Ledger, request: Request, tokens: int, now_ns: int) -> None:
         """Raise OverQuota when there is no sense or no room for waiting; make room where somebody has too much."""
-        for book in ledger.books:
-            never = book.never(tokens)
-            if never is not None:
-                raise BadRequest(f"{tokens} tokens never fit {_whose(book)}, whose {never}")
+        error = self._never(ledger, tokens)
+        if error is not None:
+            raise error
         longest_ns, closest = self._longest(ledger, tokens, now_ns)
-        waits_ns = round(self.settings.max_wait_s * NS_PER_S)
-        if closest is not None and longest_ns - now_ns > waits_ns:
-            reason, _ = closest.blocked(tokens, now_ns)
-            when_ns = max(book.promise_ns(tokens, now_ns) for book in ledger.books)
-            raise self._refusal(
-                f"{_whose(closest)} is at its limit of {reason}",
-                reason,
-                (when_ns - now_ns) / NS_PER_S,
-                closest,
-            )
+        if closest is not None and longest_ns - now_ns > self._patience_ns:
+            raise self._too_long(closest, ledger, tokens, now_ns)
         line = self._lines.get(ledger.name)
         if line is None:
             line = self._lines[ledger.name] = Line(self.settings.aging_s, self.settings.tenant_weights)
@@ -640,12 +646,30 @@ class Quotas:
         retry_after_s = max(self._retry_after_s(ledger, model, line), (longest_ns - now_ns) / NS_PER_S)
         fullest = line.fullest()
         if fullest is not None and line.places_of(fullest) > line.places_of(ledger.tenant) + 1:
-            last = line.last_of(fullest)
-            last.error = self._refusal(what, "queue_full", retry_after_s, model)
-            self._leave(line, last)
-            last.signal.set()
+            refusal = self._refusal(what, "queue_full", retry_after_s, model)
+            self._send_away(line, line.last_of(fullest), refusal)
             return
         raise self._refusal(what, "queue_full", retry_after_s, model)
+
+    def _never(self, ledger: Ledger, tokens: int) -> BadRequest | None:
+        """What to say to a request that no amount of waiting will let in."""
+        for book in ledger.books:
+            never = book.never(tokens)
+            if never is not None:
+                return BadRequest(f"{tokens} tokens never fit {_whose(book)}, whose {never}")
+        return None
+
+    @property
+    def _patience_ns(self) -> int:
+        """How long somebody may wait for a limit that time lifts."""
+        return round(self.settings.max_wait_s * NS_PER_S)
+
+    def _too_long(self, book: Book, ledger: Ledger, tokens: int, now_ns: int) -> OverQuota:
+        """What to say when time will not lift a book's limit soon enough."""
+        reason, _ = book.blocked(tokens, now_ns)
+        when_ns = max(each.promise_ns(tokens, now_ns) for each in ledger.books)
+        what = f"{_whose(book)} is at its limit of {reason}"
+        return self._refusal(what, reason, (when_ns - now_ns) / NS_PER_S, book)
 
     def _longest(self, ledger: Ledger, tokens: int, now_ns: int) -> tuple[int, Book | None]:
         """The book whose limit time lifts last: when, and which; None where only others who leave can help."""
@@ -658,7 +682,7 @@ class Quotas:
 
     async def _wait(self, request: Request, ledger: Ledger, tokens: int) -> Grant:
         clock, now_ns = self._clock, self._now_ns()
-        patience_ns = round(self.settings.max_wait_s * NS_PER_S)
+        patience_ns = self._patience_ns
         waiter = Waiter(request, ledger, tokens, clock.signal(), now_ns, patience_ns)
         line = self._lines[ledger.name]
         line.add(waiter)
@@ -721,43 +745,63 @@ class Quotas:
         line, now_ns = self._lines.get(name), self._now_ns()
         if line is None or not line.num_waiting:
             return
-        soonest_ns = UNBOUNDED
         line.call_back_due(now_ns)
+        soonest_ns = UNBOUNDED
         while (waiter := line.next()) is not None:
-            ledger = waiter.ledger
-            waiter.error = self._refused_by_modes(waiter, now_ns)
-            if waiter.error is not None:
-                self._leave(line, waiter)
-                waiter.signal.set()
+            if self._is_answered(line, waiter, now_ns):
                 continue
-            if ledger.reserve(waiter.tokens, now_ns):
-                self._num_granted += 1
-                self._granted_tokens += waiter.tokens
-                line.charge(ledger.tenant, waiter.tokens)
-                self._leave(line, waiter)
-                waiter.grant = Grant(self, ledger, waiter.tokens, now_ns)
-                waiter.signal.set()
-                continue
-            book = ledger.blocked_by
+            book = waiter.ledger.blocked_by
             assert book is not None
             _, until_ns = book.blocked(waiter.tokens, now_ns)
-            if book.tenant is None:
+            if until_ns is not None and until_ns - now_ns > self._patience_ns:
+                error = self._too_long(book, waiter.ledger, waiter.tokens, now_ns)
+                self._send_away(line, waiter, error)
+            elif book.tenant is None:
                 soonest_ns = UNBOUNDED if until_ns is None else until_ns
                 break  # whoever is behind must not overtake, however small
-            line.set_aside(ledger.tenant, until_ns)
+            else:
+                line.set_aside(waiter.ledger.tenant, until_ns)
         back_ns = line.back_ns()
-        if back_ns is not None:
-            soonest_ns = min(soonest_ns, back_ns)
+        self._wake(name, soonest_ns if back_ns is None else min(soonest_ns, back_ns), now_ns)
+
+    def _is_answered(self, line: Line, waiter: Waiter, now_ns: int) -> bool:
+        """Whether there is room for a waiter, or a mode has none for it: either way it has left the line."""
+        refusal = self._refused_by_modes(waiter, now_ns)
+        if refusal is not None:
+            self._send_away(line, waiter, refusal)
+            return True
+        ledger = waiter.ledger
+        if not ledger.reserve(waiter.tokens, now_ns):
+            return False
+        self._num_granted += 1
+        self._granted_tokens += waiter.tokens
+        line.charge(ledger.tenant, waiter.tokens)
+        self._leave(line, waiter)
+        waiter.grant = Grant(self, ledger, waiter.tokens, now_ns, self._num_granted)
+        waiter.signal.set()
+        return True
+
+    def _send_away(self, line: Line, waiter: Waiter, error: OverQuota | BadRequest) -> None:
+        waiter.error = error
+        self._leave(line, waiter)
+        waiter.signal.set()
+
+    def _wake(self, name: str, at_ns: int, now_ns: int) -> None:
+        """Look at a line again at that time, and not at the one that was agreed on before."""
         timer = self._timers.pop(name, None)
         if timer is not None:
             timer.cancel()
-        if soonest_ns < UNBOUNDED and line.num_waiting:
-            self._timers[name] = self._clock.call_later(
-                max(1, soonest_ns - now_ns), partial(self._pump, name)
-            )
+        if at_ns < UNBOUNDED:
+            self._timers[name] = self._clock.call_later(max(1, at_ns - now_ns), partial(self._pump, name))
 
-    def _pump_all(self) -> None:
+    def _look_again(self) -> None:
+        """Limits or modes have changed: whoever waits has other books, and may have room, or never will."""
         for name, line in self._lines.items():
+            for waiter in line.waiters():
+                waiter.ledger = self.ledger(waiter.ledger.model, waiter.ledger.tenant)
+                error = self._never(waiter.ledger, waiter.tokens)
+                if error is not None:
+                    self._send_away(line, waiter, error)
             line.call_back_all()
             self._pump(name)
 

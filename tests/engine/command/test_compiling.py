@@ -13,10 +13,13 @@ from engine.command import compiling
 
 ROOT = Path(__file__).parents[3]
 TESTS = (
-    "tests/engine/routing",
+    "tests/engine/routing/test_router.py",
+    "tests/engine/routing/test_strategies.py",
+    "tests/engine/routing/test_sessions.py",
+    "tests/engine/routing/test_prefixes.py",
+    "tests/engine/routing/test_decisions.py",
     "tests/engine/quotas",
     "tests/engine/test_engine_routing.py",
-    "tests/engine/test_engine_quotas.py",
 )
 
 TIMED = """

@@ -7,7 +7,7 @@ from engine.clock import NS_PER_S
 from engine.errors import BadSettings
 from engine.execution import Machine, executors
 from engine.execution.executor import Batch, Chunk, Sequence
-from engine.execution.law import LAWS, LawExecutor, LawOptions
+from engine.execution.law import LAWS, LawExecutor, LawOptions, chance_of
 from engine.request import Stream
 from engine.settings import HardwareSettings, ModelSettings
 
@@ -36,6 +36,21 @@ def test_service_times_have_the_mean_and_the_spread_of_their_law(clock, law):
     assert times_s.var() / times_s.mean() ** 2 == pytest.approx(SCV[law], rel=0.2, abs=1e-9)
 
 
+@pytest.mark.parametrize("law", sorted(LAWS))
+def test_the_rarest_draws_have_a_service_time_too(law):
+    least, most = chance_of(0), chance_of(2**64 - 1)
+    assert 0 < least < most < 1
+    assert 0 <= LAWS[law](least, 4.0) <= LAWS[law](0.5, 4.0) <= LAWS[law](most, 4.0) < np.inf
+
+
+@pytest.mark.parametrize(
+    ("law", "median"),
+    [("exponential", np.log(2)), ("uniform", 1.0), ("erlang2", 0.839173495), ("lognormal", 5**-0.5)],
+)
+def test_half_of_all_are_served_within_the_median(law, median):
+    assert LAWS[law](0.5, 4.0) == pytest.approx(median, rel=1e-8)
+
+
 def test_a_service_time_depends_on_the_request_and_the_seed_and_on_nothing_else(clock):
     one, other, third = executor(clock), executor(clock), executor(clock, seed=2)
     times = [one.service_ns(sequence(clock, number)) for number in range(50)]
@@ -62,7 +77,10 @@ def test_a_step_lasts_as_long_as_the_services_that_end_in_it(clock):
     ("options", "message"),
     [
         ({"law": "pareto"}, "executor.law is 'pareto', but must be one of exponential"),
-        ({"mean_s": 0}, "executor.mean_s is 0"),
+        ({"mean_s": 0}, "executor.mean_s is 0, but must be from 1e-06 to 31,536,000 (a year)"),
+        ({"mean_s": 1e300}, "executor.mean_s is 1e+300"),
+        ({"mean_s": float("nan")}, "executor.mean_s is nan"),
+        ({"law": "lognormal", "scv": 0}, "executor.scv is 0, but must be above 0"),
         ({"scv": 2.0}, "executor.scv is 2.0, but must be 1: only lognormal has one"),
     ],
 )

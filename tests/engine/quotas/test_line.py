@@ -183,6 +183,23 @@ def test_waiting_for_time_ends_when_patience_does(make, live, clock):
     assert quotas.num_waiting == 0
 
 
+@pytest.mark.parametrize("whose", [{"model": "m"}, {"tenant": "*"}, {"model": "m", "tenant": "*"}])
+def test_whoever_waits_for_a_place_is_refused_when_the_day_is_used_up_meanwhile(make, live, clock, whose):
+    rules = {("m", None): {"concurrent_requests": 1}}
+    key = whose.get("model"), whose.get("tenant")
+    rules[key] = {**rules.get(key, {}), "daily_requests": 2}
+    limits = [{"model": model, "tenant": tenant, **rule} for (model, tenant), rule in rules.items()]
+    quotas = make(*limits, queue_capacity=10, max_wait_s=30.0)
+    log = []
+    for number in range(5):
+        live(quotas, number=number, at_s=0.1 * number, hold_s=60.0, log=log)
+    clock.env.run(until=to_ns(200))
+    refused = [entry[3] for entry in log if entry[3] != "served"]
+    assert [error.limit for error in refused] == ["daily_requests"] * 3
+    assert all(86_000 < error.retry_after_s <= 2 * 86_400 for error in refused)
+    assert quotas.num_waiting == quotas.in_service == 0
+
+
 def test_a_place_in_another_models_line_opens_with_the_tenants_own(make, live, clock):
     quotas = make({"tenant": "*", "concurrent_requests": 1}, queue_capacity=10)
     log = []

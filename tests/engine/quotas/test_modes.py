@@ -135,6 +135,21 @@ def test_throttled_is_half_of_the_rate_before_and_paced(make, live, clock):
     assert [entry[3] for entry in log] == ["served"] * 900
 
 
+def test_the_rate_that_is_halved_is_that_of_late(make, live, clock):
+    """One a second for five minutes, then ten: throttled, it is five."""
+    modes = {"throttled": ModeSettings(at=0.6)}
+    quotas = make({"model": "m", "hourly_requests": 1000}, modes=modes, max_wait_s=1e6, queue_capacity=10**6)
+    log = []
+    for number in range(300):
+        live(quotas, at_s=number, log=log, number=number)
+    for number in range(500):
+        live(quotas, at_s=300 + number / 10, log=log, number=1000 + number)
+    clock.env.run(until=to_ns(600))
+    admitted = sorted(entry[2] for entry in log)
+    gaps = [(later - earlier) / NS_PER_S for earlier, later in pairwise(admitted)]
+    assert gaps[605:790] == pytest.approx([0.2] * 185, rel=0.05)
+
+
 def test_limited_spreads_what_is_left_over_the_time_that_is_left(make, live, clock):
     modes = {"limited": ModeSettings(at=0.5)}
     quotas, log = (
@@ -266,12 +281,13 @@ def test_an_operators_mode_never_says_come_back_at_once(make, ask):
     assert ask(quotas, 1).retry_after_s == 20.0
 
 
-def test_whoever_waits_when_an_emergency_begins_is_refused_unless_it_may_stay(make, live, clock):
+@pytest.mark.parametrize("scope", [{}, {"model": "m"}, {"tenant": "t"}, {"model": "m", "tenant": "t"}])
+def test_whoever_waits_when_an_emergency_begins_is_refused_unless_it_may_stay(make, live, clock, scope):
     quotas, log = make({"model": "m", "concurrent_requests": 1}, queue_capacity=10), []
     for number, priority in enumerate((0, 0, 1, 0)):
-        live(quotas, at_s=0.1 * number, hold_s=1.0, number=number, priority=priority, log=log)
+        live(quotas, at_s=0.1 * number, hold_s=1.0, number=number, priority=priority, tenant="t", log=log)
     clock.env.run(until=to_ns(0.5))
-    quotas.set_mode("emergency", model="m")
+    quotas.set_mode("emergency", **scope)
     clock.env.run(until=to_ns(10))
     served = {entry[0].id for entry in log if entry[3] == "served"}
     refused = {entry[0].id: entry[3].limit for entry in log if entry[3] != "served"}

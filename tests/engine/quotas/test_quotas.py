@@ -225,6 +225,34 @@ def test_limits_change_while_running_and_what_is_spent_stays_spent(make, ask, li
     assert quotas.headroom("m") == 0.0
 
 
+@pytest.mark.parametrize(
+    "less", [{"hourly_tokens": 20}, {"tokens_per_s": 5.0, "burst_tokens": 20}, {"concurrent_tokens": 20}]
+)
+def test_whoever_waits_and_will_never_fit_the_new_limits_is_told_so(make, live, clock, less):
+    quotas, answers = make({"model": "m", "concurrent_requests": 1}, queue_capacity=9), []
+
+    async def visit(number, tokens):
+        request = Request(number, "m", np.zeros(1, dtype=np.int32), 1, 0)
+        try:
+            with await quotas.admit(request, "m@1.0.0", tokens) as grant:
+                grant.settle(tokens)
+            answers.append((number, "served"))
+        except BadRequest as error:
+            answers.append((number, str(error)))
+
+    live(quotas, 10, hold_s=10.0)
+    clock.env.run(until=1)
+    clock.spawn(visit(1, 50))
+    clock.spawn(visit(2, 15))
+    clock.env.run(until=to_ns(5))
+    limits = [AllowanceSettings(model="m", concurrent_requests=1, **less)]
+    quotas.update(QuotaSettings(limits=limits, queue_capacity=9))
+    clock.env.run(until=to_ns(2 * HOUR_S))
+    assert answers[0][0] == 1
+    assert "50 tokens never fit model 'm'" in answers[0][1]
+    assert quotas.num_waiting == quotas.in_service == 0
+
+
 # refusals
 
 
@@ -415,7 +443,7 @@ def test_figures_are_few_however_many_tenants_come(make, ask):
 # under any interleaving
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", [*range(10), 21, 81])
 def test_a_thousand_tasks_side_by_side_never_pass_a_limit_and_each_ends_once(  # noqa: C901, PLR0915  one story
     make, clock, seed
 ):

@@ -71,11 +71,11 @@ def test_welchs_interval_covers_the_truth_as_often_as_it_says():
 
 
 def test_looking_after_each_observation_finds_nothing_where_nothing_is_and_a_plain_test_does():
-    """500 A/A runs of 2,000 observations, looked at every ten: false findings at most alpha; naively, far more."""
-    random, any_time, naive, runs = np.random.default_rng(3), 0, 0, 500
+    """300 A/A runs of 1,200 observations, looked at every ten: false findings at most alpha; naively, far more."""
+    random, any_time, naive, runs = np.random.default_rng(3), 0, 0, 300
     for _ in range(runs):
         a, b, found, fooled = Running(), Running(), False, False
-        for one, other in random.exponential(1.0, (1000, 2)):
+        for one, other in random.exponential(1.0, (600, 2)):
             a.add(one)
             b.add(other)
             if a.count >= 30 and a.count % 10 == 0:
