@@ -461,9 +461,9 @@ class QuotaSettings:
     allows, for a limit that time lifts at most `max_wait_s`; what would take longer is refused at once. In the queue
     a step of `priority` counts like `aging_s` of waiting; tenants share it by `tenant_weights` (1 if not given).
     `soft_limits` are shares of each window that are told when they are passed; they are told again after use has
-    fallen `hysteresis` below. Emergency ends `quiet_s` after the last request that it refused. `state_file`
-    remembers what was used; up to `lease` of a limit counts as used after a crash. Days begin `day_starts_at_s`
-    after midnight UTC, or after the start of a simulation. A cached prompt token costs `cached_token_cost`.
+    fallen `hysteresis` below. Emergency ends `quiet_s` after its cause. `state_file` remembers what was used; up to
+    `lease` of a limit counts as used after a crash. Days begin `day_starts_at_s` after midnight UTC, or after the
+    start of a simulation. A cached prompt token costs `cached_token_cost`.
     """
 
     enabled: bool = True

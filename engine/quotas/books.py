@@ -108,6 +108,7 @@ class Book:
         "requests",
         "settings",
         "since_ns",
+        "since_number",
         "slack",
         "spent_requests",
         "spent_tokens",
@@ -157,6 +158,7 @@ class Book:
         self.paced_ns = 0  # no admission before, where admissions are paced
         self.num_crossed: dict[float, int] = {}
         self.is_told = False  # a soft limit was told, or a mode holds: something to take back
+        self.since_number = 0  # of the grants until then, some window knows nothing
         self.since_ns = -UNBOUNDED  # of what was granted before, some window has begun anew
 
     # what it may use
@@ -166,8 +168,8 @@ class Book:
     ) -> None:
         """Take over limits, the first ones or others: what is spent stays spent.
 
-        Of the first so many grants, bursts take nothing back, which was measured otherwise; and where tokens in
-        service were not counted, they are from here on.
+        Of the first so many grants nothing comes back into bursts, which had other measures, nor into windows that
+        are new; and where tokens in service were not counted, they are from here on.
         """
         for total in (self.tokens, self.requests):
             before = {window.kind: window for window in total.windows}
@@ -178,7 +180,10 @@ class Book:
                     continue
                 window = before.get(kind)
                 if window is None or (window.span > 0) != rule.sliding:
+                    used = 0 if window is None else window.used(total.spent)
                     window = Window(kind, limit, length_ns, offset, sliding=rule.sliding)
+                    window.begin(now_ns, total.spent, used, num_granted)
+                    self.since_number = num_granted
                 window.limit, window.before = limit, window.used(total.spent)
                 total.windows.append(window)
         self.max_in_service = _or_none(rule.concurrent_requests)
@@ -386,22 +391,22 @@ class Book:
 
     # what is taken and given back
 
-    def refund_tokens(self, amount: int, granted_ns: int, now_ns: int) -> None:
+    def refund_tokens(self, amount: int, granted_ns: int, number: int, now_ns: int) -> None:
         """So many tokens that were granted at that time were not used."""
         self.spent_tokens -= amount
-        if granted_ns < self.since_ns or self.is_told:
-            self._refund(self.tokens, amount, granted_ns, now_ns)
+        if granted_ns < self.since_ns or number <= self.since_number or self.is_told:
+            self._refund(self.tokens, amount, granted_ns, number, now_ns)
 
-    def take_back(self, granted_ns: int, now_ns: int) -> None:
+    def take_back(self, granted_ns: int, number: int, now_ns: int) -> None:
         """A request counts as never made. It is in service all the same, until it has ended."""
         self.spent_requests -= 1
-        if granted_ns < self.since_ns or self.is_told:
-            self._refund(self.requests, 1, granted_ns, now_ns)
+        if granted_ns < self.since_ns or number <= self.since_number or self.is_told:
+            self._refund(self.requests, 1, granted_ns, number, now_ns)
 
-    def _refund(self, total: Total, amount: int, granted_ns: int, now_ns: int) -> None:
+    def _refund(self, total: Total, amount: int, granted_ns: int, number: int, now_ns: int) -> None:
         """What is less now, in windows and modes. Else ceilings, which are totals, stand where they stood."""
         for window in total.windows:
-            window.refund(granted_ns, amount)
+            window.refund(granted_ns, amount, is_older=number <= window.from_number)
             self._rearm(window, total)
         self.settle_down(now_ns)
         self.set_ceilings()

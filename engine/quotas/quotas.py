@@ -203,9 +203,9 @@ class Quotas:
             return
         now_ns = self._now_ns()
         for book in ledger.books:
-            book.refund_tokens(unused, granted_ns, now_ns)
+            book.refund_tokens(unused, granted_ns, number, now_ns)
             if not was_served:
-                book.take_back(granted_ns, now_ns)
+                book.take_back(granted_ns, number, now_ns)
         for book, place in zip(ledger.books, places, strict=False):  # no places where nobody has bursts
             if number > book.bursts_from and (not was_served or book.gap_token or book.more is not None):
                 book.refund_bursts(place, tokens, used, now_ns, was_served=was_served)

@@ -20,6 +20,7 @@ class Window:
     __slots__ = (
         "before",
         "end_ns",
+        "from_number",
         "index",
         "kind",
         "length_ns",
@@ -44,9 +45,15 @@ class Window:
         self.end_ns = -(1 << 60)
         self.marks: deque[list[int]] = deque()
         self.before = 0  # used when the limit was set: it may be more than that
+        self.from_number = 0  # from the grant after that on it counts
         self.passed = 0  # soft limits that are told already
         self.promised = 0  # to those who were told when to come back
         self.promised_at = 0
+
+    def begin(self, now_ns: int, total: int, used: int, number: int) -> None:
+        """Count from the grant after that on; what was used before counts as used just now."""
+        self.roll(now_ns, total - used)
+        self.from_number = number
 
     def part_of(self, now_ns: int) -> int:
         """The part, or the window if it is fixed, that a time lies in."""
@@ -77,11 +84,14 @@ class Window:
     def used(self, total: int) -> int:
         return total - self.marks[0][1] if self.marks else 0
 
-    def refund(self, granted_ns: int, amount: int) -> None:
-        """Something granted at that time is taken back from the total: windows begun since then keep their use."""
+    def refund(self, granted_ns: int, amount: int, *, is_older: bool = False) -> None:
+        """Something granted at that time is taken back from the total: windows begun since then keep their use.
+
+        So does this one, if it is older than what is counted here.
+        """
         part = self.part_of(granted_ns)
         for mark in self.marks:
-            if mark[0] > part:
+            if is_older or mark[0] > part:
                 mark[1] -= amount
 
     def free_ns(self, amount: int, total: int) -> int:

@@ -212,19 +212,19 @@ def test_every_strategy_meets_the_same_arrivals_and_service_times():
 
 @pytest.mark.parametrize("name", ["exponential", "deterministic"])
 def test_one_server_is_as_slow_as_pollaczek_and_khinchine_say(name):
-    values = means(*fleet(1, 0.5), *law(name), runs=5, requests=1000)
+    values = means(*fleet(1, 0.5), *law(name), runs=10, requests=600)
     assert agrees(values, pollaczek_khinchine(0.5, SCV[name]))
     assert error(values) < 0.1
 
 
 def test_round_robin_over_four_is_erlang_arrivals_at_each():
-    values = means(*fleet(4, 0.5), runs=5, requests=1000)
+    values = means(*fleet(4, 0.5), runs=10, requests=600)
     assert agrees(values, round_robin(4, 0.5))
     assert error(values) < 0.05
 
 
 def test_the_shorter_of_two_is_about_that_of_the_markov_chain():
-    values = means(*fleet(2, 0.5, "least_loaded"), runs=5, requests=1000)
+    values = means(*fleet(2, 0.5, "least_loaded"), runs=10, requests=600)
     assert agrees(values, shortest_of_two(0.5))
     assert error(values) < 0.05
 

@@ -13,6 +13,12 @@ PROMPT = np.zeros(1, dtype=np.int32)
 
 
 @pytest.fixture
+def prompt():
+    """One token, whichever."""
+    return PROMPT
+
+
+@pytest.fixture
 def told():
     """What the quotas have told: soft limits and modes, in order."""
     return []
