@@ -101,7 +101,8 @@ def test_every_kind_is_drawn_for_the_model_asked_for(tmp_path):
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_yaml_makes_its_settings_and_opens_with_its_command(file):
-    assert file.read_text().startswith(f"# python -m sim scenario=failover workload={file.stem} workload.")
+    scenario = "queue" if file.stem == "bare" else "failover"
+    assert file.read_text().startswith(f"# python -m sim scenario={scenario} workload={file.stem} workload.")
     written = OmegaConf.load(file)
     if OmegaConf.is_missing(written, "path"):
         written.path = "trace.csv"
