@@ -67,6 +67,15 @@ class Clock(Protocol):
     def call_later(self, delay_ns: int, callback: Callable[[], None]) -> Timer:
         """Call `callback` once, `delay_ns` (>= 0) later, unless the timer is cancelled before."""
 
+    def call_last(self, delay_ns: int, callback: Callable[[], None], rank: int) -> Timer:
+        """Like `call_later`, but after all else that is due at that nanosecond, and in the order of `rank` (>= 0).
+
+        Only a virtual clock can keep that order; on the wall clock no two things happen at once.
+        """
+
+    def is_past(self, rank: int) -> bool:
+        """Whether a callback of `call_last` with this rank or a higher one has been called at this nanosecond."""
+
     def signal(self) -> Signal:
         """A new signal, not set."""
 
@@ -122,6 +131,12 @@ class WallClock:
 
     def call_later(self, delay_ns: int, callback: Callable[[], None]) -> Timer:
         return self._loop.call_later(delay_ns / NS_PER_S, callback)
+
+    def call_last(self, delay_ns: int, callback: Callable[[], None], rank: int) -> Timer:
+        return self.call_later(delay_ns, callback)
+
+    def is_past(self, rank: int) -> bool:
+        return False
 
     def signal(self) -> Signal:
         return WallSignal()

@@ -1,7 +1,7 @@
 """The engine: the parts put together, and the path of a request from top to bottom."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -33,6 +33,7 @@ from engine.errors import (
     LoadFailed,
     NoReplica,
     OverQuota,
+    QueueFull,
     ReplicaLost,
     TooLong,
 )
@@ -79,7 +80,7 @@ if TYPE_CHECKING:
 MAX_NAME = 256
 """Characters of a tenant's and of a session's name."""
 
-TRIED_ELSEWHERE = (NoReplica, ReplicaLost, LoadFailed, GenerationFailed, OverQuota)
+TRIED_ELSEWHERE = (NoReplica, QueueFull, ReplicaLost, LoadFailed, GenerationFailed, OverQuota)
 """Why another model of a group is asked for the whole answer."""
 
 AVAILABLE = (Health.HEALTHY, Health.DEGRADED)
@@ -116,6 +117,7 @@ class Engine:
         remembered = settings.models.registry_file
         self.registry = Registry(Store(Path(remembered)) if remembered is not None else None)
         self.quotas = Quotas(settings.quotas, clock, self._quota_changed, epoch_ns=clock.epoch_ns)
+        self._modes_cut = any(mode.max_output_tokens is not None for mode in settings.quotas.modes.values())
         self.cache = PrefixCache(
             replace(settings.cache, limits=[*settings.cache.limits, *held_bytes(settings)])
         )
@@ -248,7 +250,7 @@ class Engine:
                     return await self._serve_by_group(name, request, story, stream)
                 return await self._serve_by_model(name, request, story, stream)
             except EngineError as error:
-                if stream.tokens or not walk.fail(error):  # no other model carries on in mid-answer
+                if stream.num_tokens or not walk.fail(error):  # no other model carries on in mid-answer
                     raise
                 self._fell_back(request, name, walk.name, error)
 
@@ -258,8 +260,9 @@ class Engine:
         story.end.model = model.key
         self._check(request)
         with await self.lifecycle.hold(model.key, request.deadline_ns):
+            story.end.loaded_ns = now_ns = self.clock.now_ns()
             request = self._cut(request, model.key)
-            job, now_ns = self._job(request, self.fleet.homes[model.key], stream), self.clock.now_ns()
+            job = self._job(request, self.fleet.homes[model.key], stream)
             self.registry.used(model, now_ns)
             with self.router.attempts(model.key, request, request.max_tokens, now_ns) as attempts:
                 return await self._serve_on(attempts, job, story)
@@ -289,7 +292,7 @@ class Engine:
                 try:
                     return await self._serve_by_model(waiting[0], request, story, stream)
                 except TRIED_ELSEWHERE as failure:
-                    if stream.tokens or not may_be_elsewhere(failure):
+                    if stream.num_tokens or not may_be_elsewhere(failure):
                         raise
                     error = failure
                 continue
@@ -300,12 +303,13 @@ class Engine:
                 attempts.stay_with(model.key)
                 try:
                     with await self.lifecycle.hold(model.key, request.deadline_ns):
+                        story.end.loaded_ns = now_ns = self.clock.now_ns()
                         cut = self._cut(request, model.key)
                         job = self._job(cut, self.fleet.homes[model.key], stream)
-                        self.registry.used(model, self.clock.now_ns())
+                        self.registry.used(model, now_ns)
                         return await self._serve_on(attempts, job, story)
                 except (*TRIED_ELSEWHERE, TooLong) as failure:
-                    if stream.tokens or not may_be_elsewhere(failure):
+                    if stream.num_tokens or not may_be_elsewhere(failure):
                         raise
                     error = failure
 
@@ -313,22 +317,35 @@ class Engine:
         """Admit, then one replica of the model after the other, until one has answered."""
         request, key = job.request, job.home.model.key
         lost: ReplicaLost | None = None
-        with await self.quotas.admit(request, key) as grant, self._settling(grant, job, story):
-            self._admitted(story)
-            while (chosen := attempts.next(self.clock.now_ns())) is not None:
-                replica = self.replicas[chosen.name]
-                if not self.health.enter(replica.name):
-                    attempts.pass_over()  # it is on trial, and others try it
-                    continue
-                try:
-                    return await self._attempt(job, replica, story)
-                except ReplicaLost as error:
-                    self._lost(replica, story, job.stream)
-                    lost = error
-                finally:
-                    self.health.leave(replica.name)
+        is_full = False
+        with await self.quotas.admit(request, key) as grant:
+            try:
+                self._admitted(story)
+                while (chosen := attempts.next(self.clock.now_ns())) is not None:
+                    replica = self.replicas[chosen.name]
+                    if not replica.takes_more:
+                        attempts.pass_over()
+                        is_full = True
+                        continue
+                    if not self.health.enter(replica.name):
+                        attempts.pass_over()  # it is on trial, and others try it
+                        continue
+                    try:
+                        return await self._attempt(job, replica, story)
+                    except ReplicaLost as error:
+                        self._lost(replica, story, job.stream)
+                        lost = error
+                    finally:
+                        self.health.leave(replica.name)
+            finally:
+                self._settle(grant, job, story)
         if lost is not None and len(attempts.tried) >= self.router.max_attempts:
             raise lost
+        if is_full and lost is None:
+            capacity = self.settings.fleet.queue_capacity
+            raise QueueFull(
+                f"{capacity} requests wait at each replica of {key!r}, as fleet.queue_capacity allows"
+            )
         raise NoReplica(f"no healthy replica of {key!r} is left for request {request.id}") from lost
 
     def is_available(self, replica: str) -> bool:
@@ -374,14 +391,15 @@ class Engine:
     async def _attempt(self, job: "Job", replica: Replica, story: Story) -> Completion:
         """Prefix, execute, settle: one try on one replica."""
         request, chain, stream, end = job.request, job.chain, job.stream, story.end
-        end.replica, end.attempts = replica.name, end.attempts + 1
+        end.replica, end.attempts, end.tried_ns = replica.name, end.attempts + 1, self.clock.now_ns()
         tokens = request.prompt_tokens
-        if stream.tokens:
+        num_before = stream.num_tokens
+        if num_before:
             tokens = np.concatenate([tokens, np.asarray(stream.tokens, dtype=np.int32)])
-        num_before = len(stream.tokens)
         keys = chain.keys if chain is not None else []
         with self.cache.find(job.space, keys, len(tokens), self.clock.now_ns()) as prefix:
             decision = await self._bring(prefix, job, len(tokens))
+            end.queued_ns = self.clock.now_ns()
             self._found(prefix, job, story, decision)
             work = Work(
                 tokens,
@@ -391,6 +409,7 @@ class Engine:
                 request.deadline_ns,
                 request.sampling,
                 job.seed,
+                request.priority,
                 job.reader,
                 partial(self._preempted, request, replica),
             )
@@ -412,13 +431,13 @@ class Engine:
         self._observe(replica, story, stream, num_before)
         if job.reader is not None:
             job.reader.finish()
-        usage = Usage(request.num_prompt_tokens, len(stream.tokens), end.cached_tokens)
+        usage = Usage(request.num_prompt_tokens, stream.num_tokens, end.cached_tokens)
         completion = Completion(
             request.id,
             replica.model,
             replica.name,
             end.attempts,
-            stream.tokens,
+            stream,
             usage,
             self.clock.now_ns(),
             "stop" if answer.is_stopped else "length",
@@ -429,7 +448,7 @@ class Engine:
         """Note how well a replica has served: for its health, and for those who route by latency."""
         now_ns = self.clock.now_ns()
         self.health.served(replica.name, now_ns)
-        first_ns, last_ns, num = stream.first_token_ns, stream.last_token_ns, len(stream.tokens)
+        first_ns, last_ns, num = stream.first_token_ns, stream.last_token_ns, stream.num_tokens
         if first_ns is not None and last_ns is not None and not num_before:
             asked_ns = story.end.admitted_ns or story.end.arrival_ns
             token_ns = (last_ns - first_ns) / (num - 1) if num > 1 else 0.0
@@ -455,12 +474,13 @@ class Engine:
                 f"{request.num_prompt_tokens} prompt and {request.max_output_tokens} output tokens do not fit "
                 f"{name!r}, which holds {home.request_tokens} tokens a request"
             )
-        low, high = int(request.prompt_tokens.min()), int(request.prompt_tokens.max())
-        if low < 0 or high >= home.vocab:
-            wrong = low if low < 0 else high
-            raise BadRequest(
-                f"prompt token {wrong} is not in the vocabulary of {name!r}: 0 to {home.vocab - 1}"
-            )
+        if request.vocab is None or request.vocab > home.vocab:
+            low, high = int(request.prompt_tokens.min()), int(request.prompt_tokens.max())
+            if low < 0 or high >= home.vocab:
+                wrong = low if low < 0 else high
+                raise BadRequest(
+                    f"prompt token {wrong} is not in the vocabulary of {name!r}: 0 to {home.vocab - 1}"
+                )
         sampling, space = request.sampling, self._space(request, home)
         chain = self._chain(request, home, space)
         if sampling is None:
@@ -472,12 +492,15 @@ class Engine:
 
     def _space(self, request: Request, home: Home) -> Space:
         """The namespace of that tenant's KV of that model."""
-        model, executor = home.model, home.executor
-        space = self.cache.space(
-            model.key, home.weights_id, request.tenant, home.block_bytes, home.value_bytes
-        )
-        tokens = min(COSTED_TOKENS, executor.context_tokens)
-        space.holder.recompute_ns = executor.prefill_ns(0, tokens) * self.cache.block_tokens / tokens
+        space = home.spaces.get(request.tenant)
+        if space is None:
+            model, executor = home.model, home.executor
+            space = self.cache.space(
+                model.key, home.weights_id, request.tenant, home.block_bytes, home.value_bytes
+            )
+            tokens = min(COSTED_TOKENS, executor.context_tokens)
+            space.holder.recompute_ns = executor.prefill_ns(0, tokens) * self.cache.block_tokens / tokens
+            home.spaces[request.tenant] = space
         return space
 
     def _chain(self, request: Request, home: Home, space: Space) -> BlockChain | None:
@@ -497,9 +520,12 @@ class Engine:
         """Tell what of the prompt needs no prefill, and where it was."""
         end, tokens = story.end, self.cache.block_tokens
         left = job.request.num_prompt_tokens
-        for tier, blocks in zip(self.cache.tiers, prefix.blocks_by_tier, strict=True):
-            setattr(end, f"cached_tokens_{tier.name}", min(blocks * tokens, left))
-            left -= min(blocks * tokens, left)
+        if prefix.num_blocks:
+            for tier, blocks in zip(self.cache.tiers, prefix.blocks_by_tier, strict=True):
+                setattr(end, f"cached_tokens_{tier.name}", min(blocks * tokens, left))
+                left -= min(blocks * tokens, left)
+        if not self.telemetry.wants(PrefixFound):
+            return
         found = PrefixFound(self.clock.now_ns(), job.request.id, end.replica or "", end.cached_tokens)
         if decision is not None:
             found.loaded_tokens = decision.loaded_blocks * tokens
@@ -567,20 +593,18 @@ class Engine:
         dear = [key for key in cheap[1:] if quotas.settings_of(quotas.mode(key, tenant)).cheaper]
         return [seat for seat in seats if seat.model in dear]
 
-    @contextmanager
-    def _settling(self, grant: Grant, job: "Job", story: Story) -> Iterator[None]:
-        """Settle what was used, however it ends: prompt and output where something was computed, else nothing."""
-        try:
-            yield
-        finally:
-            end = story.end
-            if job.stream.tokens or end.started_ns is not None:
-                cost = self.settings.quotas.cached_token_cost
-                cached = round((1 - cost) * end.cached_tokens)
-                grant.settle(job.request.num_prompt_tokens - cached + len(job.stream.tokens))
+    def _settle(self, grant: Grant, job: "Job", story: Story) -> None:
+        """Settle what was used, however it ended: prompt and output where something was computed, else nothing."""
+        end, num_tokens = story.end, job.stream.num_tokens
+        if num_tokens or end.started_ns is not None:
+            cost = self.settings.quotas.cached_token_cost
+            cached = round((1 - cost) * end.cached_tokens) if cost != 1 else 0
+            grant.settle(job.request.num_prompt_tokens - cached + num_tokens)
 
     def _cut(self, request: Request, key: str) -> Request:
         """The request as its model's mode lets it through: some allow only shorter answers."""
+        if not self._modes_cut:
+            return request
         mode = self.quotas.settings_of(self.quotas.mode(key, request.tenant))
         most = mode.max_output_tokens
         if most is None or request.max_output_tokens <= most:
@@ -654,12 +678,13 @@ class Engine:
     def _admitted(self, story: Story) -> None:
         now_ns = self.clock.now_ns()
         story.end.admitted_ns = now_ns
-        self.telemetry.emit(Admitted(now_ns, story.request.id, now_ns - story.request.arrival_ns))
+        if self.telemetry.wants(Admitted):
+            self.telemetry.emit(Admitted(now_ns, story.request.id, now_ns - story.request.arrival_ns))
 
     def _lost(self, replica: Replica, story: Story, stream: Stream) -> None:
         now_ns = self.clock.now_ns()
         self.telemetry.emit(
-            AttemptLost(now_ns, story.request.id, story.end.attempts, replica.name, len(stream.tokens))
+            AttemptLost(now_ns, story.request.id, story.end.attempts, replica.name, stream.num_tokens)
         )
         self.health.lost(replica.name, now_ns)
 

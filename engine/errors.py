@@ -10,6 +10,7 @@ EngineError
 ├── GenerationFailed  500  the model gave nothing that a token could be chosen from
 ├── ReplicaLost       502  a replica died with the request in its hands
 ├── NoReplica         503  nothing healthy can serve the model
+├── QueueFull         503  the lines of all replicas of the model are full
 ├── LoadFailed        503  the model could not be loaded
 │   └── BadModel      503  because its files are no good
 └── DeadlinePassed    504  the deadline came first
@@ -111,6 +112,16 @@ class NoReplica(EngineError):
     status = 503
     reason = "no_replica"
     code = "no_replica"
+    retry_after_s = 1.0
+
+
+class QueueFull(EngineError):
+    """Every replica of the model has as many waiting as it may; one leaves as soon as somebody has been served."""
+
+    status = 503
+    outcome = "rejected"
+    reason = "queue_full"
+    code = "queue_full"
     retry_after_s = 1.0
 
 

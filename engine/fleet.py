@@ -5,17 +5,17 @@ health monitor, watches them, and takes them away again.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.clock import Clock, to_ns
 from engine.errors import BadSettings, LoadFailed
-from engine.execution import Executor, Machine, Replica, Scheduler, executors
+from engine.execution import LEAP_STEPS, Executor, Machine, Replica, Scheduler, executors
 from engine.formats import open_checkpoint
 from engine.registry import Health, HealthMonitor, Lifecycle, Registry
 from engine.routing import Router
-from engine.settings import EngineSettings, ExecutorSettings, LoadingSettings, ModelSettings
+from engine.settings import EngineSettings, ExecutorSettings, LoadingSettings, ModelSettings, require
 
 if TYPE_CHECKING:
     from engine.text import Text
@@ -51,6 +51,9 @@ class Home:
     weights_id: str
     text: "Text | None"
     executor: Executor  # of the first replica: what it says of costs holds for all
+    spaces: dict[str, Any] = field(
+        default_factory=dict
+    )  # where the KV of each tenant goes, as it was looked up
 
 
 class Fleet:
@@ -82,15 +85,19 @@ class Fleet:
         self._options: dict[str, Any] = {}
         self._num_loads: dict[str, int] = {}
         self._names: dict[str, list[str]] = {}
+        self._ranks: dict[str, int] = {}
         for name, model in settings.fleet.replicas.items():
             self._names.setdefault(registry.find(model).key, []).append(name)
         self.executor_of(settings.executor.name)
+        shared, name = settings.fleet.discipline == "ps", settings.executor.name
+        allowed = "fifo or priority: only service times of executor=law can be shared"
+        require("fleet.discipline", settings.fleet.discipline, not shared or name == "law", allowed)
 
     def load_now(self, key: str) -> None:
         """Have a model in memory before time begins. Raises LoadFailed, BadSettings."""
         self.lifecycle.add_loaded(key)
         machine = self._machine(key)
-        made = [self._make_executor(machine) for _ in self.names_of(key)]
+        made = self._make_executors(key, machine)
         self._move_in(key, machine, made, self._make_text(machine.model))
         for replica in self.homes[key].replicas:
             self._open(replica)
@@ -166,13 +173,16 @@ class Fleet:
         self._on_state(key, state, cause)
 
     def _make_all(self, key: str, machine: Machine) -> tuple[list[Executor], "Text | None"]:
-        return [self._make_executor(machine) for _ in self.names_of(key)], self._make_text(machine.model)
+        return self._make_executors(key, machine), self._make_text(machine.model)
 
-    def _make_executor(self, machine: Machine) -> Executor:
+    def _make_executors(self, key: str, machine: Machine) -> list[Executor]:
         name = self._executor_name(machine.model)
-        cls = self.executor_of(name)
-        made: Executor = cls(machine, self._options[name])  # type: ignore[call-arg]
-        return made
+        cls, options = self.executor_of(name), self._options[name]
+        return [cls(replace(machine, replica=each), options) for each in self.names_of(key)]  # type: ignore[call-arg]
+
+    def _rank(self, name: str) -> int:
+        """Another number for each replica, in the order in which they first came into memory."""
+        return self._ranks.setdefault(name, len(self._ranks))
 
     def _make_text(self, model: ModelSettings) -> "Text | None":
         if model.path is None or self.executor_of(self._executor_name(model)).is_modelled:
@@ -211,10 +221,27 @@ class Fleet:
         replicas = []
         for name, executor in zip(self.names_of(key), made, strict=True):
             fleet = settings.fleet
-            scheduler = Scheduler(fleet.max_batch, fleet.step_tokens, executor.kv_capacity_tokens)
+            scheduler = Scheduler(
+                fleet.max_batch,
+                fleet.step_tokens,
+                executor.kv_capacity_tokens,
+                by_priority=fleet.discipline == "priority",
+                queue_capacity=fleet.queue_capacity,
+            )
             # without a cache no block is worth copying out: no sequence fills one that is so long
             length = block_tokens if keeps else executor.context_tokens + 1
-            replicas.append(Replica(name, key, executor, scheduler, self._clock, length))
+            replica = Replica(
+                name,
+                key,
+                executor,
+                scheduler,
+                self._clock,
+                length,
+                rank=self._rank(name),
+                leap_steps=LEAP_STEPS if fleet.fast_forward else 1,
+                is_shared=fleet.discipline == "ps",
+            )
+            replicas.append(replica)
         self.replicas |= {replica.name: replica for replica in replicas}
         self.homes[key] = Home(
             model=machine.model,
@@ -273,7 +300,7 @@ def executor_options(name: str, settings: ExecutorSettings) -> object:
     One that was not chosen, but steps in for it, takes those of the options that it has too.
     """
     cls = executors.find(name).Options
-    allowed = [field.name for field in fields(cls)]
+    allowed = [each.name for each in fields(cls)]
     unknown = [option for option in settings.options if option not in allowed]
     if unknown and name == settings.name:
         raise BadSettings(

@@ -93,6 +93,7 @@ class Request:
     deadline_ns: int | None = None
     sampling: Sampling | None = None  # None: greedy, and exactly `max_output_tokens` tokens
     prefix_keys: Sequence[bytes] = ()  # of its full blocks, where somebody routes by them
+    vocab: int | None = None  # all prompt tokens are known to be from 0 to below it
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -104,21 +105,61 @@ class Request:
         return len(self.prompt_tokens) + self.max_output_tokens
 
 
+Promise = Callable[[int, int], list[int]]
+"""Tokens of an attempt that nobody has looked at: from the first wanted (counted from 0), so many."""
+
+
 @dataclass(slots=True)
 class Stream:
     """The tokens of one answer, as they come. A retry carries on after the last of them.
 
     The caller may hand in a stream of its own and watch it; the engine only appends. `listener` is called after each
     change, on the engine's side: it must be quick. `text` has pieces of whole characters where the request has a
-    `sampling` and its model a tokenizer; what may yet turn out to be a stop string is held back.
+    `sampling` and its model a tokenizer; what may yet turn out to be a stop string is held back. Tokens that were
+    promised are worked out when somebody looks at them.
     """
 
-    tokens: list[int] = field(default_factory=list)
     logprobs: list[Logprobs] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     first_token_ns: int | None = None
     last_token_ns: int | None = None
     listener: Callable[[], None] | None = None
+    _tokens: list[int] = field(default_factory=list)
+    _owed: int = 0
+    _paid: int = 0  # tokens of the present attempt that are in `_tokens`
+    _promise: Promise | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        """All tokens so far; to look at, not to change."""
+        if self._owed:
+            assert self._promise is not None
+            self._tokens += self._promise(self._paid, self._owed)
+            self._paid += self._owed
+            self._owed = 0
+        return self._tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """How many there are so far; cheaper than to look at them."""
+        return len(self._tokens) + self._owed
+
+    def promise(self, count: int, now_ns: int, promise: Promise) -> None:
+        """Take `count` tokens more, the last of them at `now_ns`; `promise` knows all of its attempt."""
+        if promise is not self._promise:
+            self._tokens = self.tokens
+            self._promise, self._paid = promise, 0
+        if self.first_token_ns is None:
+            self.first_token_ns = now_ns
+        self.last_token_ns = now_ns
+        self._owed += count
+        if self.listener is not None:
+            self.listener()
+
+    def expect(self, count: int, now_ns: int) -> None:
+        """The same from an attempt that has promised before, where nobody listens."""
+        self.last_token_ns = now_ns
+        self._owed += count
 
     def push(self, token: int, now_ns: int, logprobs: Logprobs | None = None) -> None:
         if self.first_token_ns is None:
@@ -158,7 +199,11 @@ class Completion:
     model: str
     replica: str
     attempts: int
-    tokens: list[int]
+    stream: Stream
     usage: Usage
     finished_ns: int
     finish_reason: str = "length"
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.stream.tokens

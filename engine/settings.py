@@ -150,6 +150,9 @@ class ModelSettings:
         return f"{self.name}@{self.version}"
 
 
+DISCIPLINES = ("fifo", "priority", "ps")
+
+
 @dataclass(slots=True, kw_only=True)
 class FleetSettings:
     """Who serves: `replicas` maps the name of each replica to the name of its model.
@@ -161,9 +164,22 @@ class FleetSettings:
     replicas: dict[str, str]
     max_batch: int = 32  # sequences that run together in one replica
     step_tokens: int = 512  # prefill and decode tokens of one step together (chunked prefill)
+    fast_forward: bool = (
+        True  # many decode steps are one event where the executor foresees them; the same results
+    )
+    queue_capacity: int | None = None  # requests that may wait in the line of one replica; null: no bound
+    discipline: str = "fifo"  # who is next in that line: fifo, priority, or ps: all at once (executor law)
 
     def __post_init__(self) -> None:
         at_least("fleet.max_batch", self.max_batch, 1)
+        if self.queue_capacity is not None:
+            at_least("fleet.queue_capacity", self.queue_capacity, 0)
+        require(
+            "fleet.discipline",
+            self.discipline,
+            self.discipline in DISCIPLINES,
+            f"one of {', '.join(DISCIPLINES)}",
+        )
         require(
             "fleet.step_tokens",
             self.step_tokens,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ class Broken(EngineError):
 class Census:
     """A sink that counts who is inside, at every arrival and every end, and the area under that count."""
 
+    kinds: ClassVar[frozenset[type[Event]]] = frozenset({Arrived, Ended})
     arrived: int = 0
     ended: int = 0
     area_ns: int = 0

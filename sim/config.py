@@ -273,7 +273,13 @@ def _fleet(values: dict[str, Any]) -> FleetSettings:
     limits = typed(_Limits, sizes, "fleet")
     names = {str(name): str(model) for name, model in replicas.items()}
     return FleetSettings(
-        models=models, replicas=names, max_batch=limits.max_batch, step_tokens=limits.step_tokens
+        models=models,
+        replicas=names,
+        max_batch=limits.max_batch,
+        step_tokens=limits.step_tokens,
+        fast_forward=limits.fast_forward,
+        queue_capacity=limits.queue_capacity,
+        discipline=limits.discipline,
     )
 
 
@@ -283,6 +289,9 @@ class _Limits:
 
     max_batch: int
     step_tokens: int
+    fast_forward: bool = True
+    queue_capacity: int | None = None
+    discipline: str = "fifo"
 
 
 def _letters() -> Iterable[str]:

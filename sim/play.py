@@ -57,7 +57,8 @@ def play(settings: RunSettings, *, progress: bool = False) -> Run:
 def _play(settings: RunSettings, stage: Stage, folder: RunFolder, progress: bool) -> Run:
     meter = Meter()
     meter.sources.append(stage.engine.figures)
-    stage.engine.telemetry.sinks += [JsonLines(folder.events), meter]
+    stage.engine.telemetry.add(JsonLines(folder.events))
+    stage.engine.telemetry.add(meter)
     begun_ns = stopwatch_ns()
     with Progress(stage.trace, shown=progress) as bar, interruptible(bar.stop):
         stage.play(bar.advance)

@@ -1,8 +1,10 @@
 """What a run leaves behind in memory: the facts of each request, in columns, so that a million rows stay small."""
 
 from array import array
+from collections.abc import Callable, Sequence
 from hashlib import sha256
-from typing import Any
+from operator import attrgetter
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +40,12 @@ class Numbers:
     def append(self, value: int | None) -> None:
         self.data.append(MISSING if value is None else value)
 
+    def extend(self, values: Sequence[int | None]) -> None:
+        if None in values:
+            self.data.extend([MISSING if value is None else value for value in values])
+        else:
+            self.data.extend(cast("Sequence[int]", values))
+
     def values(self) -> npt.NDArray[np.int64]:
         return np.array(self.data, dtype=np.int64)
 
@@ -60,7 +68,20 @@ class Words:
         self._words: dict[str, int] = {}
 
     def append(self, word: str | None) -> None:
-        self._codes.append(MISSING if word is None else self._words.setdefault(word, len(self._words)))
+        code = self._words.get(word, MISSING) if word is not None else MISSING
+        if code == MISSING and word is not None:
+            code = self._words[word] = len(self._words)
+        self._codes.append(code)
+
+    def extend(self, words: Sequence[str | None]) -> None:
+        known = self._words
+        for word in dict.fromkeys(words):
+            if word is not None and word not in known:
+                known[word] = len(known)
+        if None in words:
+            self._codes.extend([MISSING if word is None else known[word] for word in words])
+        else:
+            self._codes.extend(map(known.__getitem__, cast("Sequence[str]", words)))
 
     def values(self) -> "npt.NDArray[Any]":
         """The words, None where there is none."""
@@ -78,6 +99,72 @@ class Words:
         return hasher.digest()
 
 
+class Decisions:
+    """The choices of the router, in columns; 68 bytes a choice among five."""
+
+    __slots__ = ("_candidates", "_ends", "_loads", "_numbers", "_words")
+
+    def __init__(self) -> None:
+        self._numbers = {name: array("q") for name in ("at_ns", "request_id", "attempt")}
+        self._words = {name: Words() for name in ("strategy", "chosen", "candidates", "pool", "reason")}
+        self._candidates: dict[tuple[str, ...], str] = {}  # pools rarely change
+        self._loads = array("q")
+        self._ends = array("q")
+
+    def take(self, event: Routed) -> None:
+        numbers, words = self._numbers, self._words
+        numbers["at_ns"].append(event.at_ns)
+        numbers["request_id"].append(event.request_id)
+        numbers["attempt"].append(event.attempt)
+        names = self._candidates.get(event.candidates)
+        if names is None:
+            names = self._candidates[event.candidates] = ",".join(event.candidates)
+        words["strategy"].append(event.strategy)
+        words["chosen"].append(event.chosen)
+        words["candidates"].append(names)
+        words["pool"].append(event.pool)
+        words["reason"].append(event.reason)
+        self._loads.extend(event.loads)
+        self._ends.append(len(self._loads))
+
+    def table(self) -> pd.DataFrame:
+        columns: dict[str, Any] = {name: np.array(values) for name, values in self._numbers.items()}
+        columns |= {name: words.series() for name, words in self._words.items()}
+        loads, begin, texts = self._loads, 0, []
+        for end in self._ends:
+            texts.append(",".join(map(str, loads[begin:end])))
+            begin = end
+        columns["loads"] = pd.Series(texts, dtype="str")
+        return pd.DataFrame({name: columns[name] for name in DECISION_COLUMNS}).astype(DECISION_COLUMNS)
+
+
+class Series:
+    """Points in time, in columns: 24 bytes a point."""
+
+    __slots__ = ("_at_ns", "_metrics", "_subjects", "_values")
+
+    def __init__(self) -> None:
+        self._at_ns = array("q")
+        self._subjects = Words()
+        self._metrics = Words()
+        self._values = array("d")
+
+    def take(self, at_ns: int, subject: str, metric: str, value: float) -> None:
+        self._at_ns.append(at_ns)
+        self._subjects.append(subject)
+        self._metrics.append(metric)
+        self._values.append(value)
+
+    def table(self) -> pd.DataFrame:
+        columns = {
+            "at_ns": np.array(self._at_ns),
+            "subject": self._subjects.series(),
+            "metric": self._metrics.series(),
+            "value": np.array(self._values),
+        }
+        return pd.DataFrame(columns).astype(SERIES_COLUMNS)
+
+
 # The requests table: name, source field of the event, kind of column; in this order everywhere.
 COLUMNS: tuple[tuple[str, str, type[Numbers | Words]], ...] = (
     ("request_id", "request_id", Numbers),
@@ -87,9 +174,13 @@ COLUMNS: tuple[tuple[str, str, type[Numbers | Words]], ...] = (
     ("model", "model", Words),
     ("replica", "replica", Words),
     ("arm", "arm", Words),
+    ("priority", "priority", Numbers),
     ("attempts", "attempts", Numbers),
     ("arrival_ns", "arrival_ns", Numbers),
+    ("loaded_ns", "loaded_ns", Numbers),
     ("admitted_ns", "admitted_ns", Numbers),
+    ("tried_ns", "tried_ns", Numbers),
+    ("queued_ns", "queued_ns", Numbers),
     ("started_ns", "started_ns", Numbers),
     ("first_token_ns", "first_token_ns", Numbers),
     ("finished_ns", "at_ns", Numbers),
@@ -105,46 +196,61 @@ COLUMNS: tuple[tuple[str, str, type[Numbers | Words]], ...] = (
 )
 
 
+FLUSH_ROWS = 4_096
+"""Rows that are kept as they came before they go to their columns together: cheaper than one at a time."""
+
+
 class Recorder:
     """A sink that keeps the requests table, the decisions and the time series of a run."""
 
+    kinds = frozenset({Ended, Routed, HealthChanged, FaultStruck})
+
     def __init__(self) -> None:
-        self.columns: dict[str, Numbers | Words] = {name: kind() for name, _, kind in COLUMNS}
-        self._writers = [(source, self.columns[name].append) for name, source, _ in COLUMNS]
-        self._decisions: list[tuple[int, int, int, str, str, str, str, str, str]] = []
-        self._series: list[tuple[int, str, str, float]] = []
+        self._columns: dict[str, Numbers | Words] = {name: kind() for name, _, kind in COLUMNS}
+        self._row_of = attrgetter(*[source for _, source, _ in COLUMNS])
+        self._rows: list[tuple[Any, ...]] = []
+        self._decisions = Decisions()
+        self._series = Series()
+        self._takers: dict[type[Event], Callable[[Any], None]] = {
+            Ended: self._take_end,
+            Routed: self._decisions.take,
+            HealthChanged: self._take_health,
+            FaultStruck: self._take_fault,
+        }
 
     def __len__(self) -> int:
         """How many requests have ended."""
         return len(self.columns["request_id"].values())
 
+    @property
+    def columns(self) -> dict[str, Numbers | Words]:
+        """The requests table by column."""
+        if self._rows:
+            rows, self._rows = self._rows, []
+            for column, values in zip(self._columns.values(), zip(*rows, strict=True), strict=True):
+                column.extend(values)
+        return self._columns
+
     def emit(self, event: Event) -> None:
-        if isinstance(event, Ended):
-            for source, append in self._writers:
-                append(getattr(event, source))
-        elif isinstance(event, Routed):
-            names, loads = ",".join(event.candidates), ",".join(map(str, event.loads))
-            decision = (
-                event.at_ns,
-                event.request_id,
-                event.attempt,
-                event.strategy,
-                event.chosen,
-                names,
-                loads,
-                event.pool,
-                event.reason,
-            )
-            self._decisions.append(decision)
-        elif isinstance(event, HealthChanged):
-            self.sample(event.at_ns, event.replica, event.after, 1.0)
-        elif isinstance(event, FaultStruck):
-            self.sample(event.at_ns, event.replica, event.fault, 1.0)
-            self.sample(event.at_ns, event.replica, "requests_in_hand", event.requests_in_hand)
+        take = self._takers.get(type(event))
+        if take is not None:
+            take(event)
+
+    def _take_end(self, event: Ended) -> None:
+        self._rows.append(self._row_of(event))
+        if len(self._rows) >= FLUSH_ROWS:
+            self.columns  # noqa: B018  they take what is waiting
+
+    def _take_health(self, event: HealthChanged) -> None:
+        self.sample(event.at_ns, event.replica, event.after, 1.0)
+
+    def _take_fault(self, event: FaultStruck) -> None:
+        self.sample(event.at_ns, event.replica, event.fault, 1.0)
+        self.sample(event.at_ns, event.replica, "requests_in_hand", event.requests_in_hand)
 
     def sample(self, at_ns: int, subject: str, metric: str, value: float) -> None:
         """A point of the time series: of a replica, of the cache, of the quota."""
-        self._series.append((at_ns, subject, str(metric), float(value)))
+        self._series.take(at_ns, subject, str(metric), float(value))
 
     def requests(self) -> pd.DataFrame:
         """One row a request that has ended, in the order of the ends."""
@@ -152,11 +258,11 @@ class Recorder:
 
     def decisions(self) -> pd.DataFrame:
         """One row a choice of the router."""
-        return pd.DataFrame(self._decisions, columns=list(DECISION_COLUMNS)).astype(DECISION_COLUMNS)
+        return self._decisions.table()
 
     def timeseries(self) -> pd.DataFrame:
         """Samples and marks (crash, recover, unhealthy, healthy), tidy: one value a row."""
-        return pd.DataFrame(self._series, columns=list(SERIES_COLUMNS)).astype(SERIES_COLUMNS)
+        return self._series.table()
 
     def digest(self) -> str:
         """SHA-256 over the requests table sorted by request_id: integers and words only, no wall-clock figure."""

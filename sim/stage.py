@@ -1,7 +1,9 @@
 """The stage: an engine under a virtual clock, traffic that walks in, and faults that strike on time."""
 
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
+
+import numpy as np
 
 from engine.clock import to_ns
 from engine.engine import Engine
@@ -13,6 +15,7 @@ from sim.faults import Fault, check_replica
 from sim.loading import drawn_load_times
 from sim.recorder import Recorder
 from sim.traffic import Trace
+from sim.traffic.trace import Lengths
 from sim.world import SimClock
 
 EVENTS_A_LOOK = 512  # how often the loop looks up from its events to show progress and to see whether to stop
@@ -26,6 +29,26 @@ Watcher = Callable[[int, int, int], bool]
 def keep_going(_now_ns: int, _ended: int, _events: int) -> bool:
     """The watcher that watches nothing."""
     return False
+
+
+class Followers:
+    """Who waits for whose end: the requests that follow each one, 8 bytes a request."""
+
+    __slots__ = ("_ends", "_order")
+
+    def __init__(self, after: Lengths) -> None:
+        first = int((after < 0).sum())
+        self._order = np.argsort(after, kind="stable")[first:].astype(np.int32)
+        self._ends = first_of(after[self._order], len(after))
+
+    def of(self, number: int) -> list[int]:
+        """The requests that wait for the end of that one."""
+        return self._order[self._ends[number] : self._ends[number + 1]].tolist()  # type: ignore[no-any-return]
+
+
+def first_of(values: Lengths, count: int) -> Lengths:
+    """Where each number from 0 to `count` (inclusive) would stand in sorted `values`."""
+    return np.searchsorted(values, np.arange(count + 1)).astype(np.int32)
 
 
 class Stage:
@@ -47,8 +70,7 @@ class Stage:
         self.events = 0
         self.stopped = False
         self._sample_every_ns = to_ns(sample_every_s)
-        self._drained = self.clock.signal()
-        self._all_arrived = False
+        self._followers = Followers(trace.after) if trace.after is not None else None
 
     def _check_vocab(self) -> None:
         for name in self.trace.asked_for:
@@ -72,41 +94,50 @@ class Stage:
         self.engine.start()
         self.clock.spawn(self._arrive())
         self.clock.spawn(self._sample())
-        step, drained = self.clock.env.step, self._drained
-        while not drained.is_set:
-            step()
-            self.events += 1
-            if self.events % EVENTS_A_LOOK == 0 and watcher(
-                self.clock.now_ns(), self.census.ended, self.events
-            ):
+        advance = self.clock.env.advance
+        while not self.clock.env.is_over:
+            self.events += advance(EVENTS_A_LOOK)
+            if watcher(self.clock.now_ns(), self.census.ended, self.events):
                 self.stopped = True
                 return
         audit(self.engine, self.recorder, self.census)
 
     def close(self) -> None:
         """End what still runs; requests in flight are told to nobody any more."""
-        self.engine.telemetry.sinks.clear()
+        self.engine.telemetry.clear()
         self.clock.close()
         self.engine.close()
 
     async def _arrive(self) -> None:
         """Requests walk in, each at its time, whatever becomes of those before it (an open loop)."""
         clock, trace = self.clock, self.trace
-        for number in range(len(trace)):
+        for number in range(len(trace)) if trace.after is None else np.flatnonzero(trace.after < 0).tolist():
             request = trace.request(number)
-            await clock.sleep(request.arrival_ns - clock.now_ns())
-            clock.spawn(self._serve(request))
-        self._all_arrived = True
-        self._look_for_the_end()
+            wait_ns = request.arrival_ns - clock.now_ns()
+            if wait_ns:
+                await clock.sleep(wait_ns)
+            clock.launch(self._serve(request))
 
     async def _serve(self, request: Request) -> None:
-        with suppress(EngineError):  # its outcome and reason are told already: that is the caller's answer
+        try:  # noqa: SIM105  a context costs more than the rest of this
             await self.engine.serve(request)
-        self._look_for_the_end()
+        except EngineError:
+            pass  # its outcome and reason are told already: that is the caller's answer
+        if self.census.ended == len(self.trace):
+            self.clock.env.is_over = True
+        elif self._followers is not None:
+            for number in self._followers.of(request.id):
+                self._follow(number)
 
-    def _look_for_the_end(self) -> None:
-        if self._all_arrived and self.census.ended == len(self.trace):
-            self._drained.set()
+    def _follow(self, number: int) -> None:
+        """Let a request come that waited for the end of another one, after its time to think."""
+        assert self.trace.think_ns is not None
+        self.clock.call_later(int(self.trace.think_ns[number]), partial(self._come, number))
+
+    def _come(self, number: int) -> None:
+        request = self.trace.request(number)
+        request.arrival_ns = self.clock.now_ns()
+        self.clock.launch(self._serve(request))
 
     async def _strike(self, at_s: float, fault: Fault) -> None:
         await self.clock.sleep(to_ns(at_s))

@@ -36,7 +36,7 @@ class BlockChain:
     def extend(self, tokens: Tokens | Iterable[int]) -> None:
         """Append tokens; a block gets its name when it is full. A partial last block is never shared."""
         if not isinstance(tokens, np.ndarray):
-            tokens = np.fromiter(tokens, dtype=np.int32)
+            tokens = np.asarray(tokens, dtype=np.int32)
         head, data = self._rest[:KEY_BYTES], self._rest[KEY_BYTES:] + tokens.astype("<i4").tobytes()
         size, keys = self._block_bytes, self.keys
         whole = len(data) - len(data) % size

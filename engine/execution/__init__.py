@@ -10,16 +10,20 @@ from engine.execution.executor import (
     StepResult,
     executors,
 )
+from engine.execution.loops import LEAP_STEPS
+from engine.execution.modelled import Modelled
 from engine.execution.replica import Answer, Replica, Work
 from engine.execution.scheduler import Scheduler
 
 __all__ = [
+    "LEAP_STEPS",
     "Answer",
     "Batch",
     "Chunk",
     "Executor",
     "KVBlock",
     "Machine",
+    "Modelled",
     "Replica",
     "Scheduler",
     "Sequence",

@@ -42,11 +42,13 @@ class Sequence:
     seed: int = 0
     stops: Callable[[int], bool] | None = None  # told of each new token; whether it ends the sequence
     preempted: Callable[[int], None] | None = None  # told how many tokens have to be computed anew
+    answer: Callable[[int, int], list[int]] | None = None  # tokens from, so many, where they are foreseen
     computed_tokens: int = 0
     new_tokens: list[int] = field(default_factory=list)
+    priority: int = 0
+    foreseen_tokens: int = 0  # new ones besides, which nobody has looked at yet
     queued_ns: int = 0
     started_ns: int | None = None
-    held_tokens: int = 0  # KV that the scheduler counts as this sequence's
     rewound_tokens: int = 0  # of `new_tokens`, those that a preemption has put into `tokens`
     kept: list[KVBlock] = field(default_factory=list)
     error: EngineError | None = None
@@ -59,17 +61,26 @@ class Sequence:
         return self.computed_tokens >= len(self.tokens)
 
     @property
+    def num_new(self) -> int:
+        """The tokens that have been generated."""
+        return len(self.new_tokens) + self.foreseen_tokens
+
+    @property
     def is_finished(self) -> bool:
-        return self.is_stopped or len(self.new_tokens) >= self.max_new_tokens
+        return self.is_stopped or len(self.new_tokens) + self.foreseen_tokens >= self.max_new_tokens
 
     @property
     def has_ended(self) -> bool:
-        return self.is_dropped or self.is_finished
+        return (
+            self.is_dropped
+            or self.is_stopped
+            or len(self.new_tokens) + self.foreseen_tokens >= self.max_new_tokens
+        )
 
     @property
     def num_tokens(self) -> int:
         """All tokens so far: the position of the next one."""
-        return len(self.tokens) + len(self.new_tokens) - self.rewound_tokens
+        return len(self.tokens) + self.num_new - self.rewound_tokens
 
     def accept(self, token: int, now_ns: int, logprobs: Logprobs | None = None) -> None:
         """Take a new token; the stream gets it too, unless nobody waits for it any more."""
@@ -79,6 +90,16 @@ class Sequence:
             if self.stops is not None and self.stops(token):
                 self.is_stopped = True
 
+    def foresee(self, count: int, now_ns: int) -> None:
+        """Take new tokens of which the last came now, and that `answer` will tell when somebody looks."""
+        self.foreseen_tokens += count
+        if self.is_dropped:
+            return
+        assert self.answer is not None
+        self.stream.promise(count, now_ns, self.answer)
+        if self.stops is not None and self.stops(self.stream.tokens[-1]):
+            self.is_stopped = True
+
     def fail(self, error: EngineError) -> None:
         """Nothing more can be generated."""
         self.error = error
@@ -86,9 +107,10 @@ class Sequence:
 
     def rewind(self) -> None:
         """Begin anew, with all that has been generated as part of what has to be computed."""
-        generated = self.new_tokens[self.rewound_tokens :]
+        done, num_new = self.rewound_tokens, self.num_new
+        generated = self.new_tokens[done:] if self.answer is None else self.answer(done, num_new - done)
         self.tokens = np.concatenate([self.tokens, np.asarray(generated, dtype=np.int32)])
-        self.rewound_tokens = len(self.new_tokens)
+        self.rewound_tokens = num_new
         self.computed_tokens = 0
 
 
@@ -210,6 +232,7 @@ class Machine:
     seed: int
     loaded: dict[str, Any] = field(default_factory=dict)
     keeps_on_device: bool = False
+    replica: str = ""
 
 
 executors: Named[Executor] = Named(

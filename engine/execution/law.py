@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from math import exp, log, sqrt
 from statistics import NormalDist
 
+import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from engine.clock import NS_PER_S
-from engine.execution.executor import Batch, KVBlock, Machine, Sequence, StepResult, executors
+from engine.execution.executor import Batch, Machine, Sequence, executors
+from engine.execution.modelled import Durations, Modelled
 from engine.settings import ModelSettings, above, require
 
 VOCAB = 2**31 - 1
@@ -76,7 +78,7 @@ class LawOptions:
 
 
 @executors("law")
-class LawExecutor:
+class LawExecutor(Modelled):
     """A server: the whole service of a request takes place in the step that ends its prefill.
 
     A service time is a function of the seed and the prompt, not of the replica, the order or the strategy: every
@@ -84,10 +86,7 @@ class LawExecutor:
     """
 
     Options = LawOptions
-    is_modelled = True
     keeps_blocks = False
-    weights_id = ""
-    keep = None
     vocab = VOCAB
     context_tokens = CONTEXT_TOKENS
     kv_capacity_tokens = 1 << 40
@@ -95,33 +94,25 @@ class LawExecutor:
     kv_value_bytes = 1.0
 
     def __init__(self, machine: Machine, options: LawOptions) -> None:
-        self._clock = machine.clock
+        super().__init__(machine.clock)
         self._seed = machine.seed
         self._mean_ns = options.mean_s * NS_PER_S
         self._law = LAWS[options.law]
         self._scv = options.scv
 
-    async def step(self, batch: Batch) -> StepResult:
-        duration_ns = 0
-        for chunk in batch.chunks:
-            if chunk.is_last:
-                duration_ns += self.service_ns(chunk.sequence)
-        await self._clock.sleep(duration_ns)
-        firsts = [1 if chunk.is_last else None for chunk in batch.chunks]
-        return StepResult(duration_ns, firsts, [1] * len(batch.decodes))
+    def duration_ns(self, batch: Batch) -> int:
+        return sum([self.service_ns(chunk.sequence) for chunk in batch.chunks if chunk.is_last])
+
+    def decode_ns(self, batch: Batch, steps: int) -> Durations:
+        return np.zeros(steps, dtype=np.int64)
+
+    def answer(self, sequence: Sequence, first: int, count: int) -> list[int]:
+        return [1] * count
 
     def service_ns(self, sequence: Sequence) -> int:
         """The service time of a request, by its prompt."""
         drawn = xxh3_64_intdigest(sequence.tokens.tobytes(), self._seed)
         return round(self._mean_ns * self._law(chance_of(drawn), self._scv))
-
-    def retire(
-        self, sequence: Sequence, first_block: int, last_block: int, block_tokens: int
-    ) -> list[KVBlock]:
-        return [None] * (last_block - first_block)
-
-    def release(self, sequence: Sequence) -> None:
-        """Nothing is held."""
 
     def prefill_ns(self, start: int, end: int) -> int:
         return round(self._mean_ns)
@@ -133,6 +124,3 @@ class LawExecutor:
     @classmethod
     def vocab_of(cls, model: ModelSettings) -> int:
         return VOCAB
-
-    def reset(self) -> None:
-        """Nothing is remembered."""

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from engine.clock import NS_PER_S
 from engine.errors import BadSettings
-from engine.execution.executor import Batch, KVBlock, Machine, Sequence, StepResult, executors
+from engine.execution.executor import Batch, KVBlock, Machine, Sequence, executors
+from engine.execution.modelled import Durations, Modelled
 from engine.settings import Architecture, ModelSettings, at_least, require
 
 
@@ -30,7 +33,7 @@ class RooflineOptions:
 
 
 @executors("roofline")
-class RooflineExecutor:
+class RooflineExecutor(Modelled):
     """max(compute, memory) + overhead (Williams, Waterman, Patterson: Roofline, CACM 52(4), 2009).
 
     compute = (2 P t + 4 L H D sum(t_i c_i)) / (FLOP/s x efficiency): two operations a weight and token, and for
@@ -43,13 +46,10 @@ class RooflineExecutor:
     """
 
     Options = RooflineOptions
-    is_modelled = True
-    keeps_blocks = True
-    weights_id = ""
-    keep = None
 
     def __init__(self, machine: Machine, options: RooflineOptions) -> None:
         """Raises BadSettings when the weights leave no room for KV on this hardware."""
+        super().__init__(machine.clock)
         model, hardware = machine.model, machine.hardware
         shape = shape_of(model)
         self.vocab = shape.vocab
@@ -64,7 +64,6 @@ class RooflineExecutor:
                 f"{model.name} weighs {weights_bytes / 1e9:.1f} GB and leaves no room for KV in the "
                 f"{hardware.memory_bytes / 1e9:.1f} GB of {hardware.name}; choose larger hardware or a smaller model"
             )
-        self._clock = machine.clock
         ns_per_flop = NS_PER_S / (hardware.flops * options.compute_efficiency)
         ns_per_byte = NS_PER_S / (hardware.memory_bytes_per_s * options.memory_efficiency)
         self._token_ns = 2 * shape.parameters * ns_per_flop
@@ -75,21 +74,6 @@ class RooflineExecutor:
         self._link_token_ns = crossing_bytes * NS_PER_S / hardware.link_bytes_per_s
         self._overhead_ns = options.overhead_us * 1_000
         self._owed_ns = 0.0
-
-    async def step(self, batch: Batch) -> StepResult:
-        duration_ns = self.duration_ns(batch)
-        self._owed_ns = 0.0
-        await self._clock.sleep(duration_ns)
-        return StepResult(
-            duration_ns,
-            [
-                self._token(int(chunk.sequence.tokens[-1]), len(chunk.sequence.tokens))
-                if chunk.is_last
-                else None
-                for chunk in batch.chunks
-            ],
-            [self._token(each.new_tokens[-1], each.computed_tokens + 1) for each in batch.decodes],
-        )
 
     def duration_ns(self, batch: Batch) -> int:
         """What the step will take. See the formula of the class."""
@@ -108,14 +92,27 @@ class RooflineExecutor:
         moved_ns = loaded_tokens * self._link_token_ns + self._owed_ns
         return round(max(compute_ns, memory_ns) + moved_ns + self._overhead_ns)
 
+    def decode_ns(self, batch: Batch, steps: int) -> Durations:
+        tokens = len(batch.decodes)
+        first = sum([sequence.computed_tokens for sequence in batch.decodes]) + tokens
+        contexts = np.arange(first, first + steps * tokens, tokens, dtype=np.float64)
+        durations = np.maximum(
+            contexts * self._pair_ns + tokens * self._token_ns,
+            contexts * self._kv_token_ns + self._weights_ns,
+        )
+        durations[0] += self._owed_ns
+        durations += self._overhead_ns
+        return np.rint(durations).astype(np.int64)
+
+    def stepped(self, steps: int) -> None:
+        self.num_steps += steps
+        self._owed_ns = 0.0
+
     def retire(
         self, sequence: Sequence, first_block: int, last_block: int, block_tokens: int
     ) -> list[KVBlock]:
         self._owed_ns += (last_block - first_block) * block_tokens * self._link_token_ns
-        return [None] * (last_block - first_block)
-
-    def release(self, sequence: Sequence) -> None:
-        """Nothing is held: KV is a number that the scheduler keeps."""
+        return super().retire(sequence, first_block, last_block, block_tokens)
 
     def prefill_ns(self, start: int, end: int) -> int:
         new = end - start
@@ -133,10 +130,6 @@ class RooflineExecutor:
 
     def reset(self) -> None:
         self._owed_ns = 0.0
-
-    def _token(self, last_token: int, position: int) -> int:
-        """A stand-in for a greedy choice: the same tokens before it, the same token after them."""
-        return (last_token * 1_103_515_245 + position * 12_345 + 1) % self.vocab
 
 
 def shape_of(model: ModelSettings) -> Architecture:

@@ -10,6 +10,7 @@ full when there is work for it, and nobody's oldest request ever waits for a you
 from collections import deque
 
 from engine.execution.executor import Batch, Chunk, Sequence
+from engine.execution.lines import PriorityLine, WaitingLine
 
 GROWTH_TOKENS = 16
 """KV that is left to each running sequence when another one joins: without it, who joins is thrown out again soon."""
@@ -21,18 +22,47 @@ class Scheduler:
     `kv_used_tokens` counts what the running sequences hold, the chunks of prefill that are still to come included.
     """
 
-    def __init__(self, max_batch: int, step_tokens: int, kv_capacity_tokens: int) -> None:
+    def __init__(
+        self,
+        max_batch: int,
+        step_tokens: int,
+        kv_capacity_tokens: int,
+        *,
+        by_priority: bool = False,
+        queue_capacity: int | None = None,
+    ) -> None:
+        """`queue_capacity`: how many may wait; None is no bound."""
         self.max_batch = max_batch
         self.step_tokens = step_tokens
         self.kv_capacity_tokens = kv_capacity_tokens
         self.kv_used_tokens = 0
-        self.waiting: deque[Sequence] = deque()
+        self.queue_capacity = queue_capacity
+        self.waiting: WaitingLine = PriorityLine() if by_priority else deque()
         self._prefilling: list[Sequence] = []
         self._decoding: list[Sequence] = []
 
     @property
     def num_running(self) -> int:
         return len(self._prefilling) + len(self._decoding)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody can join before somebody leaves."""
+        return len(self._prefilling) + len(self._decoding) >= self.max_batch
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether there is a place for one more, in the batch or in the line."""
+        capacity = self.queue_capacity
+        return capacity is None or self.num_running + len(self.waiting) < self.max_batch + capacity
+
+    @property
+    def kv_free_tokens(self) -> int:
+        return self.kv_capacity_tokens - self.kv_used_tokens
+
+    def grow(self, tokens: int) -> None:
+        """Sequences that decode hold so much more KV, in steps beyond the one that `next_batch` has counted."""
+        self.kv_used_tokens += tokens
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the line."""
@@ -51,8 +81,11 @@ class Scheduler:
     def next_batch(self, now_ns: int) -> Batch:
         """The work of the next step; empty when there is none. `preempted` have lost their KV and wait again."""
         preempted = self._make_room() if self._decoding else []
-        self._admit(now_ns)
-        batch = Batch(decodes=list(self._decoding), preempted=preempted)
+        if self.waiting:
+            self._admit(now_ns)
+        batch = Batch([], self._decoding.copy(), preempted)
+        if not self._prefilling:
+            return batch
         budget = self.step_tokens - len(batch.decodes)
         for sequence in self._prefilling:
             if budget <= 0:
@@ -62,14 +95,27 @@ class Scheduler:
             batch.chunks.append(chunk)
         return batch
 
+    def join(self, now_ns: int) -> list[Sequence]:
+        """Let everybody in who fits, with the prefill done at once; who they are."""
+        self._admit(now_ns)
+        joined, self._prefilling = self._prefilling, []
+        for sequence in joined:
+            sequence.computed_tokens = len(sequence.tokens)
+        self._decoding += joined
+        return joined
+
     def settle(self) -> list[Sequence]:
         """After a step: move on who has finished its prefill; return who has finished or was dropped."""
-        left = [each for each in (*self._decoding, *self._prefilling) if each.has_ended]
+        left = [each for each in self._decoding if each.has_ended]
         if left:
             self._decoding = [each for each in self._decoding if not each.has_ended]
-            self._prefilling = [each for each in self._prefilling if not each.has_ended]
-            for sequence in left:
-                self._give_back(sequence)
+        if self._prefilling:
+            short = [each for each in self._prefilling if each.has_ended]
+            if short:
+                self._prefilling = [each for each in self._prefilling if not each.has_ended]
+                left += short
+        for sequence in left:
+            self._give_back(sequence)
         if self._prefilling and self._prefilling[0].is_prefilled:
             self._decoding += [each for each in self._prefilling if each.is_prefilled]
             self._prefilling = [each for each in self._prefilling if not each.is_prefilled]
@@ -93,8 +139,6 @@ class Scheduler:
             victim.rewind()
             self.waiting.appendleft(victim)
             preempted.append(victim)
-        for sequence in self._decoding:
-            sequence.held_tokens += 1
         self.kv_used_tokens += len(self._decoding)
         return preempted
 
@@ -107,8 +151,7 @@ class Scheduler:
             if self.kv_used_tokens + needed > self.kv_capacity_tokens:
                 break  # first come, first served: a smaller one behind it must not starve it
             self.waiting.popleft()
-            sequence.held_tokens = len(sequence.tokens)
-            self.kv_used_tokens += sequence.held_tokens
+            self.kv_used_tokens += len(sequence.tokens)
             sequence.is_running = True
             if sequence.started_ns is None:
                 sequence.started_ns = now_ns
@@ -116,6 +159,5 @@ class Scheduler:
             self._prefilling.append(sequence)
 
     def _give_back(self, sequence: Sequence) -> None:
-        self.kv_used_tokens -= sequence.held_tokens
-        sequence.held_tokens = 0
+        self.kv_used_tokens -= max(len(sequence.tokens), sequence.computed_tokens)
         sequence.is_running = False

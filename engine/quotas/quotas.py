@@ -336,7 +336,9 @@ class Quotas:
 
     def _now_ns(self) -> int:
         """The time, which never goes back here."""
-        self._latest_ns = max(self._latest_ns, self._clock.now_ns())
+        now_ns = self._clock.now_ns()
+        if now_ns > self._latest_ns:  # noqa: PLR1730  a call more on every path
+            self._latest_ns = now_ns
         return self._latest_ns
 
     # figures

@@ -179,8 +179,10 @@ class HealthChanged(Event):
 class Ended(Event):
     """The one terminal outcome of a request, with all that is known of it: a row of the requests table.
 
-    `at_ns` is the time of the outcome (`finished_ns` of the table). `replica` and the times of execution are
-    those of the last attempt, `first_token_ns` that of the first token the caller got, at whichever attempt.
+    In order: `loaded_ns` the model was in memory, `admitted_ns` the quota let it in, `tried_ns` its last attempt
+    began, `queued_ns` that stood in its replica's line, the prefix brought; `started_ns` prefill began. `at_ns` is
+    the time of the outcome (`finished_ns` of the table). `replica` is that of the last attempt, `first_token_ns` the
+    time of the first token the caller got, at whichever attempt.
     """
 
     kind: ClassVar[str] = "request_ended"
@@ -195,8 +197,12 @@ class Ended(Event):
     model: str | None = None
     replica: str | None = None
     arm: str | None = None
+    priority: int = 0
     attempts: int = 0
+    loaded_ns: int | None = None
     admitted_ns: int | None = None
+    tried_ns: int | None = None
+    queued_ns: int | None = None
     started_ns: int | None = None
     first_token_ns: int | None = None
     output_tokens: int = 0

@@ -46,6 +46,8 @@ class Meter(Collector):
     replicas, outcomes and states, all of which are bounded by the configuration.
     """
 
+    kinds = frozenset({Ended, AttemptLost, HealthChanged, Preempted, ModelMoved})
+
     def __init__(self) -> None:
         self.sources: list[Callable[[], Iterable[Figure]]] = []  # of figures that somebody else counts
         self._ended: Counter[tuple[str, str]] = Counter()

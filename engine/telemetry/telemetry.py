@@ -1,8 +1,8 @@
 """Where facts go: every event to every sink, and each request's story to exactly one end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from engine.clock import Clock
 from engine.errors import EngineError
@@ -11,22 +11,51 @@ from engine.telemetry.events import Arrived, Ended, Event
 
 
 class Sink(Protocol):
-    """Somewhere for events to go. `emit` must not block for long: it runs on the path of the request."""
+    """Somewhere for events to go. `emit` must not block for long: it runs on the path of the request.
+
+    One that has `kinds`, a set of classes of events, is given these only.
+    """
 
     def emit(self, event: Event) -> None:
         """Take note of one event."""
 
 
 class Telemetry:
-    """Gives each event to each sink, in order."""
+    """Gives each event to each sink that wants its kind, in order."""
 
     def __init__(self, clock: Clock, sinks: Sequence[Sink] = ()) -> None:
         self.clock = clock
-        self.sinks = list(sinks)
+        self._sinks: list[Sink] = []
+        self._takers: dict[type[Event], list[Callable[[Any], None]]] = {}
+        for sink in sinks:
+            self.add(sink)
+
+    def add(self, sink: Sink) -> None:
+        """Tell that sink from now on, after those before it."""
+        self._sinks.append(sink)
+        self._takers.clear()
+
+    def clear(self) -> None:
+        """Tell nobody any more."""
+        self._sinks.clear()
+        self._takers.clear()
+
+    def wants(self, kind: type[Event]) -> bool:
+        """Whether anybody wants events of that kind; one that nobody wants need not be made."""
+        takers = self._takers.get(kind)
+        return bool(self._takers_of(kind) if takers is None else takers)
 
     def emit(self, event: Event) -> None:
-        for sink in self.sinks:
-            sink.emit(event)
+        takers = self._takers.get(type(event))
+        for take in self._takers_of(type(event)) if takers is None else takers:
+            take(event)
+
+    def _takers_of(self, kind: type[Event]) -> list[Callable[[Any], None]]:
+        found: list[Callable[[Any], None]] = [
+            sink.emit for sink in self._sinks if kind in getattr(sink, "kinds", (kind,))
+        ]
+        self._takers[kind] = found
+        return found
 
     def follow(self, request: Request, stream: Stream) -> "Story":
         """The story of one request: a context whose end, however it comes, is told once."""
@@ -50,22 +79,24 @@ class Story:
             model_requested=request.model,
             arrival_ns=request.arrival_ns,
             prompt_tokens=request.num_prompt_tokens,
+            priority=request.priority,
             outcome="cancelled",
         )
 
     def __enter__(self) -> Self:
-        request = self.request
-        self._telemetry.emit(
-            Arrived(
-                self._telemetry.clock.now_ns(),
-                request.id,
-                request.tenant,
-                request.session,
-                request.model,
-                request.num_prompt_tokens,
-                request.max_output_tokens,
+        request, telemetry = self.request, self._telemetry
+        if telemetry.wants(Arrived):
+            telemetry.emit(
+                Arrived(
+                    telemetry.clock.now_ns(),
+                    request.id,
+                    request.tenant,
+                    request.session,
+                    request.model,
+                    request.num_prompt_tokens,
+                    request.max_output_tokens,
+                )
             )
-        )
         return self
 
     def completed(self, completion: Completion) -> Completion:
@@ -85,5 +116,5 @@ class Story:
             end.outcome, end.reason = "cancelled", "cancelled"
         end.at_ns = self._telemetry.clock.now_ns()
         end.first_token_ns = self._stream.first_token_ns
-        end.output_tokens = len(self._stream.tokens)
+        end.output_tokens = self._stream.num_tokens
         self._telemetry.emit(end)

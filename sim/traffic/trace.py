@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,9 @@ class Trace:
     tokens of its own, `prompt_tokens` together. `dropped_rows` counts the rows of the source that nobody
     can serve. `model_of` is the index in `models` of the one that each request asks for; None: all ask for `model`.
     `tenant_of` likewise; None: all are of `tenant`. With `session`, the tokens of a session's prompts are one
-    sequence: each prompt begins with all of the one before it, then has what stands for its answer.
+    sequence: each prompt begins with all of the one before it, then has what stands for its answer. With `after`, a
+    request comes `think_ns` after the end of that one, -1 for none; `arrival_ns` is when it would come if answers
+    took no time. `priority_of`: a larger one goes first; None: all are 0.
     Tokens are drawn from `seed` when a request is asked for, the same ones in any order.
     """
 
@@ -59,6 +62,9 @@ class Trace:
     tenants: tuple[str, ...] = ()
     tenant_of: Lengths | None = None
     session: Lengths | None = None
+    after: Lengths | None = None
+    think_ns: Times | None = None
+    priority_of: Lengths | None = None
     _content: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -84,17 +90,19 @@ class Trace:
         return int(self.arrival_ns[int(share * len(self))]) / NS_PER_S
 
     def request(self, index: int) -> Request:
-        """The request of that index, made now: about 12 us for 1,000 tokens. Raises IndexError."""
+        """The request of that index; its tokens are drawn when somebody looks at them. Raises IndexError."""
         if not 0 <= index < len(self):
             raise IndexError(f"there is no request {index} in a trace of {len(self)}")
         return Request(
             id=index,
             model=self.model if self.model_of is None else self.models[self.model_of[index]],
-            prompt_tokens=self._prompt(index),
+            prompt_tokens=cast("Tokens", Drawn(self, index, int(self.prompt_tokens[index]))),
             max_output_tokens=int(self.output_tokens[index]),
             arrival_ns=int(self.arrival_ns[index]),
             tenant=self.tenant if self.tenant_of is None else self.tenants[self.tenant_of[index]],
             session=None if self.session is None else str(self.session[index]),
+            vocab=self.vocab,
+            priority=0 if self.priority_of is None else int(self.priority_of[index]),
         )
 
     @property
@@ -130,7 +138,8 @@ class Trace:
             **_figures("output_tokens", self.output_tokens),
         }
 
-    def _prompt(self, index: int) -> Tokens:
+    def prompt(self, index: int) -> Tokens:
+        """The prompt of the request of that index: about 12 us for 1,000 tokens."""
         length, prefix = int(self.prompt_tokens[index]), int(self.prefix[index])
         source = index if self.session is None else int(self.session[index])
         if prefix < 0:
@@ -140,6 +149,35 @@ class Trace:
             return template[:length].copy()  # a view would let one request change the prompts of others
         own = tokens(self._content, source, length - len(template), self.vocab)
         return np.concatenate((template, own))
+
+
+class Drawn:
+    """A prompt whose length is known, and whose tokens are drawn when somebody looks: for numpy it is an array."""
+
+    __slots__ = ("_index", "_length", "_tokens", "_trace")
+
+    def __init__(self, trace: Trace, index: int, length: int) -> None:
+        self._trace = trace
+        self._index = index
+        self._length = length
+        self._tokens: Tokens | None = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.array(self._all(), dtype=dtype, copy=bool(copy))
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._all()[index]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._all(), name)
+
+    def _all(self) -> Tokens:
+        if self._tokens is None:
+            self._tokens = self._trace.prompt(self._index)
+        return self._tokens
 
 
 def tokens(key: int, index: int, count: int, vocab: int) -> Tokens:

@@ -161,8 +161,8 @@ def test_without_a_cache_nothing_is_found_and_nothing_is_copied_out(play):
     world = play(cache=CacheSettings(enabled=False))
     copied = []
     for replica in world.engine.replicas.values():
-        retire = replica._executor.retire
-        replica._executor.retire = lambda *told, do=retire: copied.extend(do(*told))
+        executor = replica._loop._executor
+        executor.retire = lambda *told, do=executor.retire: copied.extend(do(*told))
     world.ask()
     world.run()
     world.ask()

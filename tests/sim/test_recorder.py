@@ -29,7 +29,7 @@ def recorded(*events):
 def test_columns_are_those_of_the_design_in_its_order():
     names = [name for name, _, _ in COLUMNS]
     assert names == list(recorded().requests().columns)
-    assert names[:8] == [
+    assert names[:9] == [
         "request_id",
         "tenant",
         "session",
@@ -37,6 +37,7 @@ def test_columns_are_those_of_the_design_in_its_order():
         "model",
         "replica",
         "arm",
+        "priority",
         "attempts",
     ]
     assert names[-2:] == ["outcome", "reason"]

@@ -3,6 +3,7 @@
 import pytest
 
 from engine.errors import BadSettings
+from engine.request import Stream
 from sim.audit import Broken, Census, audit
 from sim.config import read
 from sim.faults import crash, recover
@@ -124,7 +125,7 @@ def break_load(stage):
 
 
 def break_busy(stage):
-    stage.engine.replicas["a"].busy_ns = stage.clock.now_ns() + 1
+    stage.engine.replicas["a"]._loop.busy_ns = stage.clock.now_ns() + 1
 
 
 def break_cache(stage):
@@ -153,8 +154,7 @@ def test_the_audit_sees_each_breach(stage, breakage, message):
 
 def test_a_clock_that_goes_back_is_seen_at_once(stage):
     stage.play()
-    row = stage.engine.telemetry
     census = Census(now_ns=stage.clock.now_ns() + 1)
-    row.sinks = [census]
+    stage.engine.telemetry.add(census)
     with pytest.raises(Broken, match="the clock went back"):
-        stage.engine.router.route("llama-3.2-1b@1.0.0", stage.trace.request(0), 1, 0)
+        stage.engine.telemetry.follow(stage.trace.request(0), Stream()).__enter__()

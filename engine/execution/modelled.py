@@ -1,0 +1,121 @@
+"""Executors without tensors: they know what a step will take before it has begun, and so do many steps ahead."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.clock import Clock
+from engine.execution.executor import Batch, KVBlock, Sequence, StepResult
+from engine.settings import ModelSettings
+
+Durations = npt.NDArray[np.int64]
+
+_FACTOR, _STRIDE = 1_103_515_245, 12_345  # of the congruential generator in ANSI C's example of rand()
+LEAST_TABLE = 256
+
+
+class Modelled(ABC):
+    """What all executors without tensors share: stand-in tokens, KV that is a number, steps foreseen.
+
+    The token after some tokens is a function of the last one and of its position, so that every replica gives the
+    same answer, whole or carried on in the middle.
+    """
+
+    Options: ClassVar[type[Any]]
+    is_modelled: ClassVar[bool] = True
+    keeps_blocks = True
+    weights_id = ""
+    keep: Callable[[], object] | None = None
+    vocab: int
+    context_tokens: int
+    kv_capacity_tokens: int
+    kv_bytes_per_token: int
+    kv_value_bytes: float
+
+    def __init__(self, clock: Clock) -> None:
+        self.num_steps = 0  # that are over: the number of the next one
+        self._clock = clock
+
+    @abstractmethod
+    def duration_ns(self, batch: Batch) -> int:
+        """What the next step takes with this batch. Changes nothing."""
+
+    @abstractmethod
+    def decode_ns(self, batch: Batch, steps: int) -> Durations:
+        """What each of the next `steps` steps takes while these sequences decode and nothing else happens.
+
+        To the nanosecond what `duration_ns` would say of each in its turn. Changes nothing.
+        """
+
+    @abstractmethod
+    def prefill_ns(self, start: int, end: int) -> int:
+        """See `Executor`."""
+
+    @classmethod
+    @abstractmethod
+    def weights_bytes(cls, model: ModelSettings, options: Any) -> int:
+        """See `Executor`."""
+
+    @classmethod
+    @abstractmethod
+    def vocab_of(cls, model: ModelSettings) -> int | None:
+        """See `Executor`."""
+
+    def stepped(self, steps: int) -> None:
+        """So many steps are over."""
+        self.num_steps += steps
+
+    async def step(self, batch: Batch) -> StepResult:
+        duration_ns = self.duration_ns(batch)
+        self.stepped(1)
+        await self._clock.sleep(duration_ns)
+        return StepResult(
+            duration_ns,
+            [self.answer(each.sequence, 0, 1)[0] if each.is_last else None for each in batch.chunks],
+            [self.answer(each, each.num_new, 1)[0] for each in batch.decodes],
+        )
+
+    def answer(self, sequence: Sequence, first: int, count: int) -> list[int]:
+        """Tokens `first` to `first + count` (exclusive) of what a sequence generates, whatever it has by now."""
+        length = len(sequence.tokens) - sequence.rewound_tokens
+        power, ones, ramp = _affine(self.vocab, table_size(first + count))
+        upto = slice(first + 1, first + count + 1)
+        last, rise = int(sequence.tokens[length - 1]) % self.vocab, (_STRIDE * length + 1) % self.vocab
+        found = power[upto] * last % self.vocab + ones[upto] * rise % self.vocab + ramp[upto]
+        return (found % self.vocab).tolist()  # type: ignore[no-any-return]
+
+    def retire(
+        self, sequence: Sequence, first_block: int, last_block: int, block_tokens: int
+    ) -> list[KVBlock]:
+        return [None] * (last_block - first_block)
+
+    def release(self, sequence: Sequence) -> None:  # noqa: B027  nothing is left to do
+        """Nothing is held: KV is a number that the scheduler keeps."""
+
+    def reset(self) -> None:  # noqa: B027
+        """Nothing is remembered but the number of the step."""
+
+
+def table_size(tokens: int) -> int:
+    """A power of two that is large enough, so that few tables are ever made."""
+    return int(max(LEAST_TABLE, 1 << tokens.bit_length()))
+
+
+@lru_cache(maxsize=64)
+def _affine(vocab: int, size: int) -> tuple[Durations, Durations, Durations]:
+    """t(k) = power(k) x + ones(k) (STRIDE n + 1) + ramp(k), modulo vocab: k steps of t -> FACTOR t + STRIDE n + 1."""
+    tables = np.zeros((3, size + 1), dtype=np.int64)
+    power, ones, ramp = 1, 0, 0
+    for step in range(size + 1):
+        tables[:, step] = power, ones, ramp * _STRIDE % vocab
+        power, ones, ramp = (
+            power * _FACTOR % vocab,
+            (ones * _FACTOR + 1) % vocab,
+            (ramp * _FACTOR + step) % vocab,
+        )
+    tables.setflags(write=False)
+    return tables[0], tables[1], tables[2]
