@@ -166,7 +166,8 @@ class Drawn:
         return self._length
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        return np.array(self._all(), dtype=dtype, copy=bool(copy))
+        whole = np.asarray(self._all(), dtype=dtype)
+        return whole.copy() if copy else whole
 
     def __getitem__(self, index: Any) -> Any:
         return self._all()[index]

@@ -191,7 +191,7 @@ def test_a_caller_who_leaves_frees_his_kv_within_a_step(world):
         world.clock.env.step()
     assert world.ended[number] == "left"
     assert replica.num_steps <= steps + 1
-    assert replica._executor.held_bytes == replica._scheduler.kv_used_tokens == replica.num_running == 0
+    assert replica._loop._executor.held_bytes == replica._scheduler.kv_used_tokens == replica.num_running == 0
     assert not world.engine.cache.pins
 
 

@@ -19,6 +19,7 @@ TREE = {
     "BadModel": (503, "failed", "bad_model"),
     "ReplicaLost": (502, "failed", "replica_lost"),
     "NoReplica": (503, "failed", "no_replica"),
+    "QueueFull": (503, "rejected", "queue_full"),
     "DeadlinePassed": (504, "timed_out", "deadline_passed"),
 }
 

@@ -45,8 +45,8 @@ def test_a_prompt_shorter_than_its_template_is_the_template_cut():
 
 def test_changing_a_prompt_changes_no_template():
     trace = a_trace()
-    trace.request(1).prompt_tokens[:] = 0
-    trace.request(2).prompt_tokens[:] = 0
+    np.asarray(trace.request(1).prompt_tokens)[:] = 0
+    np.asarray(trace.request(2).prompt_tokens)[:] = 0
     assert trace.request(2).prompt_tokens[:4].tolist() == [7, 7, 7, 7]
 
 
