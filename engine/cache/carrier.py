@@ -27,6 +27,9 @@ MEMORY = ("gpu", "ram")
 BATCH_BYTES = 16 << 20
 """Blocks of one model that are written together: one extent of a store."""
 
+BATCH_S = 0.01
+"""The time of what goes together where only sizes move: as long as a read may have to wait behind it."""
+
 ALPHA = 0.2
 """The weight of the latest transfer in what is expected of the next one."""
 
@@ -600,12 +603,15 @@ class Carrier:
     async def _write_all(self, tier: Tier) -> None:
         """Write until the line is empty: what is next in it of one model goes together."""
         line, way = self._lines[tier.rank], self.ways[tier.rank]
+        most = BATCH_BYTES
+        if self._packer is None:  # no extent bounds what goes together, but a read must not wait for long
+            most = max(most, round(tier.settings.gib_per_s * GIB * BATCH_S))
         try:
             await self._clock.sleep(0)  # reads of the same moment go first: room was made for them
             while line:
                 first = line.popleft()
                 slots, total = list(first.slots), first.size_bytes * len(first.slots)
-                while line and line[0].space.holder is first.space.holder and total < BATCH_BYTES:
+                while line and line[0].space.holder is first.space.holder and total < most:
                     more = line.popleft()
                     slots += more.slots
                     total += more.size_bytes * len(more.slots)
