@@ -5,7 +5,7 @@ models and tenants and no block is ever found by another. The hash has 128 bits 
 prefixes with one name are not expected within the lifetime of any machine, and tokens are not compared again.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sized
 from hashlib import blake2b
 
 import numpy as np
@@ -36,7 +36,7 @@ class BlockChain:
     def extend(self, tokens: Tokens | Iterable[int]) -> None:
         """Append tokens; a block gets its name when it is full. A partial last block is never shared."""
         if not isinstance(tokens, np.ndarray):
-            tokens = np.asarray(tokens if isinstance(tokens, Sequence) else list(tokens), dtype=np.int32)
+            tokens = np.asarray(tokens if isinstance(tokens, Sized) else list(tokens), dtype=np.int32)
         head, data = self._rest[:KEY_BYTES], self._rest[KEY_BYTES:] + tokens.astype("<i4").tobytes()
         size, keys = self._block_bytes, self.keys
         whole = len(data) - len(data) % size
