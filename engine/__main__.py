@@ -1,4 +1,4 @@
-"""The engine's command: look at models, make stand-ins, fetch real ones, talk to one, compile the decision plane.
+"""The engine's command: look at models, make stand-ins, fetch real ones, talk to one, compile the hot path.
 
 Exit codes: 0 done; 1 it failed, and the last line says why; 2 the command line is no good.
 """
@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     chat.add_argument("--weights", default="float32", help="float32, bfloat16, float16 or int8")
     chat.set_defaults(run=_chat)
 
-    compiling = commands.add_parser("compile", help="compile routing and quotas in place, with mypyc")
+    compiling = commands.add_parser("compile", help="compile what every request passes in place, with mypyc")
     compiling.add_argument("--remove", action="store_true", help="delete what was compiled")
     compiling.set_defaults(run=_compile)
     return top

@@ -42,14 +42,14 @@ class Mover(Protocol):
     def accepts(self, tier: Tier, size_bytes: int) -> bool:
         """Whether the way down to that tier has room for so much more."""
 
-    def size_bytes(self, slot: int, space: Space, tier: Tier, *, compress: bool) -> int:
-        """What a block will take in that tier; `compress`: as int8, whatever the tier's own form."""
+    def size_bytes(self, space: Space, tier: Tier, *, compress: bool) -> int:
+        """What a block of a namespace will take in that tier; `compress`: as int8, whatever the tier's own form."""
 
     def moved(self, slots: list[int], source: Tier, target: Tier, size_bytes: int) -> None:
         """Blocks of one namespace were demoted; each takes `size_bytes` there."""
 
-    def copied(self, slot: int, source: Tier, target: Tier, size_bytes: int) -> None:
-        """A block is to be written to a colder tier too."""
+    def copied(self, slots: list[int], target: Tier, size_bytes: int) -> None:
+        """Blocks of one namespace, in the hottest tier, are to be written to a colder one too."""
 
     def dropped(self, slot: int, tier: Tier) -> None:
         """A block, or its copy, left a tier: what is there of it is worth nothing."""
@@ -716,22 +716,25 @@ class PrefixCache:
                 if table.home[slot] or slot in tier.copies or slot in self.hollow:
                     break
                 fresh.append(slot)
-            for slot in reversed(fresh):  # head first: what does not fit is the tail
-                if not self._copy(slot, space, tier):
-                    break
+            fresh.reverse()
+            if fresh and not self._copy(fresh, space, tier):
+                for slot in fresh:  # head first: what does not fit is the tail
+                    if not self._copy([slot], space, tier):
+                        break
 
-    def _copy(self, slot: int, space: Space, tier: Tier) -> bool:
-        """Write a block to a colder tier too, if there is room for it."""
-        size = self._size_there(slot, space, tier)
-        if self.mover is not None and not self.mover.accepts(tier, size):
+    def _copy(self, slots: list[int], space: Space, tier: Tier) -> bool:
+        """Write hot blocks to a colder tier too, if there is room for all of them."""
+        size = self._size_there(space, tier)
+        total = size * len(slots)
+        if self.mover is not None and not self.mover.accepts(tier, total):
             return False
-        if not self._make_room(tier, space.holder, size):
+        if not self._make_room(tier, space.holder, total):
             return False
-        tier.copies[slot] = size
-        tier.copied_bytes += size
-        self._charge(tier, space, size, 0)
+        tier.copies.update(dict.fromkeys(slots, size))
+        tier.copied_bytes += total
+        self._charge(tier, space, total, 0)
         if self.mover is not None:
-            self.mover.copied(slot, self.tiers[self.table.home[slot]], tier, size)
+            self.mover.copied(slots, tier, size)
         return True
 
     def _welcome_back(self, space: Space, keys: list[bytes]) -> None:
@@ -842,7 +845,7 @@ class PrefixCache:
             if slot in lower.copies:
                 self._sink_to_copy(tier, lower, slot, space)
                 return
-            size = self._size_there(slot, space, lower)
+            size = self._size_there(space, lower)
             if self._make_way(lower, space, [slot], size):
                 self._sink(tier, lower, [slot], space, size)
                 return
@@ -876,25 +879,29 @@ class PrefixCache:
 
     def _send_run(self, tier: Tier, run: list[int], space: Space) -> bool:
         """Send several blocks of a chain one tier down, or off the last one; False when each has to be looked at."""
-        if any(each.copies for each in self.tiers) or self.hollow or tier.sizes:
+        if self.hollow or tier.sizes:
             return False
         if tier.rank + 1 == len(self.tiers):
             self._evict(tier, run, space)
             return True
         lower = self.tiers[tier.rank + 1]
-        sizes = {self._size_there(slot, space, lower) for slot in run} if self.mover is not None else None
-        size = space.holder.block_bytes[lower.rank] if sizes is None else min(sizes)
-        if (sizes is not None and len(sizes) > 1) or not self._make_way(lower, space, run, size):
+        if lower.copies:  # what is written there already goes in another way
+            written = next((index for index, slot in enumerate(run) if slot in lower.copies), len(run))
+            if written <= 1:
+                return False
+            run = run[:written]
+        size = self._size_there(space, lower)
+        if not self._make_way(lower, space, run, size):
             return False
         self._sink(tier, lower, run, space, size)
         return True
 
-    def _size_there(self, slot: int, space: Space, tier: Tier) -> int:
-        """What a block will take in a colder tier."""
+    def _size_there(self, space: Space, tier: Tier) -> int:
+        """What a block of a namespace will take in a colder tier."""
         if self.mover is None:
             return space.holder.block_bytes[tier.rank]
         compress = bool(space.rules) and self.limits.compresses(space, tier.rank)
-        return self.mover.size_bytes(slot, space, tier, compress=compress)
+        return self.mover.size_bytes(space, tier, compress=compress)
 
     def _make_way(self, lower: Tier, space: Space, run: list[int], size_bytes: int) -> bool:
         """Whether a colder tier takes blocks of that size; there is room for them then."""

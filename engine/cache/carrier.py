@@ -72,7 +72,10 @@ class Prefill(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Staged:
-    """A payload on its way down. `origin` is where it has to be read first, if it is not in memory."""
+    """A payload on its way down. `origin` is where it has to be read first, if it is not in memory.
+
+    Where only sizes move, all blocks of a parcel share one.
+    """
 
     key: bytes
     payload: Any
@@ -229,6 +232,7 @@ class Carrier:
         self._places: list[dict[int, Any]] = [{} for _ in cache.tiers]
         self._lines: list[deque[Parcel]] = [deque() for _ in cache.tiers]
         self._writers = [0] * len(cache.tiers)
+        self._is_called = [False] * len(cache.tiers)  # whether a writer is called that has not begun
         self._arriving: dict[int, Arrival] = {}
         self._faults = [0] * len(cache.tiers)
         self._compacting: set[int] = set()
@@ -242,7 +246,7 @@ class Carrier:
         way = self.ways[tier.rank]
         return way.queued_bytes + size_bytes <= way.settings.queue_gib * GIB or not way.queued_bytes
 
-    def size_bytes(self, slot: int, space: Space, tier: Tier, *, compress: bool) -> int:
+    def size_bytes(self, space: Space, tier: Tier, *, compress: bool) -> int:
         holder = space.holder
         return (
             min(holder.block_bytes[tier.rank], holder.form_bytes("int8"))
@@ -252,21 +256,35 @@ class Carrier:
 
     def moved(self, slots: list[int], source: Tier, target: Tier, size_bytes: int) -> None:
         staged, keys = self._staged[target.rank], self._cache.table.keys
-        for slot in slots:
-            key = keys[slot]
-            assert key is not None
-            staged[slot] = self._take(slot, key, source, size_bytes)
+        if self._packer is None:
+            above, same = self._staged[source.rank], Staged(b"", None, size_bytes)
+            for slot in slots:
+                above.pop(slot, None)
+                staged[slot] = same
+        else:
+            for slot in slots:
+                key = keys[slot]
+                assert key is not None
+                staged[slot] = self._take(slot, key, source, size_bytes)
         self._write(slots, target, size_bytes)
 
-    def copied(self, slot: int, source: Tier, target: Tier, size_bytes: int) -> None:
-        key = self._cache.table.keys[slot]
-        assert key is not None
-        payload = source.payloads.get(slot)
-        if payload is None and self._packer is not None:
-            self._cache.unwritten(slot, target)  # it is only arriving itself
+    def copied(self, slots: list[int], target: Tier, size_bytes: int) -> None:
+        staged = self._staged[target.rank]
+        if self._packer is None:
+            staged.update(dict.fromkeys(slots, Staged(b"", None, size_bytes)))
+            self._write(slots, target, size_bytes)
             return
-        self._staged[target.rank][slot] = Staged(key, payload, size_bytes)
-        self._write([slot], target, size_bytes)
+        keys, payloads, ready = self._cache.table.keys, self._cache.tiers[0].payloads, []
+        for slot in slots:
+            key, payload = keys[slot], payloads.get(slot)
+            assert key is not None
+            if payload is None:
+                self._cache.unwritten(slot, target)  # it is only arriving itself
+                continue
+            staged[slot] = Staged(key, payload, size_bytes)
+            ready.append(slot)
+        if ready:
+            self._write(ready, target, size_bytes)
 
     def dropped(self, slot: int, tier: Tier) -> None:
         self._staged[tier.rank].pop(slot, None)
@@ -596,8 +614,15 @@ class Carrier:
         space = self._cache.space_of(slots[0])
         self._lines[rank].append(Parcel(space, slots, size_bytes))
         self.ways[rank].queued_bytes += size_bytes * len(slots)
+        if not self._is_called[rank]:
+            self._call_writer(tier)
+
+    def _call_writer(self, tier: Tier) -> None:
+        """Have one more writer, if the tier allows that; what is put into the line until it begins is its work."""
+        rank = tier.rank
         if self._writers[rank] < tier.settings.concurrency:
             self._writers[rank] += 1
+            self._is_called[rank] = True
             self._clock.spawn(self._write_all(tier))
 
     async def _write_all(self, tier: Tier) -> None:
@@ -607,20 +632,45 @@ class Carrier:
         if self._packer is None:  # no extent bounds what goes together, but a read must not wait for long
             most = max(most, round(tier.settings.gib_per_s * GIB * BATCH_S))
         try:
-            await self._clock.sleep(0)  # reads of the same moment go first: room was made for them
+            try:
+                await self._clock.sleep(0)  # reads of the same moment go first: room was made for them
+            finally:
+                self._is_called[tier.rank] = False
             while line:
                 first = line.popleft()
-                slots, total = list(first.slots), first.size_bytes * len(first.slots)
+                parcels, total = [first], first.size_bytes * len(first.slots)
                 while line and line[0].space.holder is first.space.holder and total < most:
                     more = line.popleft()
-                    slots += more.slots
+                    parcels.append(more)
                     total += more.size_bytes * len(more.slots)
+                if line and not self._is_called[tier.rank]:
+                    self._call_writer(tier)
                 try:
-                    await self._write_batch(tier, way, slots, total)
+                    if self._packer is None:
+                        await self._write_sizes(tier, way, parcels, total)
+                    else:
+                        slots = [slot for parcel in parcels for slot in parcel.slots]
+                        await self._write_batch(tier, way, slots, total)
                 finally:
                     way.queued_bytes -= total
         finally:
             self._writers[tier.rank] -= 1
+
+    async def _write_sizes(self, tier: Tier, way: Way, parcels: list[Parcel], total_bytes: int) -> None:
+        """Let the time of a write pass, unless none of its blocks is waited for any more."""
+        staged = self._staged[tier.rank]
+        waiting = [(slot, each) for parcel in parcels for slot in parcel.slots if (each := staged.get(slot))]
+        if not waiting:
+            return
+        if tier.rank == 1 and self._cache.tiers[0].name == "gpu":
+            await self._cross(self.ways[0], total_bytes, is_read=False)
+        if tier.name != "ram":
+            await self._cross(way, total_bytes, is_read=False)
+        way.num_writes += 1
+        way.written_bytes += total_bytes
+        for slot, each in waiting:
+            if staged.get(slot) is each:
+                del staged[slot]
 
     async def _write_batch(self, tier: Tier, way: Way, slots: list[int], total_bytes: int) -> None:
         cache, staged = self._cache, self._staged[tier.rank]
@@ -628,20 +678,13 @@ class Carrier:
         batch = [self._errand(slot, each, tier) for slot, each in found if cache.table.keys[slot] == each.key]
         if not batch:
             return
-        outcome: list[Any] = [None] * len(batch)
-        if self._packer is None:
-            if cache.tiers[0].name == "gpu" and tier.rank == 1:
-                await self._cross(self.ways[0], total_bytes, is_read=False)
-            if tier.name != "ram":
-                await self._cross(way, total_bytes, is_read=False)
-        else:
-            model = cache.space_of(batch[0].slot).holder.key
-            await way.enter(is_read=False)
-            try:
-                outcome, _ = await self._clock.compute(lambda: self._stow(tier, model, batch))
-            finally:
-                way.leave()
-                self._heed()
+        model = cache.space_of(batch[0].slot).holder.key
+        await way.enter(is_read=False)
+        try:
+            outcome, _ = await self._clock.compute(lambda: self._stow(tier, model, batch))
+        finally:
+            way.leave()
+            self._heed()
         way.num_writes += 1
         way.written_bytes += total_bytes
         self._settle(tier, batch, outcome)
@@ -662,9 +705,6 @@ class Carrier:
             is_ours = staged.get(errand.slot) is errand.staged
             if is_ours:
                 del staged[errand.slot]
-            if self._packer is None:
-                continue
-            if is_ours:
                 self._settle_one(tier, errand.slot, written)
             elif written is not None and tier.name not in MEMORY:
                 unneeded.append(written[0])

@@ -10,6 +10,8 @@ from engine.execution.executor import Batch, KVBlock, Machine, Sequence, executo
 from engine.execution.modelled import Durations, Modelled
 from engine.settings import Architecture, ModelSettings, at_least, require
 
+SURELY = 1.000001
+
 
 @dataclass(slots=True, kw_only=True)
 class RooflineOptions:
@@ -96,13 +98,21 @@ class RooflineExecutor(Modelled):
         tokens = len(batch.decodes)
         first = sum([sequence.computed_tokens for sequence in batch.decodes]) + tokens
         contexts = np.arange(first, first + steps * tokens, tokens, dtype=np.float64)
-        durations = np.maximum(
-            contexts * self._pair_ns + tokens * self._token_ns,
-            contexts * self._kv_token_ns + self._weights_ns,
-        )
-        durations[0] += self._owed_ns
+        last = first + (steps - 1) * tokens
+        pair_ns, tokens_ns, kv_token_ns = self._pair_ns, tokens * self._token_ns, self._kv_token_ns
+        memory_ns = contexts * kv_token_ns
+        memory_ns += self._weights_ns
+        if (  # both are straight lines: which is above at both ends is above in between, by more than rounding
+            memory_ns[0] > SURELY * (first * pair_ns + tokens_ns)
+            and memory_ns[-1] > SURELY * (last * pair_ns + tokens_ns)
+        ):
+            durations = memory_ns
+        else:
+            durations = np.maximum(contexts * pair_ns + tokens_ns, memory_ns)
+        if self._owed_ns:
+            durations[0] += self._owed_ns
         durations += self._overhead_ns
-        return np.rint(durations).astype(np.int64)
+        return np.rint(durations, durations).astype(np.int64)
 
     def stepped(self, steps: int) -> None:
         self.num_steps += steps
