@@ -2,6 +2,9 @@
 
 from sim.traffic.azure import AzureWorkload
 from sim.traffic.chains import Chains
+from sim.traffic.closed import ClosedWorkload
+from sim.traffic.files import TraceWorkload
+from sim.traffic.generator import GeneratedWorkload
 from sim.traffic.mixes import MixWorkload
 from sim.traffic.synthetic import SyntheticWorkload
 from sim.traffic.trace import BadTrace, Trace
@@ -11,9 +14,12 @@ __all__ = [
     "AzureWorkload",
     "BadTrace",
     "Chains",
+    "ClosedWorkload",
+    "GeneratedWorkload",
     "MixWorkload",
     "SyntheticWorkload",
     "Trace",
+    "TraceWorkload",
     "Workload",
     "draw",
     "workloads",

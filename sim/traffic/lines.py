@@ -14,8 +14,8 @@ LINE_BYTES = 65_536  # the longest line; a file without line ends must not be re
 BUFFER_BYTES = 131_072
 
 
-def lines(path: Path) -> Generator[bytes]:
-    """Every line with its end, at most LINE_BYTES long; a gzip file is told by its first bytes, not its name.
+def lines(path: Path, most: int = LINE_BYTES) -> Generator[bytes]:
+    """Every line with its end, at most `most` bytes long; a gzip file is told by its first bytes, not its name.
 
     Raises BadTrace for what cannot be opened or read, for damaged gzip data and for a longer line.
     """
@@ -23,10 +23,10 @@ def lines(path: Path) -> Generator[bytes]:
     try:
         with path.open("rb") as file:
             plain = _plain(file)
-            while line := plain.readline(LINE_BYTES + 1):
+            while line := plain.readline(most + 1):
                 number += 1
-                if len(line) > LINE_BYTES:
-                    raise BadTrace(f"{path}, line {number} must be at most {LINE_BYTES:,} bytes long")
+                if len(line) > most:
+                    raise BadTrace(f"{path}, line {number} must be at most {most:,} bytes long")
                 yield line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BadTrace(f"{path} must be a whole gzip file, but after line {number}: {error}") from error

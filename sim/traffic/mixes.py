@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from math import ceil, isfinite, log
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +10,8 @@ from engine.clock import NS_PER_S
 from engine.settings import above, require
 from sim.streams import stream
 from sim.traffic.chains import Chains, Ids
+from sim.traffic.popularity import zipf
+from sim.traffic.sessions import before, waits
 from sim.traffic.synthetic import MAX_PREFIX_TOKENS, log_normal_tokens
 from sim.traffic.trace import MAX_TOKENS, Lengths, Times, Trace
 from sim.traffic.workload import (
@@ -24,7 +25,6 @@ from sim.traffic.workload import (
 )
 
 Floats = npt.NDArray[np.float64]
-Number = TypeVar("Number", np.float64, np.int64)
 
 USER_TOKENS = (4, 8_192)  # what is drawn for a turn is clipped to these
 OUTPUT_TOKENS = (1, 2_048)
@@ -73,6 +73,7 @@ class MixWorkload:
     `rate` is that of requests in the long run: sessions begin with nobody there, and are cut after `duration_s`, so
     there are a few less. `rotate`: sessions that start after half of it are of the model two ranks further on.
     `tenants`: fifty of very different size and burstiness, each with sessions of its own, instead of one.
+    `wait`: the time to think begins when the answer before has ended, not when that turn arrived.
     """
 
     kind: str = "mix"
@@ -84,6 +85,7 @@ class MixWorkload:
     model_zipf: float | None = 1.0  # None: all sessions are of the first model
     rotate: bool = False
     tenants: bool = False
+    wait: bool = False
     vocab: int = 4096
 
     def __post_init__(self) -> None:
@@ -119,6 +121,8 @@ class Turns:
     prompt_tokens: Lengths
     output_tokens: Lengths
     template_tokens: Lengths
+    after: Lengths | None = None
+    think_ns: Times | None = None
 
 
 def turns(settings: MixWorkload, seed: int) -> Turns:
@@ -133,7 +137,7 @@ def turns(settings: MixWorkload, seed: int) -> Turns:
     )
     model = _models(settings, start_s, seed)
     template_tokens = _template_tokens(settings, mix, seed)
-    choice = _zipf(stream(seed, "templates"), len(start_s), mix.templates, mix.template_zipf)
+    choice = zipf(stream(seed, "templates"), len(start_s), mix.templates, mix.template_zipf)
     template = (model * mix.templates + choice).astype(np.int32)
     count = stream(seed, "turns").geometric(1 / mix.mean_turns, len(start_s))
     session = np.repeat(np.arange(len(start_s), dtype=np.int32), count)
@@ -144,22 +148,26 @@ def turns(settings: MixWorkload, seed: int) -> Turns:
     )
     median_s, sigma = mix.think_s
     think_s = median_s * np.exp(sigma * stream(seed, "think").standard_normal(len(session)))
-    arrival_s = start_s[session] + _before(think_s, first, session)
-    history = _before((user + output).astype(np.int64), first, session)
+    arrival_s = start_s[session] + before(think_s, first, session)
+    history = before((user + output).astype(np.int64), first, session)
     prompt = np.minimum(template_tokens[template][session] + history + user, MAX_TOKENS)
     rows = np.flatnonzero(arrival_s < settings.duration_s)
     rows = rows[np.argsort(arrival_s[rows], kind="stable")][: settings.requests]
     session = session[rows]
+    turn = (rows - first[session]).astype(np.int32)
+    after, think_ns = waits(rows, turn, think_s) if settings.wait else (None, None)
     return Turns(
         arrival_ns=np.rint(arrival_s[rows] * NS_PER_S).astype(np.int64),
         model=model[session],
         tenant=tenant[session],
         session=session,
-        turn=(rows - first[session]).astype(np.int32),
+        turn=turn,
         template=template[session],
         prompt_tokens=prompt[rows].astype(np.int32),
         output_tokens=output[rows],
         template_tokens=template_tokens,
+        after=after,
+        think_ns=think_ns,
     )
 
 
@@ -212,6 +220,8 @@ def trace(settings: MixWorkload, seed: int, model: str) -> Trace:
         session=made.session,
         tenants=tuple(f"t{index}" for index in range(len(TENANT_SHARES))) if settings.tenants else (),
         tenant_of=made.tenant if settings.tenants else None,
+        after=made.after,
+        think_ns=made.think_ns,
     )
 
 
@@ -251,7 +261,7 @@ def _renewals(random: np.random.Generator, rate: float, shape: float, duration_s
 def _models(settings: MixWorkload, start_s: Floats, seed: int) -> Lengths:
     """The model of each session: its rank is drawn, and who has that rank may change at half time."""
     count = _num_models(settings)
-    rank = _zipf(stream(seed, "models"), len(start_s), count, settings.model_zipf or 0.0)
+    rank = zipf(stream(seed, "models"), len(start_s), count, settings.model_zipf or 0.0)
     if not settings.rotate:
         return rank
     return np.where(start_s < settings.duration_s / 2, rank, (rank + SHIFT) % count).astype(np.int32)
@@ -271,20 +281,6 @@ def _template_tokens(settings: MixWorkload, mix: Mix, seed: int) -> Lengths:
             for model in range(_num_models(settings))
         ]
     )
-
-
-def _zipf(random: np.random.Generator, count: int, choices: int, exponent: float) -> Lengths:
-    """`count` ranks below `choices`, i with weight (i + 1)^-exponent."""
-    weights = np.arange(1, choices + 1, dtype=np.float64) ** -exponent
-    upto = np.cumsum(weights) / weights.sum()
-    return np.searchsorted(upto[:-1], random.random(count), side="right").astype(np.int32)
-
-
-def _before(values: npt.NDArray[Number], first: Ids, session: Lengths) -> npt.NDArray[Number]:
-    """For each turn, the sum of `values` over the turns of its session before it."""
-    sums: npt.NDArray[Number] = np.cumsum(values, dtype=values.dtype) - values
-    before: npt.NDArray[Number] = sums - sums[first][session]
-    return before
 
 
 def _most_by(session: Lengths, values: Lengths) -> Ids:

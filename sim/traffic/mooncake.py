@@ -16,7 +16,7 @@ import numpy as np
 from engine.settings import at_least
 from sim.streams import stream
 from sim.traffic.chains import Chains
-from sim.traffic.lines import lines
+from sim.traffic.lines import LINE_BYTES, lines
 from sim.traffic.trace import MAX_TOKENS, BadTrace
 from sim.traffic.workload import YEAR_S, whole
 
@@ -79,11 +79,11 @@ def read(
     return _sorted(kept, arrival_ns - arrival_ns.min(), block_tokens, f"mooncake:{path.name}")
 
 
-def rows(path: Path, block_tokens: int = BLOCK_TOKENS) -> Iterator[Row]:
+def rows(path: Path, block_tokens: int = BLOCK_TOKENS, line_bytes: int = LINE_BYTES) -> Iterator[Row]:
     """Every row in the file's order. Raises BadTrace for what is no row, or has blocks that contradict others."""
     before: dict[int, int] = {}
     blank = 0
-    with closing(lines(path)) as source:
+    with closing(lines(path, line_bytes)) as source:
         for number, line in enumerate(source, 1):
             if line.isspace():
                 blank = blank or number
@@ -161,7 +161,7 @@ def _row(where: str, line: bytes) -> Row:
         _number(where, values, "timestamp", MAX_MS),
         _number(where, values, "input_length", MAX_TOKENS),
         _number(where, values, "output_length", MAX_TOKENS),
-        _blocks(where, values),
+        block_names(where, values),
     )
 
 
@@ -174,7 +174,8 @@ def _number(where: str, values: dict[str, Any], key: str, most: int) -> int:
     return int(value)  # type: ignore[arg-type]
 
 
-def _blocks(where: str, values: dict[str, Any]) -> list[int]:
+def block_names(where: str, values: dict[str, Any]) -> list[int]:
+    """The names of a row's blocks. Raises BadTrace."""
     blocks = values.get("hash_ids")
     if not isinstance(blocks, list):
         raise BadTrace(f"{where}, key hash_ids is {_shown(blocks)}, but must be a list of whole numbers")
@@ -186,13 +187,18 @@ def _blocks(where: str, values: dict[str, Any]) -> list[int]:
     return blocks
 
 
-def _check_blocks(where: str, row: Row, block_tokens: int, before: dict[int, int]) -> None:
+def check_count(where: str, row: Row, block_tokens: int) -> None:
+    """Raise BadTrace unless a row has a name for each block of its prompt."""
     expected = -(-row.prompt_tokens // block_tokens)
     if len(row.blocks) != expected:
         raise BadTrace(
             f"{where}, key hash_ids has {len(row.blocks)} blocks, but must have {expected}: one for each "
             f"{block_tokens} tokens of input_length {row.prompt_tokens}"
         )
+
+
+def _check_blocks(where: str, row: Row, block_tokens: int, before: dict[int, int]) -> None:
+    check_count(where, row, block_tokens)
     last = _HEAD
     for block in row.blocks:
         if before.setdefault(block, last) != last:

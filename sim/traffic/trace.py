@@ -42,7 +42,9 @@ class Trace:
     `tenant_of` likewise; None: all are of `tenant`. With `session`, the tokens of a session's prompts are one
     sequence: each prompt begins with all of the one before it, then has what stands for its answer. With `after`, a
     request comes `think_ns` after the end of that one, -1 for none; `arrival_ns` is when it would come if answers
-    took no time. `priority_of`: a larger one goes first; None: all are 0.
+    took no time. `priority_of`: a larger one goes first; None: all are 0. With `block_ids`, a prompt is made of those
+    up to `block_end[i]`, from the end of the request before on: `id_tokens` tokens each, the last one cut. Equal ids
+    are equal tokens.
     Tokens are drawn from `seed` when a request is asked for, the same ones in any order.
     """
 
@@ -65,6 +67,9 @@ class Trace:
     after: Lengths | None = None
     think_ns: Times | None = None
     priority_of: Lengths | None = None
+    block_ids: Lengths | None = None
+    block_end: Times | None = None
+    id_tokens: int = 0
     _content: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -140,6 +145,8 @@ class Trace:
 
     def prompt(self, index: int) -> Tokens:
         """The prompt of the request of that index: about 12 us for 1,000 tokens."""
+        if self.block_ids is not None:
+            return self._of_blocks(index)
         length, prefix = int(self.prompt_tokens[index]), int(self.prefix[index])
         source = index if self.session is None else int(self.session[index])
         if prefix < 0:
@@ -149,6 +156,20 @@ class Trace:
             return template[:length].copy()  # a view would let one request change the prompts of others
         own = tokens(self._content, source, length - len(template), self.vocab)
         return np.concatenate((template, own))
+
+    def _of_blocks(self, index: int) -> Tokens:
+        assert self.block_ids is not None
+        assert self.block_end is not None
+        first = int(self.block_end[index - 1]) if index else 0
+        ids = self.block_ids[first : int(self.block_end[index])]
+        return block_tokens(self._content, ids, self.id_tokens, self.vocab)[: self.prompt_tokens[index]]
+
+
+def block_tokens(key: int, ids: Lengths, count: int, vocab: int) -> Tokens:
+    """The first `count` tokens of each block of these ids, one after the other: those that `tokens` would give."""
+    first: npt.NDArray[np.uint64] = ids.astype(np.uint64) << np.uint64(COUNTER_BITS)
+    counters = np.add(first[:, None], np.arange(count, dtype=np.uint64), dtype=np.uint64)
+    return _mixed(counters.reshape(-1), key, vocab)
 
 
 class Drawn:
@@ -189,7 +210,11 @@ def tokens(key: int, index: int, count: int, vocab: int) -> Tokens:
     tokens under every version of numpy. A longer answer begins with the shorter one.
     """
     first = index << COUNTER_BITS
-    bits = np.arange(first, first + count, dtype=np.uint64)
+    return _mixed(np.arange(first, first + count, dtype=np.uint64), key, vocab)
+
+
+def _mixed(bits: npt.NDArray[np.uint64], key: int, vocab: int) -> Tokens:
+    """Counters become tokens, in place."""
     bits *= _WEYL
     bits += np.uint64(key)
     bits ^= bits >> _SHIFT_1

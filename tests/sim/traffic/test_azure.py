@@ -182,7 +182,7 @@ def test_a_timestamp_that_is_none_is_refused(written, timestamp):
     ("content", "said"),
     [
         (b"", "is empty, but must begin with the header 'TIMESTAMP,ContextTokens,GeneratedTokens'"),
-        (gzip.compress(b""), "is empty, but must begin with the header"),
+        (gzip.compress(b"", mtime=0), "is empty, but must begin with the header"),
         (HEADER, "must have a row with both prompt and output tokens, but has none below the header"),
         (
             HEADER + b"\n\n",

@@ -23,7 +23,9 @@ NAN, INF = float("nan"), float("inf")
 
 
 def test_an_unknown_kind_is_answered_with_those_there_are():
-    with pytest.raises(UnknownName, match="no workload is called 'azur'; choose from azure, mix, synthetic"):
+    with pytest.raises(
+        UnknownName, match="no workload is called 'azur'; choose from azure, closed, generated"
+    ):
         workloads.find("azur")
 
 
@@ -101,9 +103,13 @@ def test_every_kind_is_drawn_for_the_model_asked_for(tmp_path):
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_yaml_makes_its_settings_and_opens_with_its_command(file):
-    scenario = "queue" if file.stem == "bare" else "failover"
+    scenario = {"bare": "queue", "closed": "queue", "diurnal": "steady", "flash": "steady"}.get(
+        file.stem, "failover"
+    )
     assert file.read_text().startswith(f"# python -m sim scenario={scenario} workload={file.stem} workload.")
     written = OmegaConf.load(file)
+    for base in written.pop("defaults", ["_self_"])[:-1]:  # what it changes of another one
+        written = OmegaConf.merge(OmegaConf.load(CONF / f"{base}.yaml"), written)
     if OmegaConf.is_missing(written, "path"):
         written.path = "trace.csv"
     schema = OmegaConf.structured(workloads.find(written.kind))

@@ -1,0 +1,312 @@
+"""A generator like a trace: settings of the kind `generated` under which its traffic would be likely.
+
+Sessions start by a renewal process, run faster and slower by a curve; their turns, thinking, lengths, models, tenants
+and priorities are drawn independently. What such settings cannot hold, a description of both shows.
+"""
+
+from dataclasses import asdict, dataclass
+from math import exp, inf, isfinite, sqrt
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from engine.clock import NS_PER_S
+from engine.settings import require
+from sim.traffic.arrivals import SHORTEST_S
+from sim.traffic.generator import ClassSettings, GeneratedWorkload, PrefixSettings, TenantSettings
+from sim.traffic.lengths import LengthSettings
+from sim.traffic.likelihood import clipped_log_normal, distance, rounded, zipf_exponent
+from sim.traffic.mixes import LARGEST_CV
+from sim.traffic.process import Process, as_settings, likeliest
+from sim.traffic.sessions import SessionSettings
+from sim.traffic.trace import Lengths, Trace
+
+Floats = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
+
+MAX_NAMED = 10_000  # windows of a curve whose length was named
+MAX_TENANTS = 200  # that have a share of their own; those behind them are one
+POOR = 0.05  # a distance of a log-normal law from which on a histogram is better
+SIGNIFICANT = 1.63  # over the square root of n: a distance that chance has in one of a hundred
+SIGMAS = 4.0  # beyond these, shares are not those of Zipf's law
+BINS = 100
+OTHERS = "others"
+EXPLAINED = {
+    "arrivals": ("arrivals", "curve"),
+    "prefixes": ("templates",),
+}
+"""Under which names the findings on a setting stand, where that is not its own."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Fit:
+    """The settings that were found, and what was found of each concern, in words."""
+
+    workload: GeneratedWorkload
+    findings: dict[str, str]
+
+
+@dataclass(slots=True, kw_only=True)
+class Starts:
+    """The first requests of sessions, or all requests where there are none, and what the others add to them.
+
+    `rows` are theirs in the trace. `added` is what each request of the trace adds to what was said before.
+    """
+
+    rows: Ids
+    arrival_s: Floats
+    tenant: Lengths
+    added: Ids
+
+
+def fit(trace: Trace, window_s: float | None = None) -> Fit:
+    """Settings like a trace. `window_s` is the length of the curve's windows; None: the one that fits best.
+
+    Raises BadSettings for a trace whose requests come all at once.
+    """
+    span_s = trace.span_ns / NS_PER_S
+    require("the span of the trace in s", span_s, span_s > 0, "above 0: arrivals at two times at least")
+    if window_s is not None:
+        require(
+            "window_s", window_s, isfinite(window_s) and window_s >= SHORTEST_S, f"from {SHORTEST_S:g} on"
+        )
+        require("window_s", window_s, span_s <= MAX_NAMED * window_s, f"at least {span_s / MAX_NAMED:g} here")
+    duration_s = span_s * len(trace) / (len(trace) - 1)  # with a gap before the first arrival, too
+    findings: dict[str, str] = {}
+    sessions = _sessions(trace, findings)
+    starts = _starts(trace)
+    process = likeliest(starts.arrival_s, starts.tenant, span_s, window_s)
+    prefixes, templates = _prefixes(trace, starts, findings)
+    own = starts.added.copy()
+    own[starts.rows] -= templates
+    models, zipf, weights = _models(trace, starts, findings)
+    workload = GeneratedWorkload(
+        rate=rounded(len(starts.rows) * sessions.mean_turns / duration_s),
+        requests=None,
+        duration_s=rounded(duration_s),
+        arrivals=as_settings(process, span_s, findings),
+        tenants=_tenants(trace, starts, process, findings),
+        prompt=_lengths(np.maximum(own, 1), "prompt", findings),
+        output=_lengths(trace.output_tokens, "output", findings),
+        prefixes=prefixes,
+        sessions=sessions,
+        classes=_classes(trace, starts),
+        models=models,
+        model_zipf=zipf,
+        model_weights=weights,
+        vocab=trace.vocab,
+    )
+    return Fit(workload=workload, findings=findings)
+
+
+def _starts(trace: Trace) -> Starts:
+    """Where sessions start. A follower adds what is neither of the prompt before it nor of the answer to that."""
+    added = trace.prompt_tokens.astype(np.int64)
+    tenant = np.zeros(len(trace), np.int32) if trace.tenant_of is None else trace.tenant_of
+    rows = np.arange(len(trace))
+    if trace.session is not None:
+        order, same = _by_session(trace)
+        before, later = order[:-1][same], order[1:][same]
+        added[later] -= trace.prompt_tokens[before].astype(np.int64) + trace.output_tokens[before]
+        rows = np.sort(order[np.concatenate(([True], ~same))])
+    arrival_s = (trace.arrival_ns[rows] - trace.arrival_ns[0]) / NS_PER_S
+    return Starts(rows=rows, arrival_s=arrival_s, tenant=tenant[rows], added=added)
+
+
+def _by_session(trace: Trace) -> tuple[Ids, npt.NDArray[np.bool_]]:
+    """The rows session by session, and for each but the first, whether it follows the one before."""
+    assert trace.session is not None
+    order = np.argsort(trace.session, kind="stable")
+    return order, np.diff(trace.session[order]) == 0
+
+
+def _sessions(trace: Trace, findings: dict[str, str]) -> SessionSettings:
+    """Turns and thinking, of the turns that had time to be followed: the 99th percentile of the gaps, or more."""
+    if trace.session is None or len(trace) == 1:
+        return SessionSettings()
+    order, same = _by_session(trace)
+    gaps_s = np.diff(trace.arrival_ns[order]) / NS_PER_S
+    if not same.any():
+        return SessionSettings()
+    horizon_s = min(float(np.percentile(gaps_s[same], 99)), trace.span_ns / NS_PER_S / 2)
+    at_risk = trace.arrival_ns[order[:-1]] <= trace.arrival_ns[-1] - horizon_s * NS_PER_S
+    followed = float((same & at_risk).sum()) / max(float(at_risk.sum()), 1.0)
+    mean_turns = 1 / (1 - min(followed, 0.999))
+    think_s, wait = gaps_s[same & at_risk], False
+    if trace.after is not None and trace.think_ns is not None:
+        think_s, wait = trace.think_ns[trace.after >= 0] / NS_PER_S, True
+    logs = np.log(think_s[think_s > 0])
+    if len(logs) == 0:
+        return SessionSettings(mean_turns=rounded(mean_turns), think_median_s=0.0, think_sigma=0.0, wait=wait)
+    findings["sessions"] = f"{mean_turns:.3g} turns; thinking is log-normal, from {len(logs):,} gaps"
+    return SessionSettings(
+        mean_turns=rounded(mean_turns),
+        think_median_s=rounded(exp(float(logs.mean()))),
+        think_sigma=rounded(min(float(logs.std()), 10.0)),
+        wait=wait,
+    )
+
+
+def _lengths(values: npt.NDArray[np.integer], name: str, findings: dict[str, str]) -> LengthSettings:
+    """A clipped log-normal law, or a histogram where that is too far from what was seen."""
+    different, counts = np.unique(values.astype(np.int64), return_counts=True)
+    least, most = int(different[0]), int(different[-1])
+    if least == most:
+        findings[name] = "always the same"
+        return LengthSettings(law="fixed", tokens=least, min=least, max=least)
+    law = clipped_log_normal(different, counts)
+    far = distance(different, counts, law.below)
+    if far <= max(POOR, SIGNIFICANT / sqrt(len(values))) and law.sigma <= 10:  # noqa: PLR2004
+        findings[name] = f"log-normal; KS distance {far:.3f}"
+        median = min(exp(law.mu), float(most))
+        return LengthSettings(median=rounded(median), sigma=rounded(law.sigma), min=least, max=most)
+    edges, weights = histogram(different, counts)
+    near = distance(different, counts, _below_bins(edges, weights))
+    findings[name] = (
+        f"histogram of {len(weights)} bins, KS distance {near:.3f}; {far:.3f} of the log-normal law"
+    )
+    return LengthSettings(
+        law="histogram", edges=edges.tolist(), weights=weights.tolist(), min=least, max=most
+    )
+
+
+def histogram(values: Ids, counts: Ids) -> tuple[Ids, Floats]:
+    """Edges and weights of bins that are about equally full; a value that fills one alone has one for itself."""
+    upto = np.cumsum(counts)
+    at = np.linspace(0, upto[-1], BINS + 1)[:-1]
+    tail = upto[-1] * np.array([0.995, 0.999])
+    chosen = values[np.searchsorted(upto, np.concatenate((at, tail)), side="right")]
+    crowded = values[counts * BINS >= upto[-1]]
+    edges = np.unique(np.concatenate((chosen, crowded, crowded + 1, [values[0], values[-1] + 1])))
+    weights, _ = np.histogram(values, edges, weights=counts)
+    weights[-1] = counts.sum() - weights[:-1].sum()
+    return edges, weights.astype(np.float64)
+
+
+def _below_bins(edges: Ids, weights: Floats) -> "_Bins":
+    return _Bins(edges=edges, upto=np.concatenate(([0.0], np.cumsum(weights) / weights.sum())))
+
+
+@dataclass(slots=True, kw_only=True)
+class _Bins:
+    """The share at or below a whole number, of a histogram whose numbers within a bin are alike."""
+
+    edges: Ids
+    upto: Floats
+
+    def __call__(self, value: float) -> float:
+        return float(np.interp(value + 1, self.edges, self.upto))
+
+
+def _prefixes(trace: Trace, starts: Starts, findings: dict[str, str]) -> tuple[PrefixSettings, Ids]:
+    """The templates that sessions share, and how many tokens of each start's prompt are its template's."""
+    prefix = trace.prefix[starts.rows]
+    shared = prefix >= 0
+    if not shared.any():
+        return PrefixSettings(), np.zeros(len(prefix), np.int64)
+    length = np.array([len(template) for template in trace.prefixes], np.int64)
+    model = np.zeros(len(trace), np.int32) if trace.model_of is None else trace.model_of
+    pairs, counts = np.unique(
+        np.stack((model[starts.rows][shared], prefix[shared])), axis=1, return_counts=True
+    )
+    by_rank = _by_rank(pairs[0], counts)
+    settings = PrefixSettings(
+        count=len(by_rank),
+        zipf=rounded(zipf_exponent(by_rank)),
+        share=rounded(float(shared.mean())),
+        tokens=_lengths(length[pairs[1]], "templates", findings),
+    )
+    templates = np.where(shared, length[prefix], 0)
+    return settings, np.minimum(templates, trace.prompt_tokens[starts.rows] - 1)
+
+
+def _by_rank(model: Lengths, counts: Ids) -> Ids:
+    """How often the first, the second, ... template of any model is used, each model's own in falling order."""
+    most = np.zeros(int(np.bincount(model).max()), np.int64)
+    for one in np.unique(model):
+        ranked = -np.sort(-counts[model == one])
+        most[: len(ranked)] += ranked
+    return most
+
+
+def _models(trace: Trace, starts: Starts, findings: dict[str, str]) -> tuple[int, float | None, list[float]]:
+    """How many models there are and how popular: by Zipf's law in their order, or by weights."""
+    if trace.model_of is None:
+        return 1, None, []
+    names = len(trace.models) or int(trace.model_of.max()) + 1
+    counts = np.bincount(trace.model_of[starts.rows], minlength=names)
+    exponent = zipf_exponent(counts)
+    law = np.arange(1, names + 1) ** -exponent
+    expected = law / law.sum() * len(starts.rows)
+    chi2 = float(((counts - expected) ** 2 / expected).sum())
+    order = ", ".join(trace.models)
+    if chi2 <= names - 1 + SIGMAS * sqrt(2 * (names - 1)):
+        findings["models"] = f"by Zipf's law, in the order {order}"
+        return names, rounded(exponent), []
+    findings["models"] = f"by weight, in the order {order}"
+    return names, 0.0, [rounded(share, 4) for share in (counts / counts.sum()).tolist()]
+
+
+def _tenants(trace: Trace, starts: Starts, process: Process, findings: dict[str, str]) -> TenantSettings:
+    """The shares of the tenants, and how their gaps vary where they do so differently."""
+    if trace.tenant_of is None:
+        return TenantSettings()
+    counts = np.bincount(starts.tenant, minlength=len(trace.tenants))
+    order = np.argsort(-counts, kind="stable")
+    listed = order[counts[order] > 0][:MAX_TENANTS]
+    shares = {trace.tenants[index]: rounded(counts[index] / counts.sum()) for index in listed.tolist()}
+    if rest := int(counts.sum() - counts[listed].sum()):
+        shares[OTHERS] = rounded(shares.get(OTHERS, 0.0) + rest / int(counts.sum()))
+    findings["tenants"] = f"{len(listed)} of {int((counts > 0).sum())} with shares of their own"
+    if len(process.cvs) == 0:
+        return TenantSettings(shares=shares)
+    logs = np.log(process.cvs)
+    median, sigma = exp(float(logs.mean())), float(logs.std(ddof=1))
+    findings["tenants"] += f"; CV of gaps is log-normal over {len(logs)}"
+    return TenantSettings(shares=shares, cv_median=rounded(min(median, LARGEST_CV)), cv_sigma=rounded(sigma))
+
+
+def _classes(trace: Trace, starts: Starts) -> list[ClassSettings]:
+    """A class for each priority that there is, unless all have none."""
+    if trace.priority_of is None or not trace.priority_of.any():
+        return []
+    priorities, counts = np.unique(trace.priority_of[starts.rows], return_counts=True)
+    found = zip(priorities.tolist(), (counts / counts.sum()).tolist(), strict=True)
+    return [
+        ClassSettings(name=f"priority_{priority}", share=rounded(share), priority=priority)
+        for priority, share in found
+    ]
+
+
+def written(found: Fit, source: str) -> str:
+    """The settings as a file for `conf/workload`, with a comment on how each concern was found."""
+    lines = [
+        "# as FOLDER/workload/NAME.yaml: python -m sim --config-dir FOLDER scenario=failover workload=NAME",
+        f"# fitted to {' '.join(source.split())}",
+    ]
+    for key, value in _told(asdict(found.workload), asdict(GeneratedWorkload())).items():
+        comments = [found.findings[name] for name in EXPLAINED.get(key, (key,)) if name in found.findings]
+        lines += [f"# {' '.join(comment.split())}" for comment in comments]
+        if isinstance(value, dict) and value:
+            lines += [f"{key}:", *(f"  {name}: {_flow(part)}" for name, part in value.items())]
+        else:
+            lines.append(f"{key}: {_flow(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _told(values: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    """Without what is off, now as ever: null, empty, or a group of such."""
+    told = {}
+    for key, value in values.items():
+        part = _told(value, usual.get(key) or {}) if isinstance(value, dict) else value
+        if part not in (None, [], {}) or (not isinstance(value, dict) and value != usual.get(key)):
+            told[key] = part
+    return told
+
+
+def _flow(value: object) -> str:
+    """A value on one line of YAML."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=inf, sort_keys=False, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")

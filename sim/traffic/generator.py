@@ -1,0 +1,339 @@
+"""Generated traffic: arrivals, lengths, popularity, shared prefixes, sessions and classes, each set by itself.
+
+Each concern draws from a stream of its own, so that changing one moves no column that does not follow from it.
+"""
+
+from dataclasses import dataclass, field
+from math import isfinite
+
+import numpy as np
+
+from engine.clock import NS_PER_S
+from engine.errors import BadSettings
+from engine.request import Tokens
+from engine.settings import above, at_least, require
+from sim.streams import stream
+from sim.traffic.arrivals import ArrivalSettings, Floats, Pace, finite_at_least, renewals
+from sim.traffic.lengths import LengthSettings
+from sim.traffic.mixes import LARGEST_CV, MAX_MODELS, TENANT_SHARES
+from sim.traffic.popularity import Rotation, chosen, rotated, zipf, zipf_weights
+from sim.traffic.sessions import Ids, SessionSettings, before, waits
+from sim.traffic.synthetic import MAX_SIGMA
+from sim.traffic.trace import MAX_TOKENS, Lengths, Times, Trace
+from sim.traffic.workload import (
+    MAX_REQUESTS,
+    YEAR_S,
+    check_kind,
+    check_popularity,
+    check_vocab,
+    whole,
+    workloads,
+)
+
+MAX_PREFIXES = 10_000
+SPLIT = {f"t{index}": float(share) for index, share in enumerate(TENANT_SHARES)}
+
+
+@dataclass(slots=True, kw_only=True)
+class TenantSettings:
+    """Whose requests they are. Each tenant is a process of its own, with its share of the rate.
+
+    `split`: one with 30 %, nine with 60 % together, forty with a tenth; or `shares` by name. With `cv_median`, the
+    gaps of each are Gamma with a CV drawn log-normally; otherwise all are of the family of the arrivals.
+    """
+
+    split: bool = False
+    shares: dict[str, float] = field(default_factory=dict)
+    cv_median: float | None = None
+    cv_sigma: float = 1.11  # with a median of 1.2, the 90th percentile is 5
+
+    def check(self, key: str) -> None:
+        """Raise BadSettings unless there are such tenants."""
+        require(f"{key}.shares", self.shares, not (self.split and self.shares), "empty, since split is on")
+        for name, share in self.shares.items():
+            finite_at_least(f"{key}.shares.{name}", share, 0)
+        total = sum(self.shares.values())
+        require(f"{key}.shares", self.shares, not self.shares or total > 0, "above zero together")
+        if self.cv_median is not None:
+            require(
+                f"{key}.cv_median", self.cv_median, 0 < self.cv_median <= LARGEST_CV, "above 0, at most 30"
+            )
+        require(f"{key}.cv_sigma", self.cv_sigma, 0 <= self.cv_sigma <= MAX_SIGMA, f"from 0 to {MAX_SIGMA:g}")
+
+    def table(self) -> dict[str, float]:
+        """The share of each tenant, all together 1; empty for a single one."""
+        shares = SPLIT if self.split else self.shares
+        total = sum(shares.values())
+        return {name: share / total for name, share in shares.items()}
+
+
+@dataclass(slots=True, kw_only=True)
+class PrefixSettings:
+    """Templates that sessions share: `count` for each model, chosen by Zipf's law, by a `share` of the sessions."""
+
+    count: int = 0
+    zipf: float = 1.0
+    share: float = 1.0
+    tokens: LengthSettings = field(
+        default_factory=lambda: LengthSettings(median=256.0, sigma=0.6, max=131_072)
+    )
+
+    def check(self, key: str) -> None:
+        """Raise BadSettings unless there are such templates."""
+        whole(f"{key}.count", self.count, 0, MAX_PREFIXES)
+        at_least(f"{key}.zipf", self.zipf, 0)
+        require(f"{key}.share", self.share, 0 <= self.share <= 1, "from 0 to 1")
+        self.tokens.check(f"{key}.tokens")
+
+
+@dataclass(slots=True, kw_only=True)
+class ClassSettings:
+    """A class of sessions: its share of them, and the priority of its requests, of which a larger one goes first."""
+
+    name: str
+    share: float
+    priority: int = 0
+
+    def check(self, key: str) -> None:
+        """Raise BadSettings unless there is such a class."""
+        finite_at_least(f"{key}.share", self.share, 0)
+        whole(f"{key}.priority", self.priority, -1_000_000, 1_000_000)
+
+
+@workloads("generated")
+@dataclass(slots=True, kw_only=True)
+class GeneratedWorkload:
+    """Traffic of which every concern is a setting.
+
+    `rate` is that of requests in the long run, where the curve of the arrivals is 1: sessions start at `rate` over
+    their mean number of turns. There are `requests` of them, or as many as come in `duration_s`, or whichever ends
+    first. `prompt` is what a turn adds; the template and the history of its session come on top.
+    """
+
+    kind: str = "generated"
+    rate: float = 8.0  # requests a second
+    requests: int | None = 2000
+    duration_s: float | None = None
+    arrivals: ArrivalSettings = field(default_factory=ArrivalSettings)
+    tenants: TenantSettings = field(default_factory=TenantSettings)
+    prompt: LengthSettings = field(
+        default_factory=lambda: LengthSettings(median=96.0, sigma=1.0, min=4, max=8192)
+    )
+    output: LengthSettings = field(default_factory=lambda: LengthSettings(median=150.0, sigma=0.9, max=2048))
+    prefixes: PrefixSettings = field(default_factory=PrefixSettings)
+    sessions: SessionSettings = field(default_factory=SessionSettings)
+    classes: list[ClassSettings] = field(default_factory=list)
+    models: int = 5
+    model_zipf: float | None = None
+    model_weights: list[float] = field(default_factory=list)  # times those of Zipf's law
+    rotate: list[Rotation] = field(default_factory=list)
+    vocab: int = 4096
+
+    def __post_init__(self) -> None:
+        check_kind(self.kind, "generated")
+        self._check_extent()
+        self.arrivals.check("workload.arrivals")
+        self.tenants.check("workload.tenants")
+        self.prompt.check("workload.prompt")
+        self.output.check("workload.output")
+        self.prefixes.check("workload.prefixes")
+        self.sessions.check("workload.sessions")
+        for index, one in enumerate(self.classes):
+            one.check(f"workload.classes[{index}]")
+        total = sum(one.share for one in self.classes)
+        require("workload.classes", self.classes, not self.classes or total > 0, "with a share above zero")
+        self._check_models()
+        check_vocab(self.vocab)
+
+    def draw(self, seed: int, model: str) -> Trace:
+        return trace(self, seed, model)
+
+    @property
+    def num_models(self) -> int:
+        return 1 if self.model_zipf is None else self.models
+
+    def _check_extent(self) -> None:
+        above("workload.rate", self.rate, 0)
+        require("workload.rate", self.rate, isfinite(self.rate), "a finite number")
+        both = self.requests is None and self.duration_s is None
+        require("workload.requests", self.requests, not both, "given, or else duration_s")
+        if self.requests is not None:
+            whole("workload.requests", self.requests, 1, MAX_REQUESTS)
+            least = self.requests / YEAR_S
+            require(
+                "workload.rate", self.rate, self.rate >= least, f"at least {least:g}: a run ends in a year"
+            )
+        if self.duration_s is not None:
+            above("workload.duration_s", self.duration_s, 0)
+            allowed = f"at most {YEAR_S:,}: a run ends in a year"
+            require("workload.duration_s", self.duration_s, self.duration_s <= YEAR_S, allowed)
+            if self.requests is None:
+                few = self.rate * self.duration_s <= MAX_REQUESTS
+                require(
+                    "workload.rate", self.rate, few, f"small enough to make at most {MAX_REQUESTS:,} requests"
+                )
+
+    def _check_models(self) -> None:
+        whole("workload.models", self.models, 1, MAX_MODELS)
+        check_popularity(self.model_zipf)
+        for index, rotation in enumerate(self.rotate):
+            rotation.check(f"workload.rotate[{index}]")
+        if not self.model_weights:
+            return
+        key, given = "workload.model_weights", self.model_weights
+        require(
+            key, given, self.model_zipf is not None, "empty, since model_zipf is null; 0 leaves them alone"
+        )
+        require(key, given, len(given) == self.models, f"one for each of {self.models} models")
+        for weight in given:
+            finite_at_least(key, weight, 0)
+        require(key, given, sum(given) > 0, "above zero together")
+
+
+def trace(settings: GeneratedWorkload, seed: int, model: str) -> Trace:
+    """All requests of generated traffic. Each concern has a stream of its own; longer traffic begins with shorter."""
+    start_s, tenant = session_starts(settings, seed)
+    model_of = _models(settings, start_s, seed)
+    template_tokens = _template_tokens(settings, seed)
+    template = _templates(settings, model_of, seed)
+    count = stream(seed, "turns").geometric(1 / settings.sessions.mean_turns, len(start_s))
+    session = np.repeat(np.arange(len(start_s), dtype=np.int32), count)
+    first = np.cumsum(count) - count
+    added = settings.prompt.draw(stream(seed, "prompt_tokens"), len(session))
+    output = settings.output.draw(stream(seed, "output_tokens"), len(session))
+    think_s = settings.sessions.think_s(stream(seed, "think"), len(session))
+    arrival_s = start_s[session] + before(think_s, first, session)
+    history = before((added + output).astype(np.int64), first, session)
+    shared = np.append(template_tokens, 0)[template].astype(np.int64)  # the last one is read by -1: none
+    prompt = np.minimum(shared[session] + history + added, MAX_TOKENS)
+    rows = _kept(settings, arrival_s)
+    of = session[rows]
+    after, think_ns = _waiting(settings, rows, (rows - first[of]).astype(np.int32), think_s)
+    shares = settings.tenants.table()
+    return Trace(
+        arrival_ns=np.rint(arrival_s[rows] * NS_PER_S).astype(np.int64),
+        prompt_tokens=prompt[rows].astype(np.int32),
+        output_tokens=output[rows],
+        prefix=template[of],
+        prefixes=_tokens_of(template_tokens, settings, seed),
+        model=model,
+        vocab=settings.vocab,
+        seed=seed,
+        source="generated",
+        model_of=None if settings.model_zipf is None else model_of[of],
+        tenants=tuple(shares),
+        tenant_of=tenant[of] if shares else None,
+        session=of if settings.sessions.mean_turns > 1 else None,
+        after=after,
+        think_ns=think_ns,
+        priority_of=_priorities(settings, len(start_s), seed)[of] if settings.classes else None,
+    )
+
+
+def session_starts(settings: GeneratedWorkload, seed: int) -> tuple[Floats, Lengths]:
+    """When sessions start, in order, and whose they are. Raises BadSettings when none does."""
+    rate = settings.rate / settings.sessions.mean_turns
+    pace = Pace(settings.arrivals, "workload.arrivals")
+    if settings.duration_s is not None:
+        plain_s = pace.at(settings.duration_s)
+        starts, tenant = _merged(settings, rate, plain_s, seed)
+        if len(starts) == 0:
+            raise BadSettings(
+                f"workload.duration_s is {settings.duration_s!r}, but must be long enough for a session to start"
+            )
+    else:
+        assert settings.requests is not None
+        plain_s = settings.requests / rate
+        starts, tenant = _merged(settings, rate, plain_s, seed)
+        while len(starts) < settings.requests:
+            plain_s *= 1.5
+            starts, tenant = _merged(settings, rate, plain_s, seed)
+    most = settings.requests or len(starts)  # each session has a turn at least: more cannot be needed
+    return pace.when(starts[:most]), tenant[:most]
+
+
+def _merged(settings: GeneratedWorkload, rate: float, until_s: float, seed: int) -> tuple[Floats, Lengths]:
+    """The sessions of all tenants before `until_s` of the plain rate."""
+    shares = list(settings.tenants.table().values())
+    if not shares:
+        starts = renewals(settings.arrivals, rate, until_s, seed, "arrivals")
+        return starts, np.zeros(len(starts), np.int32)
+    laws = _laws(settings, len(shares), seed)
+    each = [
+        renewals(law, rate * share, until_s, seed, f"arrivals.{index}") if share else np.empty(0)
+        for index, (law, share) in enumerate(zip(laws, shares, strict=True))
+    ]
+    starts = np.concatenate(each)
+    order = np.argsort(starts, kind="stable")
+    tenant = np.repeat(np.arange(len(each), dtype=np.int32), list(map(len, each)))
+    return starts[order], tenant[order]
+
+
+def _laws(settings: GeneratedWorkload, count: int, seed: int) -> list[ArrivalSettings]:
+    """The process of each tenant."""
+    median, sigma = settings.tenants.cv_median, settings.tenants.cv_sigma
+    if median is None:
+        return [settings.arrivals] * count
+    drawn = np.exp(sigma * stream(seed, "tenant_cv").standard_normal(count))
+    cvs = np.clip(median * drawn, 1 / LARGEST_CV, LARGEST_CV)
+    return [ArrivalSettings(family="gamma", cv=float(cv)) for cv in cvs]
+
+
+def _models(settings: GeneratedWorkload, start_s: Floats, seed: int) -> Lengths:
+    weights = zipf_weights(settings.num_models, settings.model_zipf or 0.0)
+    if settings.model_weights:
+        weights *= np.array(settings.model_weights)
+    rank = chosen(stream(seed, "models"), len(start_s), weights)
+    return rotated(rank, start_s, settings.rotate, settings.num_models)
+
+
+def _template_tokens(settings: GeneratedWorkload, seed: int) -> Lengths:
+    """The lengths of all models' templates, the first model's first. One more model changes no other's."""
+    asked = settings.prefixes
+    each = [
+        asked.tokens.draw(stream(seed, f"templates.{model}"), asked.count)
+        for model in range(settings.num_models)
+    ]
+    return np.concatenate(each)
+
+
+def _templates(settings: GeneratedWorkload, model_of: Lengths, seed: int) -> Lengths:
+    """Each session's template, -1 for none."""
+    asked = settings.prefixes
+    if asked.count == 0:
+        return np.full(len(model_of), -1, np.int32)
+    choice = zipf(stream(seed, "prefix"), len(model_of), asked.count, asked.zipf)
+    shares = stream(seed, "prefix_share").random(len(model_of)) < asked.share
+    return np.where(shares, model_of * asked.count + choice, -1).astype(np.int32)
+
+
+def _tokens_of(template_tokens: Lengths, settings: GeneratedWorkload, seed: int) -> list[Tokens]:
+    count = settings.prefixes.count
+    return [
+        stream(seed, f"template_tokens.{index // count}.{index % count}").integers(
+            settings.vocab, size=length, dtype=np.int32
+        )
+        for index, length in enumerate(template_tokens)
+    ]
+
+
+def _kept(settings: GeneratedWorkload, arrival_s: Floats) -> Ids:
+    """The rows of a table of turns that become requests, in order of arrival."""
+    end_s = YEAR_S if settings.duration_s is None else settings.duration_s
+    rows = np.flatnonzero(arrival_s < end_s)
+    return rows[np.argsort(arrival_s[rows], kind="stable")][: settings.requests]
+
+
+def _waiting(
+    settings: GeneratedWorkload, rows: Ids, turn: Lengths, think_s: Floats
+) -> tuple[Lengths | None, Times | None]:
+    if not settings.sessions.wait or settings.sessions.mean_turns == 1:
+        return None, None
+    return waits(rows, turn, think_s)
+
+
+def _priorities(settings: GeneratedWorkload, count: int, seed: int) -> Lengths:
+    """The priority of each session."""
+    shares = np.array([one.share for one in settings.classes], np.float64)
+    of = chosen(stream(seed, "classes"), count, shares)
+    return np.array([one.priority for one in settings.classes], np.int32)[of]
