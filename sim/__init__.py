@@ -12,12 +12,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sim.compare import compare
     from sim.play import run
+    from sim.replicate import replicate
     from sim.runs import Run, load, open_run
+    from sim.sweep import sweep
 
-__all__ = ["Run", "load", "open_run", "run"]
+__all__ = ["Run", "compare", "load", "open_run", "replicate", "run", "sweep"]
 
-_HOMES = {"Run": "sim.runs", "load": "sim.runs", "open_run": "sim.runs", "run": "sim.play"}
+_HOMES = {
+    "Run": "sim.runs",
+    "compare": "sim.compare",
+    "load": "sim.runs",
+    "open_run": "sim.runs",
+    "replicate": "sim.replicate",
+    "run": "sim.play",
+    "sweep": "sim.sweep",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -71,12 +71,13 @@ class ReportSettings:
     """Where the run folder goes and what it holds."""
 
     folder: str = "runs"
-    sample_every_s: float = 0.25
+    sample_every_s: float | None = None
     plots: bool = True
 
     def __post_init__(self) -> None:
         require("report.folder", self.folder, self.folder != "", "the path of a folder")
-        above("report.sample_every_s", self.sample_every_s, 0)
+        if self.sample_every_s is not None:
+            above("report.sample_every_s", self.sample_every_s, 0)
 
 
 @dataclass(slots=True, kw_only=True)

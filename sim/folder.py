@@ -24,7 +24,7 @@ class RunFolder:
         stamp = utc_now().strftime("%Y%m%dT%H%M%SZ")
         try:
             runs.mkdir(parents=True, exist_ok=True)
-            self.path = _claim(runs, f"{stamp}_{name}")
+            self.path = claim(runs, f"{stamp}_{name}")
             self.events: IO[str] = (self.path / "events.jsonl").open("w", encoding="utf-8")
         except OSError as error:
             raise BadSettings(
@@ -71,7 +71,7 @@ class RunFolder:
         self.path.rmdir()
 
 
-def _claim(runs: Path, name: str) -> Path:
+def claim(runs: Path, name: str) -> Path:
     """Make the first folder of that name, or of that name and a number, that nobody has."""
     number = 1
     while True:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from engine.clock import NS_PER_S
+from sim.breakdown import PHASES, means_s
 
 Floats = npt.NDArray[np.float64]
 
@@ -124,6 +125,9 @@ def summary(run: RunLike) -> dict[str, float | int | None]:
     }
     for name, latency in (("ttft", ttft_s), ("tpot", tpot_s), ("e2e", e2e_s), ("queue", queue_s)):
         figures |= _spread(name, latency(completed))
+    phases = means_s(completed).iloc[0] if len(completed) else None
+    for name in PHASES:
+        figures[f"mean_phase_{name}_s"] = float(phases[f"{name}_s"]) if phases is not None else None
     served = np.array([(completed["replica"] == replica).sum() for replica in run.replicas], dtype=np.float64)
     for replica, count in zip(run.replicas, served, strict=True):
         figures[f"share_{replica}"] = float(count) / len(completed) if len(completed) else None

@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from engine.clock import NS_PER_S
 from sim import metrics
+from sim.breakdown import PHASES, means_s
 from sim.metrics import Floats
 from sim.runs import Run
 
@@ -27,6 +28,8 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 STYLES = ("-", "--", "-.", ":")
 MARKS = {"crash": "#D55E00", "unhealthy": "#000000", "recover": "#009E73", "healthy": "#0072B2"}
 LOADS = ["running", "waiting", "tokens_in_flight"]
+PHASE_COLOURS = ("#999999", "#F0E442", "#D55E00", "#56B4E9", "#E69F00", "#009E73", "#0072B2")
+MOST_BARS_OF_REPLICAS = 20
 MOST_POINTS = 10_000
 MOST_BINS = 240
 MOST_BARS = 120
@@ -101,6 +104,26 @@ def latency_cdf(run: Run) -> Figure:
     axes.set_ylim(0, 1.03)
     axes.set_yticks([0, 0.25, 0.5, 0.9, 0.99], ["0", "p25", "p50", "p90", "p99"])
     axes.set_xlabel("latency, ms")
+    return figure
+
+
+def where_time_goes(run: Run) -> Figure:
+    """The parts of the mean end-to-end time of completed requests: of all, and replica by replica."""
+    figure, (axes,) = _panels(run, "Where the time of completed requests goes, mean by replica", 1)
+    done = run.whole.completed
+    if len(done):
+        busiest = done["replica"].value_counts().index[:MOST_BARS_OF_REPLICAS]
+        means = pd.concat([means_s(done), means_s(done[done["replica"].isin(busiest)], "replica")])
+        left = np.zeros(len(means))
+        places = np.arange(len(means))[::-1]
+        for index, name in enumerate(PHASES):
+            widths = means[f"{name}_s"].to_numpy()
+            if widths.any():
+                axes.barh(places, widths, left=left, color=PHASE_COLOURS[index], label=name, height=0.8)
+            left += widths
+        axes.set_yticks(places, [str(name) for name in means.index])
+    _legend(figure, axes)
+    axes.set_xlabel("mean time, s")
     return figure
 
 
@@ -205,6 +228,7 @@ plots: dict[str, Callable[[Run], Figure]] = {
     "served_by_replica": served_by_replica,
     "latency_over_time": latency_over_time,
     "latency_cdf": latency_cdf,
+    "where_time_goes": where_time_goes,
     "load_over_time": load_over_time,
     "cache_over_time": cache_over_time,
     "gantt": gantt,
@@ -213,6 +237,7 @@ CAPTIONS = {
     "served_by_replica": "Who served the requests by the time of their arrival; the outage is shaded.",
     "latency_over_time": "Every request by its arrival; a cross is a request that a second replica had to finish.",
     "latency_cdf": "The share of requests that were at least so fast.",
+    "where_time_goes": "The parts of the mean time; those of a request sum to its time exactly.",
     "load_over_time": "Sequences and tokens on each replica; in a long run their means, and a line for the most.",
     "cache_over_time": "The part of the prompts that needed no prefill, and the memory that this takes.",
     "gantt": "Single requests on the replica that had them last.",

@@ -13,6 +13,7 @@ import pandas as pd
 from engine.telemetry import Ended, Event, HealthChanged, Routed
 from sim.faults import FaultStruck
 
+WIDTHS = "bhiq"  # types of columns of integers, from one byte to eight
 MISSING = -1  # no time and no count of ours is negative
 # Columns and their types: a table without rows has types too.
 DECISION_COLUMNS = {
@@ -29,25 +30,42 @@ DECISION_COLUMNS = {
 SERIES_COLUMNS = {"at_ns": "int64", "subject": "str", "metric": "str", "value": "float64"}
 
 
+def extended(column: "array[int]", values: Sequence[int]) -> "array[int]":
+    """The column with these values behind it: itself, or a wider one where they do not fit."""
+    size = len(column)
+    try:
+        column.extend(values)
+    except OverflowError:
+        del column[size:]
+        code = column.typecode
+        if code == WIDTHS[-1]:
+            raise
+        return extended(array(WIDTHS[WIDTHS.index(code) + 1], column), values)
+    return column
+
+
 class Numbers:
-    """A column of integers, eight bytes a row."""
+    """A column of integers: four bytes a row while they fit, then eight."""
 
     __slots__ = ("data",)
 
     def __init__(self) -> None:
-        self.data = array("q")
+        self.data = array("i")
 
     def append(self, value: int | None) -> None:
-        self.data.append(MISSING if value is None else value)
+        self.extend((value,))
 
     def extend(self, values: Sequence[int | None]) -> None:
         if None in values:
-            self.data.extend([MISSING if value is None else value for value in values])
-        else:
-            self.data.extend(cast("Sequence[int]", values))
+            values = [MISSING if value is None else value for value in values]
+        self.data = extended(self.data, cast("Sequence[int]", values))
 
     def values(self) -> npt.NDArray[np.int64]:
         return np.array(self.data, dtype=np.int64)
+
+    def view(self) -> npt.NDArray[np.signedinteger[Any]]:
+        """The column itself, not a copy: for as long as nobody keeps it, rows can be added."""
+        return np.frombuffer(self.data, dtype=self.data.typecode)
 
     def series(self) -> "pd.Series[Any]":
         """Nullable integers: what did not happen has no time."""
@@ -59,19 +77,22 @@ class Numbers:
 
 
 class Words:
-    """A column of words that repeat: four bytes a row, and each word once."""
+    """A column of words that repeat: as few bytes a row as tell them apart, and each word once."""
 
     __slots__ = ("_codes", "_words")
 
     def __init__(self) -> None:
-        self._codes = array("i")
+        self._codes = array("b")
         self._words: dict[str, int] = {}
 
     def append(self, word: str | None) -> None:
         code = self._words.get(word, MISSING) if word is not None else MISSING
         if code == MISSING and word is not None:
             code = self._words[word] = len(self._words)
-        self._codes.append(code)
+        try:
+            self._codes.append(code)
+        except OverflowError:
+            self._codes = extended(self._codes, (code,))
 
     def extend(self, words: Sequence[str | None]) -> None:
         known = self._words
@@ -79,9 +100,17 @@ class Words:
             if word is not None and word not in known:
                 known[word] = len(known)
         if None in words:
-            self._codes.extend([MISSING if word is None else known[word] for word in words])
+            codes = [MISSING if word is None else known[word] for word in words]
         else:
-            self._codes.extend(map(known.__getitem__, cast("Sequence[str]", words)))
+            codes = list(map(known.__getitem__, cast("Sequence[str]", words)))
+        self._codes = extended(self._codes, codes)
+
+    def counts(self) -> dict[str, int]:
+        """How often each word is there."""
+        counts = np.bincount(
+            np.frombuffer(self._codes, dtype=self._codes.typecode) + 1, minlength=len(self._words) + 1
+        )
+        return dict(zip(self._words, counts[1:].tolist(), strict=True))
 
     def values(self) -> "npt.NDArray[Any]":
         """The words, None where there is none."""

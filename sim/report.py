@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from sim.breakdown import PHASES
 from sim.checks import Check, number
 from sim.plots import CAPTIONS, plots
 from sim.runs import Run
@@ -40,6 +41,7 @@ KEY_FIGURES = (
     ("p99_tpot_s", "TPOT p99, s"),
     ("p50_e2e_s", "E2E p50, s"),
     ("p99_e2e_s", "E2E p99, s"),
+    *((f"mean_phase_{name}_s", f"of the mean E2E, {name}, s") for name in PHASES),
 )
 CHECK_HEADS = ("verdict", "check", "value", "bound", "rests on")
 

@@ -1,7 +1,6 @@
 """A run: what happened, as tables, and the questions that checks and notebooks ask of it."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from glob import glob
@@ -174,7 +173,7 @@ def load(pattern: str | Path, table: str = "summary") -> pd.DataFrame:
     """
     if table not in TABLES:
         raise BadSettings(f"table is {table!r}, but must be one of {', '.join(TABLES)}")
-    runs = [open_run(folder) for folder in _folders(pattern)]
+    runs = [open_run(folder) for folder in matching(pattern)]
     if not runs:
         raise BadSettings(f"no finished run matches {str(pattern)!r}")
     return pd.concat([_labelled(run, table) for run in runs], ignore_index=True)
@@ -183,7 +182,8 @@ def load(pattern: str | Path, table: str = "summary") -> pd.DataFrame:
 TABLES = ("summary", "requests", "timeseries", "decisions", "checks")
 
 
-def _folders(pattern: str | Path) -> Iterable[Path]:
+def matching(pattern: str | Path) -> list[Path]:
+    """The folders of finished runs that match a glob, in order of their names."""
     found = sorted(Path(name) for name in glob(str(pattern), recursive=True))  # noqa: PTH207  absolute patterns too
     return [path for path in found if path.suffix != ".partial" and (path / "manifest.json").is_file()]
 

@@ -18,6 +18,8 @@ from sim.traffic import Trace
 from sim.traffic.trace import Lengths
 from sim.world import SimClock
 
+SAMPLES = 1000  # of each time series over the arrivals, unless a run says how far apart
+LEAST_SAMPLE_S = 0.25
 EVENTS_A_LOOK = 512  # how often the loop looks up from its events to show progress and to see whether to stop
 
 USED_RATIO = "modelyard:quota_used_ratio"
@@ -54,8 +56,11 @@ def first_of(values: Lengths, count: int) -> Lengths:
 class Stage:
     """One run: make it, set faults with `at`, then `play` it."""
 
-    def __init__(self, settings: EngineSettings, trace: Trace, sample_every_s: float) -> None:
-        """Raises BadSettings before anything runs."""
+    def __init__(self, settings: EngineSettings, trace: Trace, sample_every_s: float | None = None) -> None:
+        """`sample_every_s`: how far the points of time series are apart; None: so that some thousand come together.
+
+        Raises BadSettings before anything runs.
+        """
         self.clock = SimClock()
         self.recorder = Recorder()
         self.census = Census()
@@ -69,7 +74,10 @@ class Stage:
             raise
         self.events = 0
         self.stopped = False
-        self._sample_every_ns = to_ns(sample_every_s)
+        self._thins_out = sample_every_s is None
+        self._sample_every_ns = to_ns(sample_every_s or LEAST_SAMPLE_S)
+        if sample_every_s is None:
+            self._sample_every_ns = max(self._sample_every_ns, trace.span_ns // SAMPLES)
         self._followers = Followers(trace.after) if trace.after is not None else None
 
     def _check_vocab(self) -> None:
@@ -100,7 +108,7 @@ class Stage:
             if watcher(self.clock.now_ns(), self.census.ended, self.events):
                 self.stopped = True
                 return
-        audit(self.engine, self.recorder, self.census)
+        audit(self.engine, self.recorder, self.census, self.trace)
 
     def close(self) -> None:
         """End what still runs; requests in flight are told to nobody any more."""
@@ -145,8 +153,11 @@ class Stage:
 
     async def _sample(self) -> None:
         while True:
-            self.sample()
-            await self.clock.sleep(self._sample_every_ns)
+            for _ in range(2 * SAMPLES):
+                self.sample()
+                await self.clock.sleep(self._sample_every_ns)
+            if self._thins_out:  # it takes longer than the arrivals told: sessions wait, or work piles up
+                self._sample_every_ns *= 2
 
     def sample(self) -> None:
         """Take a point of each time series."""

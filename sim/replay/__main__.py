@@ -16,6 +16,7 @@ from rich.table import Table
 
 from engine.errors import BadSettings
 from sim.config import typed
+from sim.intervals import Interval
 from sim.replay.compare import (
     CLAIRVOYANT,
     IDEAL,
@@ -26,7 +27,6 @@ from sim.replay.compare import (
     ReplaySettings,
     compare,
 )
-from sim.replay.intervals import Interval
 
 USAGE = """usage: python -m sim.replay [SETTING=VALUE ...]
 

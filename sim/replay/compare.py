@@ -12,8 +12,8 @@ import numpy as np
 from engine.cache import allocation, orders
 from engine.clock import NS_PER_S
 from engine.settings import require
+from sim.intervals import Interval, interval, paired
 from sim.replay.bounds import clairvoyant, endless
-from sim.replay.intervals import Interval, interval, paired
 from sim.replay.outcome import Outcome
 from sim.replay.reference import replay_reference
 from sim.replay.replay import replay, unit_cache

@@ -19,7 +19,7 @@ CHOICES = [(group.name, path.stem) for group in GROUPS for path in sorted(group.
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_yaml_there_is_composes(group, name):
     overrides = [f"{group}={name}"]
-    overrides += ["workload.path=trace.csv"] if name == "azure" else []
+    overrides += ["workload.path=trace.csv"] if name in ("azure", "trace") else []
     overrides += [] if group == "executor" else ["executor=roofline"]
     overrides += [] if group == "scenario" else ["scenario=steady"]
     settings = read(overrides)
@@ -82,7 +82,12 @@ BAD = [
     (["scenario=failover", "executor=nope"], UnknownName, "no executor is called 'nope'", "roofline, torch"),
     ([*ROOFLINE, "executor.name=nope"], UnknownName, "no executor is called 'nope'", "roofline, torch"),
     ([*ROOFLINE, "workload=nope"], UnknownName, "no workload is called 'nope'", "azure, bare, chat"),
-    ([*ROOFLINE, "workload.kind=nope"], UnknownName, "no workload is called 'nope'", "azure, mix, synthetic"),
+    (
+        [*ROOFLINE, "workload.kind=nope"],
+        UnknownName,
+        "no workload is called 'nope'",
+        "azure, closed, generated",
+    ),
     ([*ROOFLINE, "foo=1"], UnknownName, "no setting is called 'foo'", "seed"),
     ([*ROOFLINE, "+foo=1"], UnknownName, "no setting is called 'foo'", "seed"),
     ([*ROOFLINE, "workload.foo=1"], UnknownName, "no setting is called 'workload.foo'", "rate"),

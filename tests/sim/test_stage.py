@@ -1,5 +1,7 @@
 """The stage: traffic walks in, faults strike on time, the books add up."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine.errors import BadSettings
@@ -116,6 +118,30 @@ def break_order(stage):
     stage.recorder.columns["admitted_ns"].data[0] = stage.clock.now_ns() * 2
 
 
+def break_start(stage):
+    stage.recorder.columns["started_ns"].data[3] = 0
+
+
+def break_first(stage):
+    stage.recorder.columns["first_token_ns"].data[3] = -1
+
+
+def break_cached(stage):
+    stage.recorder.columns["cached_tokens_ram"].data[2] = 10**6
+
+
+def break_prompt(stage):
+    stage.recorder.columns["prompt_tokens"].data[1] += 1
+
+
+def break_answer(stage):
+    stage.recorder.columns["output_tokens"].data[1] += 1
+
+
+def break_model(stage):
+    stage.trace.model = "another"
+
+
 def break_quota(stage):
     stage.engine.quotas.reserve(stage.trace.request(0), "llama-3.2-1b", 1, 0)
 
@@ -137,7 +163,13 @@ def break_cache(stage):
     [
         (break_census, "Little"),
         (break_end, "1 requests have no end"),
-        (break_order, "first_token_ns lies before admitted_ns"),
+        (break_order, "tried_ns lies before admitted_ns"),
+        (break_start, "started_ns lies before queued_ns"),
+        (break_first, "tokens without a first one"),
+        (break_cached, "more tokens were cached than there are"),
+        (break_prompt, "prompt tokens were lost or made"),
+        (break_answer, "an answer is longer than asked for"),
+        (break_model, "60} ended of"),
         (break_quota, "quota slot"),
         (break_load, "still counts a load"),
         (break_busy, "longer than the run"),
@@ -146,10 +178,10 @@ def break_cache(stage):
 )
 def test_the_audit_sees_each_breach(stage, breakage, message):
     stage.play()
-    audit(stage.engine, stage.recorder, stage.census)
+    audit(stage.engine, stage.recorder, stage.census, stage.trace)
     breakage(stage)
     with pytest.raises(Broken, match=message):
-        audit(stage.engine, stage.recorder, stage.census)
+        audit(stage.engine, stage.recorder, stage.census, stage.trace)
 
 
 def test_a_clock_that_goes_back_is_seen_at_once(stage):
@@ -158,3 +190,20 @@ def test_a_clock_that_goes_back_is_seen_at_once(stage):
     stage.engine.telemetry.add(census)
     with pytest.raises(Broken, match="the clock went back"):
         stage.engine.telemetry.follow(stage.trace.request(0), Stream()).__enter__()
+
+
+@pytest.mark.parametrize("lines", [[], ["strategy=random"], ["strategy=cache_aware", "tiers=five"]])
+def test_a_model_that_nobody_asks_for_changes_nothing_else(lines):
+    run = read(["scenario=steady", "executor=roofline", "workload=chat", "workload.requests=120", *lines])
+    alone = digest_of(run)
+    fleet = run.engine.fleet
+    fleet.models.append(replace(fleet.models[0], name="idle"))
+    fleet.replicas["z"] = "idle"
+    assert digest_of(run) == alone
+
+
+def digest_of(run):
+    stage = Stage(run.engine, draw(run.workload, run.seed, [run.engine.fleet.models[0].name]))
+    stage.play()
+    stage.close()
+    return stage.recorder.digest()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sim.replay.intervals import interval, paired, t_quantile
+from sim.intervals import interval, paired, t_quantile
 
 
 @pytest.mark.parametrize(

@@ -42,18 +42,18 @@ def paired(values: Sequence[float], others: Sequence[float], coverage: float = C
 def t_quantile(degrees: int, coverage: float = COVERAGE) -> float:
     """How many standard errors to both sides hold `coverage` of Student's t, to nine digits."""
     low, high = 0.0, 1.0
-    while _within(high, degrees) < coverage:
+    while within(high, degrees) < coverage:
         high *= 2
     while high - low > 1e-10 * high:
         middle = (low + high) / 2
-        if _within(middle, degrees) < coverage:
+        if within(middle, degrees) < coverage:
             low = middle
         else:
             high = middle
     return high
 
 
-def _within(t: float, degrees: int) -> float:
+def within(t: float, degrees: int) -> float:
     """P(|T| < t): the finite series of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
     angle = atan(t / sqrt(degrees))
     if degrees == 1:

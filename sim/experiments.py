@@ -1,0 +1,116 @@
+"""What replications and sweeps have in common: their folder, their figures, their progress."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from engine.clock import utc_now
+from engine.errors import BadSettings
+from sim.folder import claim
+from sim.workers import Played, Told
+
+LATENCIES = ("ttft", "tpot", "e2e")
+MAIN = (
+    *(f"{kind}_{latency}_s" for latency in LATENCIES for kind in ("mean", "p50", "p90", "p99")),
+    "token_hit_ratio",
+    "request_throughput_per_s",
+    "completed",
+)
+"""The figures that are shown; the tables have all."""
+
+MORE_IS_BETTER = frozenset({"token_hit_ratio", "request_hit_ratio", "completed"})
+
+
+def is_better(figure: str, difference: float) -> bool:
+    """Whether a figure that grew by so much (negative: shrank) got better."""
+    grows = figure in MORE_IS_BETTER or figure.endswith("_per_s")
+    return difference > 0 if grows else difference < 0
+
+
+def table_of(played: Sequence[Played], labels: Sequence[dict[str, Any]] | None = None) -> pd.DataFrame:
+    """One row a run, in the order of the jobs: what tells it apart, verdict, digest, figures."""
+    rows = []
+    for index, each in enumerate(sorted(played, key=lambda each: each.number)):
+        told = labels[each.number] if labels is not None else {}
+        row = {**told, "seed": each.seed, "verdict": each.verdict, "digest": each.digest}
+        rows.append({**row, "error": each.error or "", "folder": each.folder.name, **each.summary})
+        assert index <= each.number, "jobs have numbers of their own"
+    return pd.DataFrame(rows)
+
+
+class Folder:
+    """Where an experiment's tables and runs go; called `.partial` until it is whole."""
+
+    def __init__(self, parent: str, name: str) -> None:
+        """Raises BadSettings where it cannot be made."""
+        try:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+            self.path = claim(Path(parent), f"{utc_now().strftime('%Y%m%dT%H%M%SZ')}_{name}")
+        except OSError as error:
+            raise BadSettings(
+                f"report.folder is {parent!r}, but nothing can be written there: {error.strerror}"
+            ) from error
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        table.to_csv(self.path / name, index=False, lineterminator="\n")
+
+    def write_json(self, name: str, value: Any) -> None:
+        (self.path / name).write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+    def publish(self) -> Path:
+        """Give it its final name."""
+        final = self.path.with_name(self.path.name.removesuffix(".partial"))
+        self.path.rename(final)
+        self.path = final
+        return final
+
+
+@contextmanager
+def progress(total: int | None, told: Told, *, shown: bool) -> Iterator[Told]:
+    """A bar over runs that have ended, on a terminal; passes on what it hears."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
+    ) as bar:
+        task = bar.add_task("runs", total=total)
+
+        def heard(played: Played) -> None:
+            bar.update(task, advance=1)
+            told(played)
+
+        yield heard
+
+
+def complain(problem: object) -> None:
+    """Say on standard error what is wrong."""
+    Console(stderr=True, soft_wrap=True).print(f"modelyard: {problem}", markup=False, highlight=False)
+
+
+def own_settings(arguments: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Split a command line into settings of ours and those of the run."""
+    own, rest = {}, []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if equals and name in names:
+            own[name] = value
+        else:
+            rest.append(argument)
+    return own, rest
+
+
+def whole_number(name: str, value: str, least: int = 1) -> int:
+    """Raises BadSettings for what is no whole number of at least `least`."""
+    try:
+        number = int(value)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise BadSettings(f"{name} is {value!r}, but must be a whole number of at least {least}")
+    return number

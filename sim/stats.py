@@ -1,0 +1,153 @@
+"""What can be said of a run, or of several: intervals, warm-up, and when there is too little to say anything.
+
+Replications are independent runs on seeds of their own: their means are compared by Student's t (`sim.intervals`).
+Within one run neighbours are alike; batch means and order statistics are for that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, floor, sqrt
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import EngineError
+from sim.intervals import COVERAGE, Interval, interval, t_quantile, within
+
+Floats = npt.NDArray[np.float64]
+
+BATCHES = 20
+TIMES_A_BATCH = 10
+"""Autocorrelation times that a batch is long at least."""
+WINDOW_TIMES = 5
+"""Autocorrelation times after which correlations are noise."""
+MSER_BATCH = 5
+LEAST_WARM_UP = 0.1
+MOST_WARM_UP = 0.5
+
+
+class TooShort(EngineError):
+    """The run does not outlast its own start: nothing can be said of its steady state."""
+
+    reason = "run_too_short"
+
+
+def quantile_interval(values: Floats, q: float, coverage: float = COVERAGE) -> tuple[float, float] | None:
+    """Between which two of the values the q-quantile lies; None when there are too few to say.
+
+    Distribution-free: the number of independent values below the quantile is binomial (Conover, "Practical
+    Nonparametric Statistics", 3.2), here by its normal approximation, ranks rounded outwards.
+    """
+    count = len(values)
+    middle, deviation = count * q, sqrt(count * q * (1 - q))
+    reach = NormalDist().inv_cdf((1 + coverage) / 2) * deviation
+    low, high = floor(middle - reach), ceil(middle + reach) + 1
+    if low < 1 or high > count:
+        return None
+    ends = np.partition(values, (low - 1, high - 1))[[low - 1, high - 1]]
+    return float(ends[0]), float(ends[1])
+
+
+def autocorrelation_time(values: Floats) -> float:
+    """How many neighbours say together as much as one independent value; at least 1.
+
+    The integrated autocorrelation time with a window of five times itself (Sokal, "Monte Carlo Methods in Statistical
+    Mechanics", 1997). O(n log n).
+    """
+    count = len(values)
+    deviations = values - values.mean()
+    if not deviations.any():
+        return 1.0
+    spectrum = np.fft.rfft(deviations, 2 * count)
+    correlations = np.fft.irfft(spectrum * spectrum.conjugate())[:count]
+    times = 2 * np.cumsum(correlations / correlations[0]) - 1
+    beyond = np.flatnonzero(np.arange(count) >= WINDOW_TIMES * times)
+    return max(1.0, float(times[beyond[0]] if len(beyond) else times.max()))
+
+
+def batch_means(values: Floats, batches: int = BATCHES, coverage: float = COVERAGE) -> Interval:
+    """The interval of the mean of a series whose neighbours are alike, by the means of its batches.
+
+    A batch is ten autocorrelation times long at least: there are fewer of them where the series is short, and the
+    interval is wider. Values that do not fill the last batch count in the mean only.
+    """
+    time = autocorrelation_time(values)
+    count = max(2, min(batches, int(len(values) / (TIMES_A_BATCH * time))))
+    size = len(values) // count
+    if size < 1:
+        return Interval(float(values.mean()), None)
+    means = values[: size * count].reshape(count, size).mean(axis=1)
+    half_width = interval(means.tolist(), coverage).half_width
+    assert half_width is not None
+    return Interval(float(values.mean()), half_width * max(1.0, sqrt(TIMES_A_BATCH * time / size)))
+
+
+def mser5(values: Floats) -> int:
+    """Where the start of a series ends: the cut that leaves the smallest standard error (White, 1997; batches of 5).
+
+    Only cuts within the first half are looked at: the last few batches are alike by chance.
+    """
+    count = len(values) // MSER_BATCH
+    if not count:
+        return 0
+    means = values[: count * MSER_BATCH].reshape(count, MSER_BATCH).mean(axis=1)
+    left = np.arange(count, 0, -1)
+    sums, squares = np.cumsum(means[::-1])[::-1], np.cumsum(means[::-1] ** 2)[::-1]
+    errors = (squares - sums**2 / left) / left**2
+    return int(np.argmin(errors[: count // 2 + 1])) * MSER_BATCH
+
+
+def averaged(series: Sequence[Floats]) -> Floats:
+    """The mean of several replications at each place (Welch), as far as the shortest goes."""
+    length = min(map(len, series))
+    mean: Floats = np.mean([each[:length] for each in series], axis=0)
+    return mean
+
+
+def warm_up(series: Sequence[Floats]) -> float:
+    """The share of each replication that belongs to its start: by MSER-5 of the averaged series, at least a tenth.
+
+    Raises TooShort when the start reaches to the middle: it may not have ended there.
+    """
+    mean = averaged(series)
+    share = mser5(mean) / len(mean)
+    if share >= MOST_WARM_UP - MSER_BATCH / len(mean):
+        raise TooShort(
+            f"run too short: after half of its {len(mean)} points it is not yet steady; make it several times as long"
+        )
+    return max(LEAST_WARM_UP, share)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for being many (Holm, 1979), in the given order."""
+    count, highest = len(p_values), 0.0
+    corrected = [0.0] * count
+    for rank, index in enumerate(sorted(range(count), key=lambda index: (p_values[index], index))):
+        highest = max(highest, min(1.0, (count - rank) * p_values[index]))
+        corrected[index] = highest
+    return corrected
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How much one side differs from the other over pairs of runs: the mean of second minus first."""
+
+    count: int
+    mean: float
+    half_width: float | None
+    p_value: float | None
+    """How often chance alone makes such a difference; None with a single pair."""
+
+
+def difference(first: Sequence[float], second: Sequence[float], coverage: float = COVERAGE) -> Difference:
+    """The paired difference by Student's t: of runs on the same traffic, what both have in common cancels out."""
+    gaps = [b - a for a, b in zip(first, second, strict=True)]
+    found = interval(gaps, coverage)
+    if found.half_width is None:
+        return Difference(1, found.mean, None, None)
+    degrees = len(gaps) - 1
+    error = found.half_width / t_quantile(degrees, coverage)
+    if error == 0:
+        return Difference(len(gaps), found.mean, 0.0, 1.0 if found.mean == 0 else 0.0)
+    return Difference(len(gaps), found.mean, found.half_width, 1 - within(abs(found.mean) / error, degrees))

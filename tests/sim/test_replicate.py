@@ -1,0 +1,122 @@
+"""The same run on many seeds: the same table whatever the number of workers, and an end when there is enough."""
+
+import json
+from io import StringIO
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+import sim
+from sim import replicate as command
+from sim.stats import TooShort
+from sim.workers import Job, play_all
+
+LINES = ["executor=roofline", "workload=chat", "workload.requests=60", "workload.rate=20"]
+
+
+@pytest.fixture
+def lines(tmp_path):
+    return [*LINES, f"report.folder={tmp_path}"]
+
+
+def test_replications_have_seeds_of_their_own_and_an_interval(lines):
+    found = sim.replicate("steady", [*lines, "seed=7"], replications=3, workers=1)
+    assert list(found.runs["seed"]) == [7, 8, 9]
+    assert found.runs["digest"].nunique() == 3
+    values = found.runs["mean_ttft_s"]
+    assert found.intervals["mean_ttft_s"].mean == pytest.approx(values.mean())
+    assert found.intervals["mean_ttft_s"].half_width > 0
+    assert found.exit_code == 0
+    assert sorted(path.name for path in (found.path / "runs").iterdir()) == ["seed-7", "seed-8", "seed-9"]
+    assert len(sim.load(found.path / "runs" / "*")) == 3
+    assert json.loads((found.path / "intervals.json").read_text())["intervals"]["mean_ttft_s"]["n"] == 3
+
+
+@pytest.mark.slow
+def test_two_workers_write_the_same_bytes_as_one(lines):
+    options = {"replications": 3, "until": {"mean_ttft_s": 0.05}, "most": 6}
+    one, two = (sim.replicate("steady", lines, workers=workers, **options) for workers in (1, 2))
+    for name in ("replications.csv", "intervals.json"):
+        assert (one.path / name).read_bytes() == (two.path / name).read_bytes()
+    assert len(list((two.path / "runs").iterdir())) == len(two.runs)
+
+
+def test_enough_is_when_the_half_width_is_small_or_the_cap_is_reached(lines):
+    early = sim.replicate("steady", lines, replications=2, workers=1, until={"mean_tpot_s": 0.5})
+    assert (len(early.runs), early.stopped_by) == (2, "the half-widths that were asked for")
+    late = sim.replicate("steady", lines, replications=2, workers=1, until={"p99_ttft_s": 1e-6}, most=3)
+    assert len(late.runs) == 3
+    assert "were not reached" in late.stopped_by
+
+
+def test_the_start_of_a_steady_run_is_left_out(lines):
+    lines += ["workload.requests=300"]
+    found = sim.replicate("steady", lines, replications=3, workers=1, analysis="steady")
+    assert 0.1 <= found.warm_up < 0.5
+    assert found.intervals["completed"].mean == 300 - int(found.warm_up * 300)
+    assert pd.read_csv(found.path / "replications.csv")["completed"].max() < 300
+
+
+def test_a_run_that_only_grows_is_too_short(lines):
+    overload = [
+        "hardware=l4",
+        "workload.rate=2000",
+        "workload.requests=400",
+        "scenario.max_not_completed=400",
+    ]
+    with pytest.raises(TooShort, match="run too short"):
+        sim.replicate("steady", [*lines, *overload], replications=2, workers=1, analysis="steady")
+    out = Console(width=110, quiet=True)
+    own = ["replications=2", "workers=1", "analysis=steady"]
+    assert command.main(["scenario=steady", *lines, *overload, *own], out) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("replications=1", "replications is 1, but must be at least 2"),
+        ("replications=ten", "replications is 'ten', but must be a whole number"),
+        ("most=3", "most is 3, but must be at least 10"),
+        ("analysis=wild", "analysis is 'wild', but must be terminating or steady"),
+        ("until=cats:2%", "until is 'cats', but must be one of mean_ttft_s"),
+        ("until=mean_ttft_s:much", "until is 'mean_ttft_s:much', but must be FIGURE:SHARE"),
+        ("until=mean_ttft_s:200%", "until=mean_ttft_s is 2.0, but must be above 0"),
+        ("strategy=nobody", "no strategy is called 'nobody'"),
+    ],
+)
+def test_bad_settings_stop_it_before_anything_is_written(line, told, lines, tmp_path, capsys):
+    assert command.main(["scenario=steady", *lines, line]) == 2
+    assert told in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_shows_intervals_and_what_stopped_it(lines):
+    out = Console(width=110, record=True, file=StringIO())
+    assert command.main(["scenario=steady", *lines, "replications=2", "workers=1"], out) == 0
+    text = out.export_text()
+    assert "2 replications, 95 % intervals" in text
+    assert "stopped by  2 replications, as asked" in text
+
+
+def test_a_job_that_fails_stops_nobody(tmp_path, lines):
+    good = ("scenario=steady", *lines)
+    jobs = [Job(0, (*good, "strategy=nobody"), tmp_path / "a"), Job(1, good, tmp_path / "b")]
+    played = play_all(jobs, 1)
+    assert [each.verdict for each in played] == ["bad settings", "pass"]
+    assert "no strategy is called 'nobody'" in played[0].error
+    assert played[1].folder.is_dir()
+
+
+def test_what_was_whole_is_kept_when_interrupted(lines, tmp_path, monkeypatch):
+    ended = []
+
+    def interrupted(jobs, _workers, told):
+        told(play_all(jobs[:1], 1)[0])
+        ended.append(jobs[0].number)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sim.replicate.play_all", interrupted)
+    assert command.main(["scenario=steady", *lines, "replications=2"]) == 130
+    (partial,) = tmp_path.glob("*.partial")
+    assert len(pd.read_csv(partial / "replications.csv")) == len(ended) == 1

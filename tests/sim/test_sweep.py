@@ -1,0 +1,72 @@
+"""Every combination, side by side, and what the first of them makes of the others."""
+
+from io import StringIO
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+import sim
+from engine.errors import BadSettings
+from sim import sweep as command
+from sim.sweep import parted, split
+
+LINES = ["scenario=steady", "executor=roofline", "workload=chat", "workload.requests=50", "workload.rate=20"]
+
+
+@pytest.fixture
+def lines(tmp_path):
+    return [*LINES, f"report.folder={tmp_path}"]
+
+
+def test_values_between_commas_are_swept_and_brackets_are_whole():
+    assert split("a,b") == ["a", "b"]
+    assert split("[a,b],{c: 1, d: 2},'x,y'") == ["[a,b]", "{c: 1, d: 2}", "'x,y'"]
+    swept, fixed = parted(["scenario=steady", "strategy=random,round_robin", "seed=1..3", "a=[1,2]"])
+    assert swept == {"strategy": ["random", "round_robin"], "seed": ["1", "2", "3"]}
+    assert fixed == ["scenario=steady", "a=[1,2]"]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("seed=5..1", "from a smaller number"),
+        ("seed=1,1", "has '1' twice"),
+        ("seed=1..99999,7..99999", "twice|at most"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(line, told):
+    with pytest.raises(BadSettings, match=told):
+        parted([line])
+
+
+def test_each_combination_is_a_row_and_the_first_is_compared(lines):
+    found = sim.sweep([*lines, "strategy=round_robin,random", "seed=1..2"], workers=1)
+    assert list(found.index["strategy"]) == ["round_robin"] * 2 + ["random"] * 2
+    assert list(found.index["seed"]) == [1, 2, 1, 2]
+    assert list(found.comparisons) == ["random"]
+    assert found.comparisons["random"][0].difference.count == 2
+    assert found.exit_code == 0
+    assert len(pd.read_csv(found.path / "index.csv")) == len(list((found.path / "runs").iterdir())) == 4
+
+
+@pytest.mark.slow
+def test_two_workers_write_the_same_bytes_as_one(lines):
+    swept = [*lines, "strategy=round_robin,random", "seed=1..2"]
+    one, two = (sim.sweep(swept, workers=workers) for workers in (1, 2))
+    for name in ("index.csv", "comparisons.csv"):
+        assert (one.path / name).read_bytes() == (two.path / name).read_bytes()
+
+
+def test_one_bad_combination_stops_all_before_anything_is_written(lines, tmp_path, capsys):
+    assert command.main([*lines, "strategy=random,nobody"]) == 2
+    assert "no strategy is called 'nobody'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_shows_means_and_differences(lines):
+    out = Console(width=130, record=True, file=StringIO())
+    assert command.main([*lines, "strategy=round_robin,random", "seed=1,2", "workers=1"], out) == 0
+    text = out.export_text()
+    assert "4 runs; means over seeds" in text
+    assert "strategy=random against strategy=round_robin" in text
