@@ -1,0 +1,296 @@
+"""The comparison: a simulated run held against several real ones, decision by decision and figure by figure.
+
+Errors are signed: positive where the simulation says more than the real system. The noise floor of a figure is how
+far two real runs of the same load lie apart, in the mean over all pairs, as a share of the figure itself.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from sim import metrics
+from sim.fidelity.cases import Marks
+from sim.metrics import TIERS, Floats
+from sim.streams import stream
+
+LATENCIES: dict[str, Callable[[pd.DataFrame], Floats]] = {
+    "TTFT": metrics.ttft_s,
+    "TPOT": metrics.tpot_s,
+    "E2E": metrics.e2e_s,
+}
+STATISTICS: dict[str, float | None] = {"mean": None, "p50": 50.0, "p90": 90.0, "p99": 99.0}
+JUDGED = ("mean", "p99")
+ENOUGH = 5_000  # requests: with fewer, the interval of the error of p99 is shown
+RESAMPLES = 400
+COVERAGE = (2.5, 97.5)
+FLOORS = 2.0  # an error up to so many noise floors is within the mark
+LEAST_EQUAL = 0.99  # share of decisions, up to 70 % load
+MOST_POINTS = 0.005  # of the hit ratio
+MOST_REFUSALS = 0.01  # of all requests
+
+DECISIONS, ALL_DECISIONS = ("replica", "hit tokens", "outcome"), "all decisions"
+PASS, FAIL, INCONCLUSIVE, SHOWN = "pass", "fail", "inconclusive", "shown"
+
+
+@dataclass(slots=True, kw_only=True)
+class Cell:
+    """One figure, real and simulated, in s or requests a second. Error, floor and mark are shares of the real one."""
+
+    metric: str
+    statistic: str
+    real: float | None
+    simulated: float | None
+    error: float | None
+    floor: float | None
+    mark: float | None
+    verdict: str
+    n: int
+    interval: tuple[float, float] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.metric} {self.statistic}".strip()
+
+    @property
+    def floors(self) -> float | None:
+        """The error in noise floors."""
+        if self.error is None or not self.floor:
+            return None
+        return abs(self.error) / self.floor
+
+
+@dataclass(slots=True, kw_only=True)
+class Share:
+    """A share that should be as it is in reality: of equal decisions, of cached tokens, of refusals.
+
+    `floor` is the same between two real runs.
+    """
+
+    name: str
+    value: float
+    floor: float
+    op: str
+    limit: float | None
+    verdict: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Distance:
+    """How far apart two distributions of a latency are, and the two times of one request."""
+
+    metric: str
+    wasserstein: float  # over the real mean
+    floor: float
+    median_error: float  # of |simulated - real| / real, request by request
+    median_floor: float
+
+
+def cells(
+    real: Sequence[pd.DataFrame], simulated: Sequence[pd.DataFrame], marks: Marks | None, max_floor: float
+) -> list[Cell]:
+    """Every figure of latency and throughput. Figures are means over the runs of a side."""
+    made = []
+    for metric, latency in LATENCIES.items():
+        ours, theirs = [latency(done(run)) for run in real], [latency(done(run)) for run in simulated]
+        for statistic, q in STATISTICS.items():
+            mark = marked(marks, statistic) if statistic in JUDGED else None
+            cell = figure(
+                metric, statistic, [stat(each, q) for each in ours], [stat(each, q) for each in theirs]
+            )
+            cell.n = min((len(each) for each in (*ours, *theirs)), default=0)
+            if statistic == "p99" and cell.n < ENOUGH and cell.error is not None:
+                cell.interval = error_interval(np.concatenate(ours), np.concatenate(theirs), 99.0)
+            made.append(judged(cell, mark, max_floor))
+    rates = [[throughput(run) for run in runs] for runs in (real, simulated)]
+    cell = figure("throughput", "", *rates)
+    cell.n = len(real[0])
+    return [*made, judged(cell, marked(marks, "mean"), max_floor)]
+
+
+def figure(
+    metric: str, statistic: str, real: Sequence[float | None], simulated: Sequence[float | None]
+) -> Cell:
+    """A cell without a verdict; empty when a run has too few samples for its figure."""
+    ours = [value for value in real if value is not None]
+    theirs = [value for value in simulated if value is not None]
+    cell = Cell(
+        metric=metric,
+        statistic=statistic,
+        real=None,
+        simulated=None,
+        error=None,
+        floor=None,
+        mark=None,
+        verdict=SHOWN,
+        n=0,
+    )
+    if len(ours) < len(real) or len(theirs) < len(simulated) or not ours or not theirs:
+        return cell
+    cell.real, cell.simulated = float(np.mean(ours)), float(np.mean(theirs))
+    if cell.real:
+        cell.error = cell.simulated / cell.real - 1
+        cell.floor = noise_floor(ours)
+    return cell
+
+
+def judged(cell: Cell, mark: float | None, max_floor: float) -> Cell:
+    """The cell with its verdict: against the mark, or twice the noise floor where that is larger."""
+    cell.mark = mark
+    if mark is None:
+        cell.verdict = SHOWN
+    elif cell.error is None or cell.floor is None or cell.floor > max_floor:
+        cell.verdict = INCONCLUSIVE
+    else:
+        cell.verdict = PASS if abs(cell.error) <= max(mark, FLOORS * cell.floor) else FAIL
+    return cell
+
+
+def marked(marks: Marks | None, statistic: str) -> float | None:
+    """The mark of a statistic."""
+    if marks is None:
+        return None
+    return marks.p99 if statistic == "p99" else marks.mean
+
+
+def noise_floor(values: Sequence[float]) -> float | None:
+    """How far two of these lie apart, in the mean over all pairs, over their mean; None for one alone."""
+    if len(values) < 2:  # noqa: PLR2004  a pair
+        return None
+    mean = float(np.mean(values))
+    return float(np.mean([abs(a - b) for a, b in combinations(values, 2)])) / mean if mean else 0.0
+
+
+def stat(values: Floats, q: float | None) -> float | None:
+    """The mean (`q` None) or a percentile; None where there are too few values."""
+    if q is None:
+        return float(values.mean()) if len(values) else None
+    return metrics.percentile(values, q)
+
+
+def throughput(requests: pd.DataFrame) -> float | None:
+    """Completed requests a second."""
+    duration_s = metrics.duration_s(requests)
+    return len(done(requests)) / duration_s if duration_s else None
+
+
+def error_interval(real: Floats, simulated: Floats, q: float) -> tuple[float, float]:
+    """Where the error of a percentile lies in 95 of 100 resamples of both runs.
+
+    Requests are drawn one by one, so neighbours that were slow together count as independent: the truth is wider.
+    """
+    random = stream(0, "fidelity.bootstrap")
+    errors = []
+    for _ in range(RESAMPLES):
+        ours = np.percentile(random.choice(real, len(real)), q)
+        errors.append(np.percentile(random.choice(simulated, len(simulated)), q) / ours - 1)
+    low, high = np.percentile(errors, COVERAGE)
+    return float(low), float(high)
+
+
+def shares(real: Sequence[pd.DataFrame], simulated: Sequence[pd.DataFrame], *, is_calm: bool) -> list[Share]:
+    """Decisions one by one, then counts; held against marks where the load is calm."""
+    made = []
+    for name in (*DECISIONS, ALL_DECISIONS):
+        value = _mean(equal_share(a, b, name) for a, b in zip(real, simulated, strict=True))
+        floor = _mean(equal_share(a, b, name) for a, b in combinations(real, 2))
+        limit = min(LEAST_EQUAL, floor) if is_calm else None  # reality is no better at repeating itself
+        verdict = SHOWN if limit is None else (PASS if value >= limit else FAIL)
+        made.append(Share(name=name, value=value, floor=floor, op=">=", limit=limit, verdict=verdict))
+    for name, count, most in (
+        ("hit ratio", hit_ratio, MOST_POINTS),
+        ("refused", refused_share, MOST_REFUSALS),
+    ):
+        ours = [count(run) for run in real]
+        value = _mean(map(count, simulated)) - _mean(ours)
+        floor = _mean(abs(a - b) for a, b in combinations(ours, 2))
+        limit = max(most, FLOORS * floor)
+        verdict = PASS if abs(value) <= limit else FAIL
+        made.append(Share(name=name, value=value, floor=floor, op="+-", limit=limit, verdict=verdict))
+    return made
+
+
+def equal_share(one: pd.DataFrame, other: pd.DataFrame, what: str) -> float:
+    """The share of requests about which two runs decided the same. One that is missing in a run is not the same."""
+    left, right = decisions(one), decisions(other)
+    both = left.index.intersection(right.index)
+    columns = (
+        list(left.columns) if what == "all decisions" else [name for name in left if name.startswith(what)]
+    )
+    same = (left.loc[both, columns] == right.loc[both, columns]).all(axis=1)
+    total = max(len(left), len(right))
+    return float(same.sum()) / total if total else 1.0
+
+
+def decisions(requests: pd.DataFrame) -> pd.DataFrame:
+    """What was decided about each request, by its id: replica, tokens found in each tier, outcome."""
+    rows = requests.set_index("request_id").sort_index()
+    made = pd.DataFrame(index=rows.index)
+    made["replica"] = rows["replica"].astype(object).fillna("")
+    for tier in TIERS:
+        made[f"hit tokens {tier}"] = rows[f"cached_tokens_{tier}"].fillna(0).astype("int64")
+    made["outcome"] = rows["outcome"].astype(object).fillna("")
+    return made
+
+
+def hit_ratio(requests: pd.DataFrame) -> float:
+    return metrics.token_hit_ratio(done(requests)) or 0.0
+
+
+def refused_share(requests: pd.DataFrame) -> float:
+    """The share of requests that were turned away."""
+    return float((requests["outcome"] == "rejected").mean()) if len(requests) else 0.0
+
+
+def distances(real: Sequence[pd.DataFrame], simulated: Sequence[pd.DataFrame]) -> list[Distance]:
+    """Distributions and single requests: what no mean shows."""
+    made = []
+    for metric, latency in LATENCIES.items():
+        both, pairs = list(zip(real, simulated, strict=True)), list(combinations(real, 2))
+        made.append(
+            Distance(
+                metric=metric,
+                wasserstein=_mean(wasserstein(latency(done(a)), latency(done(b))) for a, b in both),
+                floor=_mean(wasserstein(latency(done(a)), latency(done(b))) for a, b in pairs),
+                median_error=_mean(median_error(a, b, latency) for a, b in both),
+                median_floor=_mean(median_error(a, b, latency) for a, b in pairs),
+            )
+        )
+    return made
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return float(np.mean(found)) if found else 0.0
+
+
+def wasserstein(real: Floats, simulated: Floats) -> float:
+    """The area between two distribution functions (W1), over the mean of the first; 0 where one is empty."""
+    if not len(real) or not len(simulated) or not real.mean():
+        return 0.0
+    ranks = np.linspace(0, 100, 2 * max(len(real), len(simulated)) + 1)[1::2]
+    apart = np.abs(np.percentile(real, ranks) - np.percentile(simulated, ranks)).mean()
+    return float(apart / real.mean())
+
+
+def median_error(one: pd.DataFrame, other: pd.DataFrame, latency: Callable[[pd.DataFrame], Floats]) -> float:
+    """The median over requests of |other - one| / one; over those that both completed, with a token to divide by."""
+    left, right = by_request(one, latency), by_request(other, latency)
+    both = left.index.intersection(right.index)
+    ours, theirs = left[both].to_numpy(), right[both].to_numpy()
+    ours, theirs = ours[ours > 0], theirs[ours > 0]
+    return float(np.median(np.abs(theirs - ours) / ours)) if len(ours) else 0.0
+
+
+def by_request(requests: pd.DataFrame, latency: Callable[[pd.DataFrame], Floats]) -> "pd.Series[float]":
+    """A latency of the completed requests, by their ids."""
+    rows = done(requests)
+    if latency is metrics.tpot_s:
+        rows = rows[rows["output_tokens"] > 1]
+    return pd.Series(latency(rows), index=rows["request_id"].astype("int64"))
+
+
+def done(requests: pd.DataFrame) -> pd.DataFrame:
+    return requests[requests["outcome"] == "completed"]

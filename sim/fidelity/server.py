@@ -1,0 +1,210 @@
+"""The live side: a process with the real engine on the wall clock, which serves what comes over a socket."""
+
+import asyncio
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pandas as pd
+
+from engine.clock import WallClock, stopwatch_ns, to_ns
+from engine.engine import Engine
+from engine.errors import EngineError
+from engine.request import Request, Stream
+from engine.settings import EngineSettings, ExecutorSettings
+from sim.config import TimedFault
+from sim.fidelity.device import LIVE, StepLog
+from sim.fidelity.wire import END, FIRST, HEAD, news, request_of
+from sim.recorder import Recorder
+
+WARM_UP_TOKENS = 48
+
+
+@dataclass(slots=True, kw_only=True)
+class LiveJob:
+    """One run of the real engine. Faults strike at their time after the load's start."""
+
+    settings: EngineSettings
+    count: int  # requests that will come
+    faults: list[TimedFault] = field(default_factory=list)
+    logged: bool = False  # whether each step is noted
+
+
+@dataclass(slots=True, kw_only=True)
+class MeasureJob:
+    """A cost model to be measured on this process's core, and where it goes."""
+
+    settings: EngineSettings
+    model: str
+    budget_s: float
+    path: str
+
+
+@dataclass(slots=True, kw_only=True)
+class LiveTables:
+    """What the server's side of a run leaves: the engine's own tables, times counted from the load's start."""
+
+    requests: pd.DataFrame
+    decisions: pd.DataFrame
+    timeseries: pd.DataFrame
+    answer_ns: float  # from a request's last token to its end, in the mean
+    log: StepLog | None
+
+
+def pin(cores: Iterable[int]) -> None:
+    """Keep this process on these cores, where the system can."""
+    wanted = set(cores)
+    if wanted and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, wanted)
+
+
+def serve_jobs(pipe: Connection, cores: list[int]) -> None:
+    """The process: one job after the other, until None comes. An error of the engine is an answer."""
+    pin(cores)
+    while (job := pipe.recv()) is not None:
+        try:
+            pipe.send(measured(job) if isinstance(job, MeasureJob) else asyncio.run(serve(job, pipe)))
+        except EngineError as error:
+            pipe.send(error)
+
+
+def measured(job: MeasureJob) -> str:
+    """Measure and fit a cost model; where it stands."""
+    from sim.profile import fit, measure  # noqa: PLC0415  only who measures needs it
+
+    points = measure(job.settings, job.model, budget_s=job.budget_s, seed=job.settings.seed)
+    fit(points, job.settings.seed).save(job.path)
+    return job.path
+
+
+async def serve(job: LiveJob, pipe: Connection) -> LiveTables:
+    """One run, from a new engine to its tables. Says the port on which it listens, over `pipe`."""
+    log = StepLog() if job.logged else None
+    clock, settings = WallClock(), in_turns(job.settings, log)
+    engine = Engine(settings, clock)
+    try:
+        engine.start()
+        await warm_up(engine, list(settings.fleet.replicas.values()))
+        recorder = fresh_recorder(engine)
+        if log is not None:
+            log.steps.clear()
+            log.retired.clear()
+        session = Session(engine, job)
+        listener = await asyncio.start_server(session.talk, "127.0.0.1", 0)
+        pipe.send(listener.sockets[0].getsockname()[1])
+        await session.over.wait()
+        listener.close()
+    finally:
+        await clock.close()
+        engine.close()
+    zero_ns = session.zero_ns
+    return LiveTables(
+        requests=shifted(recorder.requests(), zero_ns),
+        decisions=shifted(recorder.decisions(), zero_ns),
+        timeseries=shifted(recorder.timeseries(), zero_ns),
+        answer_ns=session.answer_ns(recorder.requests()),
+        log=log,
+    )
+
+
+def in_turns(settings: EngineSettings, log: StepLog | None) -> EngineSettings:
+    """The same engine, its replicas taking turns at the machine."""
+    options = {"inner": settings.executor, "turns": asyncio.Lock(), "log": log}
+    return replace(settings, executor=ExecutorSettings(name=LIVE, options=options))
+
+
+async def warm_up(engine: Engine, models: list[str]) -> None:
+    """Have torch and each model do once what costs more the first time. No other tenant finds what it leaves."""
+    for model in dict.fromkeys(models):
+        for length in (1, WARM_UP_TOKENS):
+            prompt = [length % 7] * length
+            columns = {"id": -1, "model": model, "max_output_tokens": 4, "tenant": "warm-up"}
+            tokens = b"".join(token.to_bytes(4, "little") for token in prompt)
+            await engine.serve(request_of(columns, tokens, engine.clock.now_ns()))
+
+
+def fresh_recorder(engine: Engine) -> Recorder:
+    """A new recorder instead of the one that has seen what does not count."""
+    engine.telemetry.clear()
+    made = Recorder()
+    engine.telemetry.add(made)
+    return made
+
+
+def shifted(table: pd.DataFrame, zero_ns: int) -> pd.DataFrame:
+    """The table with its times counted from another zero."""
+    times = [name for name in table.columns if name.endswith("_ns")]
+    table[times] = table[times] - zero_ns
+    return table
+
+
+class Session:
+    """The talk with one load: who sends everything, and is told of everything."""
+
+    def __init__(self, engine: Engine, job: LiveJob) -> None:
+        self.over = asyncio.Event()
+        self.zero_ns = 0
+        self._engine = engine
+        self._job = job
+        self._last_ns: dict[int, int] = {}  # of each request's tokens
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Take requests until there are no more, then wait until all have ended."""
+        with suppress(asyncio.IncompleteReadError):  # the load has gone
+            while True:
+                lengths = HEAD.unpack(await reader.readexactly(HEAD.size))
+                columns = json.loads(await reader.readexactly(lengths[0]))
+                tokens = await reader.readexactly(lengths[1])
+                self._take(columns, tokens, writer)
+        await asyncio.gather(*self._tasks)
+        writer.close()
+        self.over.set()
+
+    def answer_ns(self, requests: pd.DataFrame) -> float:
+        """From the last token to the end, in the mean over completed requests."""
+        done = requests[requests["outcome"] == "completed"]
+        ends = zip(done["request_id"], done["finished_ns"], strict=True)
+        waits = [finished_ns - self._last_ns[number] for number, finished_ns in ends]
+        return float(sum(waits) / len(waits)) if waits else 0.0
+
+    def _take(self, columns: dict[str, Any], tokens: bytes, writer: asyncio.StreamWriter) -> None:
+        clock = self._engine.clock
+        if "start_ns" in columns:
+            self.zero_ns = clock.now_ns() + columns["start_ns"] - stopwatch_ns()
+            for fault in self._job.faults:
+                self._spawn(self._strike(fault))
+            return
+        request = request_of(columns, tokens, clock.now_ns())
+        self._spawn(self._serve(request, writer))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        stream = Stream()
+
+        def tell_first() -> None:
+            stream.listener = None
+            writer.write(news(FIRST, request.id))
+
+        stream.listener = tell_first
+        outcome = "completed"
+        try:
+            await self._engine.serve(request, stream)
+        except EngineError as error:
+            outcome = error.outcome
+        if stream.last_token_ns is not None:
+            self._last_ns[request.id] = stream.last_token_ns
+        writer.write(news(END, request.id, outcome))
+
+    async def _strike(self, timed: TimedFault) -> None:
+        clock = self._engine.clock
+        await clock.sleep(max(0, self.zero_ns + to_ns(timed.at_s) - clock.now_ns()))
+        self._engine.telemetry.emit(await timed.fault.strike(self._engine))
