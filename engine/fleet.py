@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 COSTED_TOKENS = 2_048
 """The prompt whose prefill says what computing a block of a model costs."""
 
+OF_SERVICE_TIMES = ("ps", "preemptive")
+"""Disciplines that only servers without tokens have."""
+
 LoadTimes = Callable[[str, int], int]
 """What the n-th load (from 0) of a model takes where it is modelled: key, n -> nanoseconds."""
 
@@ -89,9 +92,10 @@ class Fleet:
         for name, model in settings.fleet.replicas.items():
             self._names.setdefault(registry.find(model).key, []).append(name)
         self.executor_of(settings.executor.name)
-        shared, name = settings.fleet.discipline == "ps", settings.executor.name
-        allowed = "fifo or priority: only service times of executor=law can be shared"
-        require("fleet.discipline", settings.fleet.discipline, not shared or name == "law", allowed)
+        is_of_law = settings.fleet.discipline in OF_SERVICE_TIMES
+        allowed = "fifo or priority: only service times of executor=law can be shared or interrupted"
+        fits = not is_of_law or settings.executor.name == "law"
+        require("fleet.discipline", settings.fleet.discipline, fits, allowed)
 
     def load_now(self, key: str) -> None:
         """Have a model in memory before time begins. Raises LoadFailed, BadSettings."""
@@ -225,7 +229,7 @@ class Fleet:
                 fleet.max_batch,
                 fleet.step_tokens,
                 executor.kv_capacity_tokens,
-                by_priority=fleet.discipline == "priority",
+                by_priority=fleet.discipline in ("priority", "preemptive"),
                 queue_capacity=fleet.queue_capacity,
             )
             # without a cache no block is worth copying out: no sequence fills one that is so long
@@ -239,7 +243,7 @@ class Fleet:
                 length,
                 rank=self._rank(name),
                 leap_steps=LEAP_STEPS if fleet.fast_forward else 1,
-                is_shared=fleet.discipline == "ps",
+                discipline=fleet.discipline,
             )
             replicas.append(replica)
         self.replicas |= {replica.name: replica for replica in replicas}

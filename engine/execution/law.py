@@ -79,10 +79,11 @@ class LawOptions:
 
 @executors("law")
 class LawExecutor(Modelled):
-    """A server: the whole service of a request takes place in the step that ends its prefill.
+    """Service times: a replica has as many servers as its batch has places, and one line before them (`serving.py`).
 
     A service time is a function of the seed and the prompt, not of the replica, the order or the strategy: every
-    strategy meets the same ones (common random numbers). Requests that share a step are served one after the other.
+    strategy meets the same ones (common random numbers). In a loop that goes by steps, the whole service takes place
+    in the step that ends the prefill, and requests that share it are served one after the other.
     """
 
     Options = LawOptions

@@ -13,6 +13,7 @@ from engine.execution.law import LawExecutor
 from engine.execution.loops import LEAP_STEPS, Leaping, Loop, Stepping
 from engine.execution.modelled import Modelled
 from engine.execution.scheduler import Scheduler
+from engine.execution.serving import Serving
 from engine.execution.sharing import Sharing
 from engine.request import Sampling, Stream, Tokens
 
@@ -55,7 +56,7 @@ class Replica:
     """Serves one model on one device.
 
     An executor that foresees its steps is driven in leaps of at most `leap_steps`; `rank` tells replicas apart that
-    end a step at the same nanosecond. Where it `is_shared`, everybody is served at once, each at a part of the speed.
+    end a step at the same nanosecond. An executor of service times follows the `discipline` of the fleet's settings.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Replica:
         *,
         rank: int = 0,
         leap_steps: int = LEAP_STEPS,
-        is_shared: bool = False,
+        discipline: str = "fifo",
     ) -> None:
         self.name = name
         self.model = model
@@ -78,9 +79,14 @@ class Replica:
         self._clock = clock
         self._num_sequences = 0
         self._loop: Loop
-        if is_shared:
-            assert isinstance(executor, LawExecutor), "only service times can be shared"
-            self._loop = Sharing(name, executor, scheduler, clock, block_tokens, rank)
+        if isinstance(executor, LawExecutor):
+            if discipline == "ps":
+                self._loop = Sharing(name, executor, scheduler, clock, block_tokens, rank)
+            else:
+                gives_way = discipline == "preemptive"
+                self._loop = Serving(
+                    name, executor, scheduler, clock, block_tokens, rank, gives_way=gives_way
+                )
         elif isinstance(executor, Modelled):
             self._loop = Leaping(name, executor, scheduler, clock, block_tokens, rank, leap_steps)
         else:

@@ -104,6 +104,12 @@ class Scheduler:
         self._decoding += joined
         return joined
 
+    def suspend(self, sequence: Sequence) -> None:
+        """Take a sequence that `join` has let in out of the batch; it waits at the head of its equals."""
+        self._decoding.remove(sequence)
+        self._give_back(sequence)
+        self.waiting.appendleft(sequence)
+
     def settle(self) -> list[Sequence]:
         """After a step: move on who has finished its prefill; return who has finished or was dropped."""
         left = [each for each in self._decoding if each.has_ended]
