@@ -55,6 +55,8 @@ class Sequence:
     is_running: bool = False
     is_stopped: bool = False
     is_dropped: bool = False  # nobody waits for it any more
+    joined: int = -1  # its number among those who decode, where that is counted
+    credited_steps: int = 0  # up to which of its loop's steps what it has decoded is written here
 
     @property
     def is_prefilled(self) -> bool:
@@ -131,16 +133,23 @@ class Chunk:
 class Batch:
     """One step of a replica: chunks of prefill, and sequences that decode one token each.
 
-    The KV of those that are `preempted` is to be released before the step.
+    The KV of those that are `preempted` is to be released before the step. `held_tokens`: what those who decode hold
+    by now, all together, where somebody counts it.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
     decodes: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
+    held_tokens: int | None = None
 
     @property
     def num_tokens(self) -> int:
         return len(self.decodes) + sum(chunk.num_tokens for chunk in self.chunks)
+
+    def context_tokens(self) -> int:
+        """What those who decode hold before this step, all together."""
+        held = self.held_tokens
+        return sum([each.computed_tokens for each in self.decodes]) if held is None else held
 
 
 @dataclass(slots=True)

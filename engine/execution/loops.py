@@ -7,12 +7,15 @@ that is due at that nanosecond has happened, so that one step at a time gives th
 """
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence as Listing
 from functools import partial
+from heapq import heappop, heappush
+from math import isqrt
 
 from engine.clock import Clock, Signal, Timer
 from engine.errors import ReplicaLost
 from engine.execution.executor import Batch, Executor, Sequence, StepResult
-from engine.execution.modelled import Modelled
+from engine.execution.modelled import TICK_BITS, Even, Modelled
 from engine.execution.scheduler import Scheduler
 
 LEAP_STEPS = 256
@@ -70,8 +73,12 @@ class Loop:
 
     def _retire(self) -> None:
         """Let go of those that have ended or were dropped."""
+        self._let_go(self._scheduler.settle())
+
+    def _let_go(self, left: Listing[Sequence]) -> None:
+        """These are done with: their KV goes to the cache, their callers go on."""
         size = self._block_tokens
-        for sequence in self._scheduler.settle():
+        for sequence in left:
             first = last = sequence.cached_tokens // size
             if not sequence.is_dropped and sequence.error is None:
                 last = sequence.computed_tokens // size
@@ -175,7 +182,10 @@ class Stepping(Loop):
 class Leaping(Loop):
     """Callbacks of the clock, one for as many steps as nothing disturbs.
 
-    `rank` says who goes first among replicas that end a step at the same nanosecond.
+    `rank` says who goes first among replicas that end a step at the same nanosecond. What a sequence has decoded is
+    written into it when it leaves, or when somebody looks at it: until then it is the number of steps since it joined,
+    so that a leap costs the same however many decode. Time is counted in ticks while steps follow each other without
+    a pause, so that the sum of many steps is exactly what it is one by one.
     """
 
     def __init__(
@@ -190,16 +200,26 @@ class Leaping(Loop):
     ) -> None:
         super().__init__(name, executor, scheduler, clock, block_tokens)
         self._foreseeing = executor
+        self._even = executor if isinstance(executor, Even) else None
         self._rank = rank
         self._leap_steps = leap_steps
         self._over: Signal | None = None  # of the present life
-        self._batch: Batch | None = None  # under way
-        self._begun_ns = 0  # the first of its steps that are not counted yet
-        self._ends_ns: list[int] = []  # of these steps
         self._timer: Timer | None = None
-        self._steps_left = 0  # until one of the batch has all its tokens
+        self._batch: Batch | None = None  # under way
+        self._steps_ahead = 0  # of it, which are not counted yet
+        self._at_ns = 0  # when those began
+        self._at = 0  # the same in ticks
+        self._first = 0  # ticks of the next step
+        self._growth = 0  # by how many ticks each one takes longer than the one before it
+        self._ends_ns: list[int] | None = None  # of the steps ahead, where they do not grow evenly
+        self._decoded = 0  # steps of decoding that are over, in all
+        self._held_tokens = 0  # of those who decode
+        self._num_joined = 0
+        self._leaving: list[
+            tuple[int, int, Sequence]
+        ] = []  # at which `decoded` one has all its tokens: a heap
+        self._watched: list[Sequence] = []  # who decode and whose tokens somebody looks at as they come
         self._has_dropped = False
-        self._is_watched = True  # whether somebody looks at the tokens of the batch as they come
 
     def start(self) -> None:
         self._over = self._clock.signal()
@@ -218,26 +238,31 @@ class Leaping(Loop):
         if self._over is None or self._scheduler.is_full:
             return  # who has no slot has to wait for one that leaves, and that is foreseen
         if self._batch is not None:
-            self._shorten()
+            if self._steps_ahead > 1:
+                self._shorten()
         elif self._timer is None:
             self._timer = self._clock.call_last(0, self._begin, self._rank)
 
     def catch_up(self) -> None:
         if self._batch is not None:
-            over = min(self._num_over(), len(self._ends_ns) - 1)  # a timer of the real machine may be late
+            over = min(self._num_over(), self._steps_ahead - 1)  # a timer of the real machine may be late
             if over:
                 self._count(over)
 
     def drop(self, sequence: Sequence) -> None:
         self.catch_up()
+        if sequence.is_running and sequence.joined >= 0:
+            self._credit(sequence)
         self._scheduler.drop(sequence)
         self._has_dropped = True
-        if self._batch is not None:
+        if self._steps_ahead > 1:
             self._shorten()
 
     def crash(self) -> None:
         self.catch_up()
-        self._batch = None
+        self._credit_all()
+        self._batch, self._steps_ahead = None, 0
+        self._leaving, self._watched, self._held_tokens = [], [], 0
         if self._over is not None:
             over, self._over = self._over, None
             over.set()
@@ -260,71 +285,168 @@ class Leaping(Loop):
             raise
 
     def _form(self) -> None:
-        now_ns = self._clock.now_ns()
-        batch = self._scheduler.next_batch(now_ns)
-        for sequence in batch.preempted:
-            self._preempt(sequence)
+        now_ns, scheduler = self._clock.now_ns(), self._scheduler
+        if scheduler.is_short:
+            self._credit_all()
+            batch = scheduler.next_batch(now_ns)
+            self._make_way(batch.preempted)
+        else:
+            batch = scheduler.next_batch(now_ns)
+        self._at_ns = now_ns
+        if self._at >> TICK_BITS != now_ns:  # after a pause
+            self._at = now_ns << TICK_BITS
         if batch.chunks:
-            self._ends_ns = [now_ns + self._foreseeing.duration_ns(batch)]
+            self._foresee_prefill(batch, now_ns)
         elif batch.decodes:
-            steps = self._foresight(batch)
-            durations = self._foreseeing.decode_ns(batch, steps)
-            durations[0] += now_ns
-            self._ends_ns = durations.cumsum().tolist()
+            self._foresee_decode(batch, now_ns)
         else:
             self._timer = None
             return
-        self._batch, self._begun_ns = batch, now_ns
-        self._timer = self._clock.call_last(self._ends_ns[-1] - now_ns, self._land, self._rank)
+        self._batch = batch
+        self._timer = self._clock.call_last(self._end_ns() - now_ns, self._land, self._rank)
 
-    def _foresight(self, batch: Batch) -> int:
+    def _make_way(self, preempted: Listing[Sequence]) -> None:
+        """These have to give their KV back, and are no longer among those who decode."""
+        for sequence in preempted:
+            sequence.joined = -1
+            self._preempt(sequence)
+        self._watched = [each for each in self._watched if each.joined >= 0]
+        self._held_tokens = sum([each.computed_tokens for each in self._scheduler.decoding])
+
+    def _foresee_prefill(self, batch: Batch, now_ns: int) -> None:
+        self._steps_ahead = 1
+        if self._even is not None:
+            batch.held_tokens = self._held_tokens
+            self._first, self._growth, self._ends_ns = self._even.ticks(batch), 0, None
+        else:
+            self._credit_all()
+            self._ends_ns = [now_ns + self._foreseeing.duration_ns(batch)]
+
+    def _foresee_decode(self, batch: Batch, now_ns: int) -> None:
+        steps = self._foresight(len(batch.decodes))
+        if self._even is not None:
+            batch.held_tokens = self._held_tokens
+            before, self._first, self._growth, most = self._even.ramp(batch)
+            self._at += before
+            self._steps_ahead, self._ends_ns = min(steps, most), None
+        else:
+            self._credit_all()
+            durations = self._foreseeing.decode_ns(batch, steps)
+            durations[0] += now_ns
+            self._steps_ahead, self._ends_ns = steps, durations.cumsum().tolist()
+
+    def _foresight(self, num: int) -> int:
         """How many steps of decoding nothing can disturb but those who come and go."""
-        left, is_watched = LEAP_STEPS, False
-        for each in batch.decodes:
-            tokens = each.max_new_tokens - each.foreseen_tokens - len(each.new_tokens)
-            left = min(left, tokens)
-            is_watched = is_watched or each.stops is not None or each.stream.listener is not None
-        self._steps_left, self._is_watched = left, is_watched
-        if is_watched:
+        if self._watched:
             return 1
-        return min(left, self._leap_steps, 1 + self._scheduler.kv_free_tokens // len(batch.decodes))
+        leaving = self._leaving
+        while leaving[0][1] != leaving[0][2].joined:  # it has been preempted or dropped
+            heappop(leaving)
+        left = leaving[0][0] - self._decoded
+        return min(left, self._leap_steps, 1 + self._scheduler.kv_free_tokens // num)
+
+    def _end_ns(self) -> int:
+        """When the last of the steps ahead is over."""
+        if self._ends_ns is not None:
+            return self._ends_ns[-1]
+        steps = self._steps_ahead
+        return self._at + steps * self._first + self._growth * (steps * (steps - 1) >> 1) >> TICK_BITS
 
     def _land(self) -> None:
         """The last step of the leap is over."""
         self._timer = None
         batch = self._batch
         assert batch is not None
-        self._count(len(self._ends_ns))
+        self._count(self._steps_ahead)
         self._batch = None
-        if batch.chunks or self._has_dropped or not self._steps_left:
+        if self._has_dropped or self._watched:
             self._has_dropped = False
-            self._retire()
+            left = self._settle_all()
+        else:
+            left = self._settle(batch)
+        for chunk in batch.chunks:
+            if chunk.sequence.is_running and chunk.sequence.is_prefilled:
+                self._join(chunk.sequence)
+        if left:
+            self._let_go(left)
         self._begin()
+
+    def _settle(self, batch: Batch) -> list[Sequence]:
+        """Who leaves because of having all tokens."""
+        left, leaving, decoded = [], self._leaving, self._decoded
+        while leaving and leaving[0][0] <= decoded:
+            _, joined, sequence = heappop(leaving)
+            if joined == sequence.joined:
+                self._credit(sequence)
+                self._held_tokens -= sequence.computed_tokens
+                sequence.joined = -1
+                left.append(sequence)
+        if left:
+            self._scheduler.leave(left)
+        return left + self._scheduler.settle_prefill() if batch.chunks else left
+
+    def _settle_all(self) -> list[Sequence]:
+        """Who leaves for whatever reason."""
+        self._credit_all()
+        left = self._scheduler.settle()
+        for sequence in left:
+            if sequence.joined >= 0:
+                self._held_tokens -= sequence.computed_tokens
+                sequence.joined = -1
+        self._watched = [each for each in self._watched if each.joined >= 0]
+        return left
+
+    def _join(self, sequence: Sequence) -> None:
+        """From now on it decodes."""
+        sequence.joined, sequence.credited_steps = self._num_joined, self._decoded
+        self._num_joined += 1
+        self._held_tokens += sequence.computed_tokens
+        ends = self._decoded + sequence.max_new_tokens - sequence.num_new
+        heappush(self._leaving, (ends, sequence.joined, sequence))
+        if sequence.stops is not None or sequence.stream.listener is not None:
+            self._watched.append(sequence)
+
+    def _credit(self, sequence: Sequence) -> None:
+        """Write into it what it has decoded by now."""
+        steps = self._decoded - sequence.credited_steps
+        if steps:
+            sequence.credited_steps = self._decoded
+            sequence.computed_tokens += steps
+            sequence.foreseen_tokens += steps
+            if not sequence.is_dropped:
+                sequence.stream.expect(steps, self._at_ns)
+
+    def _credit_all(self) -> None:
+        for sequence in self._scheduler.decoding:
+            if sequence.joined >= 0:
+                self._credit(sequence)
 
     def _count(self, steps: int) -> None:
         """So many steps of the batch under way are over."""
-        batch, now_ns = self._batch, self._ends_ns[steps - 1]
+        batch = self._batch
         assert batch is not None
-        self.busy_ns += now_ns - self._begun_ns
-        self.num_steps += steps
-        self._begun_ns = now_ns
-        del self._ends_ns[:steps]
-        self._foreseeing.stepped(steps)
-        self._steps_left -= steps
-        decodes = batch.decodes
-        if self._is_watched:
-            for sequence in decodes:
-                sequence.computed_tokens += steps
-                sequence.foresee(steps, now_ns)
+        if self._ends_ns is None:
+            self._at += steps * self._first + self._growth * (steps * (steps - 1) >> 1)
+            self._first += steps * self._growth
+            now_ns = self._at >> TICK_BITS
         else:
-            for sequence in decodes:
-                sequence.computed_tokens += steps
-                sequence.foreseen_tokens += steps
-                if not sequence.is_dropped:
-                    sequence.stream.expect(steps, now_ns)
-        if self._ends_ns or steps > 1:
-            # what the scheduler has taken for one step of the batch, it takes for each
-            self._scheduler.grow((steps if self._ends_ns else steps - 1) * len(decodes))
+            now_ns = self._ends_ns[steps - 1]
+            self._at = now_ns << TICK_BITS
+            del self._ends_ns[:steps]
+        self._steps_ahead -= steps
+        self.busy_ns += now_ns - self._at_ns
+        self._at_ns = now_ns
+        self.num_steps += steps
+        self._foreseeing.stepped(steps)
+        num = len(batch.decodes)
+        if num:
+            self._decoded += steps
+            self._held_tokens += steps * num
+            if self._steps_ahead or steps > 1:
+                # what the scheduler has taken for one step of the batch, it takes for each
+                self._scheduler.grow((steps if self._steps_ahead else steps - 1) * num)
+            if self._watched:
+                self._tell(now_ns)
         for chunk in batch.chunks:
             sequence, is_last = chunk.sequence, chunk.is_last
             sequence.computed_tokens += chunk.num_tokens
@@ -333,19 +455,39 @@ class Leaping(Loop):
                     sequence.answer = partial(self._foreseeing.answer, sequence)
                 sequence.foresee(1, now_ns)
 
+    def _tell(self, now_ns: int) -> None:
+        """Those whose tokens somebody looks at get them now."""
+        for sequence in self._watched:
+            steps = self._decoded - sequence.credited_steps
+            sequence.credited_steps = self._decoded
+            sequence.computed_tokens += steps
+            sequence.foresee(steps, now_ns)
+
     def _shorten(self) -> None:
         """End the leap with the step that is under way."""
-        if len(self._ends_ns) > 1:
-            last = self._num_over()
-            if last + 1 < len(self._ends_ns):
+        last = self._num_over()
+        if last + 1 < self._steps_ahead:
+            self._steps_ahead = last + 1
+            if self._ends_ns is not None:
                 del self._ends_ns[last + 1 :]
-                assert self._timer is not None
-                self._timer.cancel()
-                after_ns = max(0, self._ends_ns[-1] - self._clock.now_ns())
-                self._timer = self._clock.call_last(after_ns, self._land, self._rank)
+            assert self._timer is not None
+            self._timer.cancel()
+            after_ns = max(0, self._end_ns() - self._clock.now_ns())
+            self._timer = self._clock.call_last(after_ns, self._land, self._rank)
 
     def _num_over(self) -> int:
         """Steps of the batch that are over, in whose results everybody at this instant is to be served."""
         now_ns = self._clock.now_ns()
         is_late = self._clock.is_past(self._rank)
-        return (bisect_right if is_late else bisect_left)(self._ends_ns, now_ns)
+        if self._ends_ns is not None:
+            return (bisect_right if is_late else bisect_left)(self._ends_ns, now_ns)
+        # the most steps that take no more than `room`: k first + growth k (k - 1) / 2 <= room
+        room, first, growth = (now_ns + is_late << TICK_BITS) - self._at - 1, self._first, self._growth
+        if room < first:
+            return 0
+        if growth:
+            twice = 2 * first - growth
+            over = (isqrt(twice * twice + 8 * growth * room) - twice) // (2 * growth)
+        else:
+            over = room // first
+        return min(over, self._steps_ahead)

@@ -17,6 +17,10 @@ Durations = npt.NDArray[np.int64]
 _FACTOR, _STRIDE = 1_103_515_245, 12_345  # of the congruential generator in ANSI C's example of rand()
 LEAST_TABLE = 256
 
+TICK_BITS = 24
+"""A nanosecond has 2^24 ticks: sums of whole ticks are exact; rounded to them, a step over 100,000 tokens is 3 ps off."""
+TICKS_PER_NS = 1 << TICK_BITS
+
 
 class Modelled(ABC):
     """What all executors without tensors share: stand-in tokens, KV that is a number, steps foreseen.
@@ -98,6 +102,38 @@ class Modelled(ABC):
 
     def reset(self) -> None:  # noqa: B027
         """Nothing is remembered but the number of the step."""
+
+
+class Even(Modelled):
+    """One whose steps of decoding grow evenly, each by as much as the one before it: their sum has a closed form.
+
+    It says what steps take in ticks, and needs no more of those who decode than their number and
+    `Batch.context_tokens()`.
+    """
+
+    @abstractmethod
+    def ticks(self, batch: Batch) -> int:
+        """What the next step takes with this batch. Changes nothing."""
+
+    @abstractmethod
+    def ramp(self, batch: Batch) -> tuple[int, int, int, int]:
+        """The next steps while nothing but decoding happens: what goes before the first of them, that one, by how much
+        each takes longer than the one before it (at least 0), and for how many steps that is so. Changes nothing.
+        """
+
+    def duration_ns(self, batch: Batch) -> int:
+        return self.ticks(batch) >> TICK_BITS
+
+    def decode_ns(self, batch: Batch, steps: int) -> Durations:
+        found: list[int] = []
+        held = batch.context_tokens()
+        while len(found) < steps:
+            ahead = Batch([], batch.decodes, [], held + len(found) * len(batch.decodes))
+            before, first, growth, most = self.ramp(ahead)
+            if not found:
+                first, growth, most = first + before, growth, 1 if before else most
+            found += [first + number * growth >> TICK_BITS for number in range(min(most, steps - len(found)))]
+        return np.array(found, dtype=np.int64)
 
 
 def table_size(tokens: int) -> int:

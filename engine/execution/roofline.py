@@ -2,15 +2,13 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from engine.clock import NS_PER_S
 from engine.errors import BadSettings
 from engine.execution.executor import Batch, KVBlock, Machine, Sequence, executors
-from engine.execution.modelled import Durations, Modelled
+from engine.execution.modelled import TICK_BITS, TICKS_PER_NS, Even
 from engine.settings import Architecture, ModelSettings, at_least, require
 
-SURELY = 1.000001
+ENDLESS = 1 << 40  # steps
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,7 +33,7 @@ class RooflineOptions:
 
 
 @executors("roofline")
-class RooflineExecutor(Modelled):
+class RooflineExecutor(Even):
     """max(compute, memory) + overhead (Williams, Waterman, Patterson: Roofline, CACM 52(4), 2009).
 
     compute = (2 P t + 4 L H D sum(t_i c_i)) / (FLOP/s x efficiency): two operations a weight and token, and for
@@ -66,21 +64,22 @@ class RooflineExecutor(Modelled):
                 f"{model.name} weighs {weights_bytes / 1e9:.1f} GB and leaves no room for KV in the "
                 f"{hardware.memory_bytes / 1e9:.1f} GB of {hardware.name}; choose larger hardware or a smaller model"
             )
-        ns_per_flop = NS_PER_S / (hardware.flops * options.compute_efficiency)
-        ns_per_byte = NS_PER_S / (hardware.memory_bytes_per_s * options.memory_efficiency)
-        self._token_ns = 2 * shape.parameters * ns_per_flop
-        self._pair_ns = 4 * shape.layers * shape.heads * shape.head_dim * ns_per_flop
-        self._weights_ns = weights_bytes * ns_per_byte
-        self._kv_token_ns = self.kv_bytes_per_token * ns_per_byte
+        ticks_per_flop = NS_PER_S * TICKS_PER_NS / (hardware.flops * options.compute_efficiency)
+        ticks_per_byte = NS_PER_S * TICKS_PER_NS / (hardware.memory_bytes_per_s * options.memory_efficiency)
         crossing_bytes = 0 if machine.keeps_on_device else self.kv_bytes_per_token
-        self._link_token_ns = crossing_bytes * NS_PER_S / hardware.link_bytes_per_s
-        self._overhead_ns = options.overhead_us * 1_000
-        self._owed_ns = 0.0
+        # in whole ticks, so that sums are exact
+        self._token = round(2 * shape.parameters * ticks_per_flop)
+        self._pair = round(4 * shape.layers * shape.heads * shape.head_dim * ticks_per_flop)
+        self._weights = round(weights_bytes * ticks_per_byte)
+        self._kv_token = round(self.kv_bytes_per_token * ticks_per_byte)
+        self._link_token = round(crossing_bytes * NS_PER_S * TICKS_PER_NS / hardware.link_bytes_per_s)
+        self._overhead = round(options.overhead_us * 1_000 * TICKS_PER_NS)
+        self._owed = 0
 
-    def duration_ns(self, batch: Batch) -> int:
+    def ticks(self, batch: Batch) -> int:
         """What the step will take. See the formula of the class."""
         tokens = len(batch.decodes)
-        pairs = kv_tokens = sum(sequence.computed_tokens + 1 for sequence in batch.decodes)
+        pairs = kv_tokens = batch.context_tokens() + tokens
         loaded_tokens = 0
         for chunk in batch.chunks:
             before, new = chunk.sequence.computed_tokens, chunk.num_tokens
@@ -89,46 +88,40 @@ class RooflineExecutor(Modelled):
             kv_tokens += before + new
             if before == chunk.sequence.cached_tokens:
                 loaded_tokens += before
-        compute_ns = tokens * self._token_ns + pairs * self._pair_ns
-        memory_ns = self._weights_ns + kv_tokens * self._kv_token_ns
-        moved_ns = loaded_tokens * self._link_token_ns + self._owed_ns
-        return round(max(compute_ns, memory_ns) + moved_ns + self._overhead_ns)
+        compute = tokens * self._token + pairs * self._pair
+        memory = self._weights + kv_tokens * self._kv_token
+        longer = compute if compute > memory else memory
+        return longer + loaded_tokens * self._link_token + self._owed + self._overhead
 
-    def decode_ns(self, batch: Batch, steps: int) -> Durations:
+    def ramp(self, batch: Batch) -> tuple[int, int, int, int]:
         tokens = len(batch.decodes)
-        first = sum([sequence.computed_tokens for sequence in batch.decodes]) + tokens
-        contexts = np.arange(first, first + steps * tokens, tokens, dtype=np.float64)
-        last = first + (steps - 1) * tokens
-        pair_ns, tokens_ns, kv_token_ns = self._pair_ns, tokens * self._token_ns, self._kv_token_ns
-        memory_ns = contexts * kv_token_ns
-        memory_ns += self._weights_ns
-        if (  # both are straight lines: which is above at both ends is above in between, by more than rounding
-            memory_ns[0] > SURELY * (first * pair_ns + tokens_ns)
-            and memory_ns[-1] > SURELY * (last * pair_ns + tokens_ns)
-        ):
-            durations = memory_ns
-        else:
-            durations = np.maximum(contexts * pair_ns + tokens_ns, memory_ns)
-        if self._owed_ns:
-            durations[0] += self._owed_ns
-        durations += self._overhead_ns
-        return np.rint(durations, durations).astype(np.int64)
+        context = batch.context_tokens() + tokens
+        compute, compute_growth = tokens * self._token + context * self._pair, tokens * self._pair
+        memory, memory_growth = self._weights + context * self._kv_token, tokens * self._kv_token
+        steps = ENDLESS
+        if compute > memory:
+            if memory_growth > compute_growth:  # the steps before the other line is the longer one
+                steps = (compute - memory) // (memory_growth - compute_growth) + 1
+            return self._owed, compute + self._overhead, compute_growth, steps
+        if compute_growth > memory_growth:
+            steps = (memory - compute) // (compute_growth - memory_growth) + 1
+        return self._owed, memory + self._overhead, memory_growth, steps
 
     def stepped(self, steps: int) -> None:
         self.num_steps += steps
-        self._owed_ns = 0.0
+        self._owed = 0
 
     def retire(
         self, sequence: Sequence, first_block: int, last_block: int, block_tokens: int
     ) -> list[KVBlock]:
-        self._owed_ns += (last_block - first_block) * block_tokens * self._link_token_ns
+        self._owed += (last_block - first_block) * block_tokens * self._link_token
         return super().retire(sequence, first_block, last_block, block_tokens)
 
     def prefill_ns(self, start: int, end: int) -> int:
         new = end - start
-        compute_ns = new * self._token_ns + (new * start + new * (new + 1) // 2) * self._pair_ns
-        memory_ns = self._weights_ns + end * self._kv_token_ns
-        return round(max(compute_ns, memory_ns) + self._overhead_ns)
+        compute = new * self._token + (new * start + new * (new + 1) // 2) * self._pair
+        memory = self._weights + end * self._kv_token
+        return max(compute, memory) + self._overhead >> TICK_BITS
 
     @classmethod
     def weights_bytes(cls, model: ModelSettings, options: RooflineOptions) -> int:
@@ -139,7 +132,7 @@ class RooflineExecutor(Modelled):
         return shape_of(model).vocab
 
     def reset(self) -> None:
-        self._owed_ns = 0.0
+        self._owed = 0
 
 
 def shape_of(model: ModelSettings) -> Architecture:

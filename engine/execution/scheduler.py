@@ -60,6 +60,16 @@ class Scheduler:
     def kv_free_tokens(self) -> int:
         return self.kv_capacity_tokens - self.kv_used_tokens
 
+    @property
+    def decoding(self) -> list[Sequence]:
+        """Those who decode, in the order in which they began; to look at, not to change."""
+        return self._decoding
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the KV does not hold the next token of all who decode: the next batch preempts somebody."""
+        return self.kv_used_tokens + len(self._decoding) > self.kv_capacity_tokens
+
     def grow(self, tokens: int) -> None:
         """Sequences that decode hold so much more KV, in steps beyond the one that `next_batch` has counted."""
         self.kv_used_tokens += tokens
@@ -83,7 +93,7 @@ class Scheduler:
         preempted = self._make_room() if self._decoding else []
         if self.waiting:
             self._admit(now_ns)
-        batch = Batch([], self._decoding.copy(), preempted)
+        batch = Batch([], self._decoding, preempted)
         if not self._prefilling:
             return batch
         budget = self.step_tokens - len(batch.decodes)
@@ -115,17 +125,28 @@ class Scheduler:
         left = [each for each in self._decoding if each.has_ended]
         if left:
             self._decoding = [each for each in self._decoding if not each.has_ended]
-        if self._prefilling:
-            short = [each for each in self._prefilling if each.has_ended]
-            if short:
-                self._prefilling = [each for each in self._prefilling if not each.has_ended]
-                left += short
-        for sequence in left:
-            self._give_back(sequence)
+            for sequence in left:
+                self._give_back(sequence)
+        return left + self.settle_prefill() if self._prefilling else left
+
+    def settle_prefill(self) -> list[Sequence]:
+        """The same of those who prefill alone."""
+        left = [each for each in self._prefilling if each.has_ended]
+        if left:
+            self._prefilling = [each for each in self._prefilling if not each.has_ended]
+            for sequence in left:
+                self._give_back(sequence)
         if self._prefilling and self._prefilling[0].is_prefilled:
-            self._decoding += [each for each in self._prefilling if each.is_prefilled]
+            self._decoding = self._decoding + [each for each in self._prefilling if each.is_prefilled]
             self._prefilling = [each for each in self._prefilling if not each.is_prefilled]
         return left
+
+    def leave(self, left: list[Sequence]) -> None:
+        """These have decoded all that they shall, as somebody knows who has counted."""
+        decoding = self._decoding
+        for sequence in left:
+            decoding.remove(sequence)
+            self._give_back(sequence)
 
     def clear(self) -> list[Sequence]:
         """Forget everything; return who was here."""

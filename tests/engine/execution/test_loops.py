@@ -118,6 +118,8 @@ def test_durations_foreseen_are_those_of_each_step():
     while loop._batch is None or loop._batch.chunks:
         world.clock.env.advance(1)
     batch = loop._batch
+    loop._credit_all()
+    batch.held_tokens = None  # each sequence is looked at
     foreseen = executor.decode_ns(batch, 40).tolist()
     for duration_ns in foreseen:
         assert executor.duration_ns(batch) == duration_ns
