@@ -180,6 +180,8 @@ class FleetSettings:
             self.discipline in DISCIPLINES,
             f"one of {', '.join(DISCIPLINES)}",
         )
+        shares = self.discipline != "ps" or self.max_batch > 1
+        require("fleet.max_batch", self.max_batch, shares, "at least 2 with discipline ps: so many share")
         require(
             "fleet.step_tokens",
             self.step_tokens,

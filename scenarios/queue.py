@@ -1,6 +1,6 @@
 """A queue and a server, or several: the bare system, held against queueing theory where there is a formula."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -10,13 +10,18 @@ import numpy.typing as npt
 
 from engine.clock import NS_PER_S
 from engine.settings import above
+from sim import queueing
 from sim.checks import Check, at_most
+from sim.intervals import t_quantile
 from sim.runs import Run
 from sim.stage import Stage
+from sim.stats import BATCHES, batch_means
 
-Seconds = npt.NDArray[np.float64]
+Values = npt.NDArray[np.float64]
+Options = dict[str, Any]
 
-BATCHES = 20
+RARE = 1e-6
+"""How often somebody may have to wait for a place at a server that all share, and it is still one that all share."""
 SCV = {"exponential": 1.0, "deterministic": 0.0, "uniform": 1 / 3, "erlang2": 0.5}
 
 
@@ -36,49 +41,131 @@ def script(stage: Stage, s: Settings) -> None:
 
 
 def checks(run: Run, s: Settings) -> Iterator[Check]:
-    yield at_most("requests that did not complete", run.whole.not_completed, 0, f"n={run.whole.count}")
-    if is_one_server(run.config, len(run.replicas)):
-        yield mean_wait(run, s.max_errors)
+    whole = run.whole
+    if run.config["fleet"]["queue_capacity"] is None:
+        yield at_most("requests that did not complete", whole.not_completed, 0, f"n={whole.count}")
+    for known in theories(run.config, len(run.replicas)):
+        yield held_against(known, settled(run, known), s.max_errors)
 
 
-def is_one_server(config: dict[str, Any], replicas: int) -> bool:
-    """Whether the run was M/G/1: Poisson arrivals, one at a time, one line, nothing that turns away.
+@dataclass(frozen=True, slots=True)
+class Theory:
+    """A mean that has a formula: of what, its value, and what a mean of so many says at best, if that is known.
 
-    Several queues have no formula for every strategy; tests/sim/test_queueing.py has those that do.
+    `priority`: of the requests that have it alone.
     """
+
+    figure: str
+    value: float
+    error_of: Callable[[int], float] | None = None
+    priority: int | None = None
+
+
+def theories(config: Options, replicas: int) -> list[Theory]:
+    """What is known of the system that was played.
+
+    Only one replica, the servers of which stand before one line: several lines have no formula for every strategy;
+    tests/sim/test_queueing.py has those that do.
+    """
+    work, fleet, executor = config["workload"], config["fleet"], config["executor"]
     is_bare = not (config["health"]["enabled"] or config["quotas"]["enabled"] or config["faults"])
-    is_poisson = config["workload"]["kind"] == "synthetic" and config["executor"]["name"] == "law"
-    is_single = replicas == 1 and config["fleet"]["max_batch"] == 1
-    return is_bare and is_poisson and is_single and load(config) < 1
+    if not is_bare or replicas != 1 or executor["name"] != "law":
+        return []
+    if work["kind"] == "generated":
+        return theories_by_class(work, fleet, executor)
+    known = None
+    if work["kind"] == "closed":
+        known = closed_theory(work, fleet, executor)
+    elif work["kind"] == "synthetic":
+        known = open_theory(work, fleet, executor)
+    return [] if known is None else [known]
 
 
-def mean_wait(run: Run, max_errors: float) -> Check:
-    """The mean time in the queue against the formula of Pollaczek and Khinchine.
+def theories_by_class(work: Options, fleet: Options, executor: Options) -> list[Theory]:
+    """Poisson arrivals in classes, of which the first do not wait for the last."""
+    is_single = fleet["max_batch"] == 1 and fleet["queue_capacity"] is None
+    is_plain = not (work["arrivals"]["curve"] or work["arrivals"]["flashes"] or work["tenants"]["cv_median"])
+    is_poisson = work["arrivals"]["family"] == "poisson" and work["sessions"]["mean_turns"] == 1 and is_plain
+    classes = sorted(work["classes"], key=lambda each: -each["priority"])
+    a, of = work["rate"] * executor["mean_s"], [each["priority"] for each in classes]
+    formulas = {"priority": queueing.waits_by_class, "preemptive": queueing.sojourns_by_class}
+    formula = formulas.get(fleet["discipline"])
+    if formula is None or not is_single or not is_poisson or a >= 1 or len(dict.fromkeys(of)) < len(of):
+        return []
+    shares = [each["share"] for each in classes]
+    values = formula([a * share / sum(shares) for share in shares], scv_of(executor))
+    figure = "wait" if fleet["discipline"] == "priority" else "sojourn"
+    return [
+        Theory(figure, executor["mean_s"] * value, priority=each)
+        for each, value in zip(of, values, strict=True)
+    ]
+
+
+def closed_theory(work: Options, fleet: Options, executor: Options) -> Theory | None:
+    """Users who think before one server."""
+    is_memoryless = executor["law"] == work["think"] == "exponential"
+    if not is_memoryless or fleet["max_batch"] != 1 or fleet["queue_capacity"] is not None:
+        return None
+    mean_s = executor["mean_s"]
+    return Theory("sojourn", mean_s * queueing.sojourn_closed(work["users"], work["think_s"] / mean_s))
+
+
+def open_theory(work: Options, fleet: Options, executor: Options) -> Theory | None:
+    """Poisson arrivals before one server or several, with or without a bound, or before one that all share."""
+    mean_s, servers, waiting = executor["mean_s"], fleet["max_batch"], fleet["queue_capacity"]
+    a, is_memoryless = work["rate"] * mean_s, executor["law"] == "exponential"
+    found = None
+    if fleet["discipline"] == "ps":
+        if a < 1 and waiting is None and a**servers < RARE:
+            found = Theory("sojourn", mean_s * queueing.sojourn_shared(a))
+    elif waiting is not None:
+        if is_memoryless or waiting == 0:
+            found = Theory("refused", queueing.turned_away(servers, servers + waiting, a))
+    elif servers > 1:
+        if is_memoryless and a < servers:
+            found = Theory("wait", mean_s * queueing.wait_of_many(servers, a))
+    elif a < 1:
+        scv = scv_of(executor)
+        value = mean_s * queueing.wait_of_one(a, scv)
+        found = Theory("wait", value, lambda count: float(mean_s * asymptotic_error(a, scv, count)))
+    return found
+
+
+def scv_of(executor: Options) -> float:
+    """The squared coefficient of variation of the service times."""
+    return float(executor["scv"] if executor["law"] == "lognormal" else SCV[executor["law"]])
+
+
+def held_against(known: Theory, values: Values, max_errors: float) -> Check:
+    """The mean of the values against that of theory, in standard errors.
 
     Undecided when a mean of nothing at all would still be near enough: then the run was too short.
     """
-    executor, busy, waits_s = run.config["executor"], load(run.config), settled_waits(run)
-    scv = executor["scv"] if executor["law"] == "lognormal" else SCV[executor["law"]]
-    theory_s = executor["mean_s"] * busy * (1 + scv) / (2 * (1 - busy))
-    error_s = executor["mean_s"] * asymptotic_error(busy, scv, len(waits_s))
-    name, note = "standard errors from theory", f"theory {theory_s:.4g} s"
-    if max_errors * error_s >= theory_s:
-        return at_most(name, None, max_errors, f"{note}: too few requests to tell")
-    error_s = max(error_s, batch_error(waits_s))
-    mean_s = float(waits_s.mean())
-    return at_most(name, abs(mean_s - theory_s) / error_s, max_errors, f"mean wait {mean_s:.4g} s, {note}")
+    of = "" if known.priority is None else f", priority {known.priority}"
+    name, note = f"standard errors from theory{of}", f"theory: mean {known.figure} {known.value:.4g}"
+    error = 0.0
+    if len(values) >= BATCHES:
+        error = cautious_error(values) if known.error_of is None else known.error_of(len(values))
+    if not error or max_errors * error >= known.value:
+        return at_most(name, None, max_errors, f"{note}; too few requests to tell")
+    if known.error_of is not None:
+        error = max(error, batch_error(values))
+    mean = float(values.mean())
+    return at_most(
+        name, abs(mean - known.value) / error, max_errors, f"mean {mean:.4g}; {note}, n={len(values)}"
+    )
 
 
-def load(config: dict[str, Any]) -> float:
-    """What share of its time the one server is busy."""
-    return float(config["workload"]["rate"] * config["executor"]["mean_s"])
-
-
-def settled_waits(run: Run) -> Seconds:
-    """The time of each request in its queue, in s, in the order of arrival, after a tenth of warm-up."""
-    rows = run.requests.sort_values("request_id")
+def settled(run: Run, known: Theory) -> Values:
+    """One value a request, in s or 1 for yes, in the order of arrival, after a tenth of warm-up."""
+    rows = run.requests.sort_values(["arrival_ns", "request_id"])
     rows = rows[len(rows) // 10 :]
-    spent_ns = (rows["started_ns"] - rows["arrival_ns"]).dropna().to_numpy(dtype=np.float64)
+    if known.priority is not None:
+        rows = rows[rows["priority"] == known.priority]
+    if known.figure == "refused":
+        return np.asarray(rows["outcome"] == "rejected", dtype=np.float64)
+    end = rows["started_ns" if known.figure == "wait" else "finished_ns"]
+    spent_ns = (end - rows["arrival_ns"])[rows["outcome"] == "completed"].to_numpy(dtype=np.float64)
     return np.asarray(spent_ns / NS_PER_S, dtype=np.float64)
 
 
@@ -92,7 +179,12 @@ def asymptotic_error(busy: float, scv: float, count: int) -> float:
     return sqrt(exponential * ((1 + scv) / 2) ** 3 / max(count, 1))
 
 
-def batch_error(values: Seconds) -> float:
+def batch_error(values: Values) -> float:
     """The standard error of the mean, from the means of `BATCHES` batches."""
     means = [part.mean() for part in np.array_split(values, BATCHES)]
     return float(np.std(means, ddof=1) / sqrt(BATCHES))
+
+
+def cautious_error(values: Values) -> float:
+    """The same where no formula says how far values hang together: batches are as long as they seem to need."""
+    return (batch_means(values).half_width or 0.0) / t_quantile(BATCHES - 1)

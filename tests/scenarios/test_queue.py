@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 import sim
+from engine.errors import BadSettings
+from engine.execution import Scheduler
 from engine.execution.law import LawExecutor
 from scenarios.queue import asymptotic_error, batch_error
 
 LINES = ["workload.requests=3000", "report=tables"]
+SPARSE = ("workload.rate=0.001", "report.sample_every_s=10000")
 FORMULA = "standard errors from theory"
 
 
@@ -31,6 +34,56 @@ def test_one_server_is_as_slow_as_theory_says(tmp_path, lines):
     assert verdicts(play(tmp_path, *lines)) == {"requests that did not complete": "pass", FORMULA: "pass"}
 
 
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (("fleet.max_batch=2", "workload.rate=1.2"), "theory: mean wait 0.5625"),
+        (("fleet.queue_capacity=9", "workload.rate=1.2"), "theory: mean refused 0.1926"),
+        (("fleet.queue_capacity=0", "workload.rate=1", "executor.law=erlang2"), "theory: mean refused 0.5"),
+        (
+            ("fleet.discipline=ps", "fleet.max_batch=512", "executor.law=uniform"),
+            "theory: mean sojourn 3.333",
+        ),
+        (("workload=closed", "workload.users=20"), "theory: mean sojourn 10.04"),
+        (("workload=classes", "workload.rate=0.5", "fleet.discipline=priority"), "theory: mean wait 1.25"),
+        (
+            ("workload=classes", "workload.rate=0.5", "fleet.discipline=preemptive"),
+            "theory: mean sojourn 2.5",
+        ),
+    ],
+)
+def test_other_systems_with_a_formula_are_held_against_it(tmp_path, lines, told):
+    run = play(tmp_path, "workload.requests=2000", *lines)
+    assert told in run.checks[-1].note
+    assert run.verdict == "pass"
+
+
+def test_twin_that_refuses_too_few_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(Scheduler, "takes_more", property(lambda self: len(self.waiting) < 12))
+    run = play(tmp_path, "fleet.queue_capacity=3", "workload.rate=1")
+    assert verdicts(run)[FORMULA] == "fail"
+
+
+def test_a_server_that_is_shared_by_one_is_refused(tmp_path):
+    with pytest.raises(
+        BadSettings, match=r"fleet\.max_batch is 1, but must be at least 2 with discipline ps"
+    ):
+        play(tmp_path, "fleet.discipline=ps")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("discipline", ["ps", "preemptive"])
+def test_what_only_service_times_can_do_is_refused_elsewhere(tmp_path, discipline):
+    lines = [
+        "executor=roofline",
+        "workload.vocab=4096",
+        "fleet.max_batch=2",
+        f"fleet.discipline={discipline}",
+    ]
+    with pytest.raises(BadSettings, match="fifo or priority: only service times of executor=law"):
+        play(tmp_path, *lines)
+
+
 def test_twin_that_serves_a_third_slower_is_seen(tmp_path, monkeypatch):
     service_ns = LawExecutor.service_ns
     monkeypatch.setattr(LawExecutor, "service_ns", lambda self, each: round(1.35 * service_ns(self, each)))
@@ -45,7 +98,7 @@ def test_twin_that_serves_twice_as_fast_is_seen(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "lines",
-    [("workload.requests=1",), ("workload.requests=30",), ("workload.rate=0.001",), ("workload.rate=0.97",)],
+    [("workload.requests=1",), ("workload.requests=30",), SPARSE, ("workload.rate=0.97",)],
 )
 def test_too_few_requests_decide_nothing(tmp_path, lines):
     assert verdicts(play(tmp_path, *lines))[FORMULA] == "inconclusive"
@@ -57,7 +110,9 @@ def test_a_short_run_that_happens_to_be_calm_is_not_blamed(tmp_path):
 
 
 def test_several_servers_are_not_held_against_a_formula_that_is_not_theirs(tmp_path):
-    run = play(tmp_path, "fleet.replicas=3", "workload.rate=2.1", "strategy=power_of_two")
+    run = play(
+        tmp_path, "fleet.replicas=3", "workload.requests=300", "workload.rate=2.1", "strategy=power_of_two"
+    )
     assert FORMULA not in verdicts(run)
     assert set(run.requests["replica"]) == {"a", "b", "c"}
 
@@ -65,15 +120,18 @@ def test_several_servers_are_not_held_against_a_formula_that_is_not_theirs(tmp_p
 @pytest.mark.parametrize(
     "lines",
     [
-        ("fleet.max_batch=8",),
+        ("fleet.max_batch=2", "executor.law=deterministic"),
         ("workload.rate=1.5",),
+        ("workload=closed", "workload.think=fixed"),
+        ("fleet.discipline=ps", "fleet.max_batch=2"),
+        ("fleet.queue_capacity=3", "executor.law=erlang2"),
         ("health.enabled=true",),
         ("quotas=concurrent",),
         ("executor=roofline", "workload.vocab=4096"),
         ("workload=mix_a", "workload.rate=0.5", "workload.requests=20"),
     ],
 )
-def test_what_is_no_single_server_is_not_held_against_its_formula(tmp_path, lines):
+def test_what_has_no_formula_is_not_held_against_one(tmp_path, lines):
     assert FORMULA not in verdicts(play(tmp_path, "workload.requests=200", *lines))
 
 
