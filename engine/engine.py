@@ -6,14 +6,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from engine.cache import (
     BlockChain,
     Carrier,
+    Chain,
     Decision,
+    Drawn,
+    LineChain,
     Packer,
     Prefix,
     PrefixCache,
@@ -161,7 +164,7 @@ class Engine:
                 self.lifecycle.pin(model.key)
         if settings.models.preload:
             self._preload()
-        is_real = not self.fleet.executor_of(settings.executor.name).is_modelled
+        self._is_real = is_real = not self.fleet.executor_of(settings.executor.name).is_modelled
         self._stores = open_stores(self.cache, is_real=is_real)
         packer = make_packer(settings) if is_real and len(self.cache.tiers) > 1 else None
         self.carrier = Carrier(self.cache, clock, self._stores, packer, self._store_failed)
@@ -420,7 +423,7 @@ class Engine:
                 raise
             finally:
                 if chain is not None:
-                    chain.extend(stream.tokens[num_before:])
+                    chain.follow(stream, num_before)
             end.started_ns = answer.started_ns
             if chain is not None:
                 known = chain.keys[: answer.computed_tokens // self.cache.block_tokens]
@@ -503,11 +506,22 @@ class Engine:
             home.spaces[request.tenant] = space
         return space
 
-    def _chain(self, request: Request, home: Home, space: Space) -> BlockChain | None:
+    def _chain(self, request: Request, home: Home, space: Space) -> Chain | None:
+        """The names of its blocks; None where no block of the model is ever kept."""
         if not home.block_bytes:
             return None
-        chain = BlockChain(space.digest, self.cache.block_tokens)
-        chain.extend(request.prompt_tokens)
+        return self._names(request, space.digest, is_real=not home.executor.is_modelled)
+
+    def _names(self, request: Request, start: bytes, *, is_real: bool) -> Chain:
+        """The names of a request's blocks from that start on: by its tokens, or by what they would be drawn from.
+
+        Where something `is_real`, somebody may compare them with names of other tokens.
+        """
+        prompt, size = request.prompt_tokens, self.cache.block_tokens
+        if not is_real and request.sampling is None and getattr(prompt, "telling_tokens", size + 1) <= size:
+            return LineChain(start, size, cast("Drawn", prompt))
+        chain = BlockChain(start, size)
+        chain.extend(prompt)
         return chain
 
     async def _bring(self, prefix: Prefix, job: "Job", num_tokens: int) -> Decision | None:
@@ -634,9 +648,7 @@ class Engine:
     def _group_keys(self, request: Request) -> list[bytes]:
         """Names of the request's blocks that are the same for all models, and another tenant's are not."""
         start = namespace("", "", "" if self.settings.cache.share_between_tenants else request.tenant, 0)
-        chain = BlockChain(start, self.cache.block_tokens)
-        chain.extend(request.prompt_tokens)
-        return chain.keys
+        return self._names(request, start, is_real=self._is_real).keys
 
     def _price(self, seat: Seat, request: Request, num_blocks: int) -> float:
         """The blocks of prefill that a model's cache saves: each less what loading it from its tier takes of that."""
@@ -662,8 +674,8 @@ class Engine:
                 choice.attempt,
                 choice.strategy,
                 choice.chosen,
-                tuple([each.name for each in choice.candidates]),
-                tuple([each.tokens_in_flight for each in choice.candidates]),
+                tuple([row[NAME] for row in choice.seen]),
+                tuple([row[LOAD] for row in choice.seen]),
                 choice.pool,
                 choice.reason,
             )
@@ -755,7 +767,7 @@ class Job:
     request: Request
     home: Home
     space: Space
-    chain: BlockChain | None
+    chain: Chain | None
     stream: Stream
     seed: int = 0
     reader: Reader | None = None

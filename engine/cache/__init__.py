@@ -1,7 +1,7 @@
 """The prefix cache: KV blocks found by the hash of all that leads up to them, over up to five tiers."""
 
 from engine.cache.allocation import allocation
-from engine.cache.blocks import BlockChain, namespace
+from engine.cache.blocks import BlockChain, Chain, Drawn, LineChain, Origin, namespace
 from engine.cache.cache import Prefix, PrefixCache
 from engine.cache.carrier import Carrier, Decision, Packer
 from engine.cache.holders import Holder, Space
@@ -12,8 +12,12 @@ from engine.cache.report import figures, most_shared, tables
 __all__ = [
     "BlockChain",
     "Carrier",
+    "Chain",
     "Decision",
+    "Drawn",
     "Holder",
+    "LineChain",
+    "Origin",
     "Packer",
     "Prefix",
     "PrefixCache",

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil, log2
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.cache import Origin
 from engine.clock import NS_PER_S
 from engine.errors import BadSettings
 from engine.request import Request, Tokens
@@ -15,6 +17,7 @@ from sim.streams import stream
 
 MAX_TOKENS = 10_000_000  # of a prompt or an output: beyond any model, so a defect of the file
 COUNTER_BITS = 24  # of a position in a prompt: MAX_TOKENS fit
+TELLING_BITS = 64  # of tokens that were drawn: fewer may be the same by chance
 LONGEST_NS = 2**62  # 146 years: sums of two times still fit into an int64
 
 Times = npt.NDArray[np.int64]
@@ -59,6 +62,7 @@ class Trace:
     seed: int
     source: str
     dropped_rows: int = 0
+    failed_rows: int = 0  # of those that were dropped: the request had failed when it was recorded
     models: tuple[str, ...] = ()
     model_of: Lengths | None = None
     tenants: tuple[str, ...] = ()
@@ -111,6 +115,11 @@ class Trace:
         )
 
     @property
+    def telling_tokens(self) -> int:
+        """So many tokens that were drawn apart are not the same by chance."""
+        return ceil(TELLING_BITS / log2(self.vocab)) if self.vocab > 1 else MAX_TOKENS + 1
+
+    @property
     def asked_for(self) -> tuple[str, ...]:
         """The models that requests may ask for."""
         return self.models or (self.model,)
@@ -118,8 +127,13 @@ class Trace:
     def spread(self, models: Sequence[str], zipf: float) -> None:
         """Let the requests ask for many models, the i-th (from 1) with weight i^-zipf: independent draws.
 
-        A trace that chose them by their numbers when it was drawn learns their names only.
+        A trace that chose them by their numbers when it was drawn learns their names only; one whose own names are all
+        among these keeps them.
         """
+        if self.model_of is not None and self.models and set(self.models) <= set(models):
+            place = np.array([models.index(name) for name in self.models], np.int32)
+            self.model_of, self.models = place[self.model_of], tuple(models)
+            return
         if self.model_of is not None:
             most, allowed = int(self.model_of.max()) + 1, f"at most {len(models)}: the models of the fleet"
             require("workload.models", most, most <= len(models), allowed)
@@ -157,12 +171,29 @@ class Trace:
         own = tokens(self._content, source, length - len(template), self.vocab)
         return np.concatenate((template, own))
 
+    def origins(self, index: int) -> list[Origin]:
+        """What the prompt of that request is drawn from, stretch by stretch: equal names, equal tokens."""
+        length = int(self.prompt_tokens[index])
+        if self.block_ids is not None:
+            size, ids = self.id_tokens, self._ids(index).tolist()
+            return [(b"i%d" % each, min(end * size, length)) for end, each in enumerate(ids, 1)]
+        prefix, own = int(self.prefix[index]), index if self.session is None else int(self.session[index])
+        if prefix < 0:
+            return [(b"o%d" % own, length)]
+        template = len(self.prefixes[prefix])
+        if template >= length:
+            return [(b"t%d" % prefix, length)]
+        return [(b"t%d" % prefix, template), (b"o%d" % own, length)]
+
     def _of_blocks(self, index: int) -> Tokens:
+        ids = self._ids(index)
+        return block_tokens(self._content, ids, self.id_tokens, self.vocab)[: self.prompt_tokens[index]]
+
+    def _ids(self, index: int) -> Lengths:
         assert self.block_ids is not None
         assert self.block_end is not None
         first = int(self.block_end[index - 1]) if index else 0
-        ids = self.block_ids[first : int(self.block_end[index])]
-        return block_tokens(self._content, ids, self.id_tokens, self.vocab)[: self.prompt_tokens[index]]
+        return self.block_ids[first : int(self.block_end[index])]
 
 
 def block_tokens(key: int, ids: Lengths, count: int, vocab: int) -> Tokens:
@@ -195,6 +226,15 @@ class Drawn:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._all(), name)
+
+    @property
+    def telling_tokens(self) -> int:
+        """So many tokens of two stretches are not the same by chance."""
+        return self._trace.telling_tokens
+
+    def origins(self) -> list[Origin]:
+        """What its tokens are the first of, stretch by stretch."""
+        return self._trace.origins(self._index)
 
     def _all(self) -> Tokens:
         if self._tokens is None:

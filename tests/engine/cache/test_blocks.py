@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from engine.cache import BlockChain, namespace
+from engine.cache import BlockChain, LineChain, namespace
+from engine.request import Stream
 
 START = namespace("llama", "1.0.0", "tenant", 4)
 TOKENS = np.arange(103, dtype=np.int32)
@@ -89,3 +90,72 @@ def test_another_process_gives_the_same_names(seed):
         text=True,
     )
     assert told.stdout.strip() == names(TOKENS)[-1].hex()
+
+
+class Prompt:
+    """A prompt that was drawn: from so many lines, of so many tokens each."""
+
+    telling_tokens = 3
+
+    def __init__(self, *origins, few=0):
+        self._origins = origins
+        self._few = few  # the first tokens of the last line
+        self.tokens = np.full(200, few, dtype=np.int32)
+
+    def origins(self):
+        return self._origins
+
+    def __getitem__(self, index):
+        return self.tokens[index]
+
+
+def lines(*origins, answer=0, few=0):
+    chain = LineChain(START, 4, Prompt(*origins, few=few))
+    stream = Stream()
+    for _ in range(answer):
+        stream.push(1, 0)
+    chain.follow(stream, 0)
+    return chain.keys
+
+
+def shared(one, other):
+    return sum(a == b for a, b in zip(one, other, strict=False))
+
+
+@pytest.mark.parametrize("answer", range(12))
+def test_a_prompt_that_was_drawn_has_a_name_for_each_full_block_of_it_and_its_answer(answer):
+    keys = lines((b"a", 9), (b"b", 10), (b"c", 30), answer=answer)
+    assert len(keys) == len(set(keys)) == (30 + answer) // 4
+
+
+def test_prompts_share_what_they_drew_alike_and_no_more():
+    whole = lines((b"a", 16), (b"b", 40))
+    assert shared(whole, lines((b"a", 16), (b"b", 80))) == 10
+    assert shared(whole, lines((b"a", 16), (b"c", 40))) == 4
+    assert shared(whole, lines((b"a", 12), (b"b", 40))) == 3
+    assert shared(whole, lines((b"x", 16), (b"b", 40))) == 0
+    assert shared(whole, lines((b"a", 13), (b"c", 40))) == 3
+
+
+def test_answers_are_shared_where_the_whole_prompt_is_the_same():
+    whole = lines((b"a", 14), answer=20)
+    assert shared(whole, lines((b"a", 14), answer=9)) == 5
+    assert shared(whole, lines((b"a", 13), answer=20)) == 3
+    assert shared(whole, lines((b"a", 34))) == 3
+
+
+def test_a_block_with_few_tokens_of_a_line_is_called_after_them():
+    one, same, other = (
+        lines((b"a", 14), (name, 40), few=few) for name, few in ((b"b", 5), (b"c", 5), (b"d", 6))
+    )
+    assert (shared(one, same), shared(one, other)) == (4, 3)
+    assert shared(lines((b"a", 13), (b"b", 40), few=5), lines((b"a", 13), (b"c", 40), few=5)) == 3
+
+
+def test_an_answer_goes_on_where_a_lost_replica_left_it():
+    stream, chain = Stream(), LineChain(START, 4, Prompt((b"a", 14)))
+    for first in range(0, 12, 3):
+        for _ in range(3):
+            stream.push(1, 0)
+        chain.follow(stream, first)
+    assert chain.keys == lines((b"a", 14), answer=12)
