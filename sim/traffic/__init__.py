@@ -6,6 +6,7 @@ from sim.traffic.closed import ClosedWorkload
 from sim.traffic.files import TraceWorkload
 from sim.traffic.generator import GeneratedWorkload
 from sim.traffic.mixes import MixWorkload
+from sim.traffic.servegen import ServeGenWorkload
 from sim.traffic.synthetic import SyntheticWorkload
 from sim.traffic.trace import BadTrace, Trace
 from sim.traffic.workload import Workload, draw, workloads
@@ -17,6 +18,7 @@ __all__ = [
     "ClosedWorkload",
     "GeneratedWorkload",
     "MixWorkload",
+    "ServeGenWorkload",
     "SyntheticWorkload",
     "Trace",
     "TraceWorkload",

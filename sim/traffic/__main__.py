@@ -22,19 +22,23 @@ from yaml import YAMLError
 from engine.errors import BadSettings, UnknownName
 from engine.settings import require
 from sim.config import CONFIG_MODULE, choices, typed
-from sim.traffic import Trace, TraceWorkload, Workload, draw, workloads
+from sim.traffic import ServeGenWorkload, Trace, TraceWorkload, Workload, draw, workloads
+from sim.traffic.clients import figures
 from sim.traffic.describe import BLOCK_TOKENS, Description, describe
 from sim.traffic.fit import Fit, fit, written
+from sim.traffic.formats import SERVEGEN, detect
 from sim.traffic.trace import MAX_TOKENS
 from sim.traffic.workload import whole
 
 USAGE = """usage: python -m sim.traffic describe TRAFFIC [SETTING=VALUE ...]   the figures of traffic
        python -m sim.traffic fit TRAFFIC [SETTING=VALUE ...]        a generator like it, and how alike they are
 
-TRAFFIC is the path of a trace file, that of a YAML file as fit writes it, or workload=NAME.
+TRAFFIC is the path of a trace file, of a pool of clients (a file or a folder), or of a YAML file as fit writes it; or
+it is workload=NAME.
 
 settings:
-  workload.KEY=VALUE  a setting of the workload; for a file, those of workload={kind}
+  workload.KEY=VALUE  a setting of the workload; for a file, those of workload={kind}; for a pool of clients, those
+                      of workload=servegen
   seed=1              of what is drawn
   block_tokens=64     describe: the size of the blocks that an endless cache would hold
   window_s=null       fit: length of the windows that have a rate each; null: what fits best
@@ -47,6 +51,9 @@ COMMANDS = ("describe", "fit")
 BAD_SETTINGS = 2
 INTERRUPTED = 130
 WIDTH = 150  # of a table that is not shown on a terminal
+Columns = dict[str, list[tuple[str, str]]]
+"""Figures by their names, in order, of each thing that is described."""
+
 MODELS = 5  # over which a workload is spread that does not say how many
 
 
@@ -122,11 +129,12 @@ def workload(name: str, overrides: Sequence[str]) -> Workload:
             raise UnknownName(f"no workload is called {chosen!r}; choose from {known}")
         return _settled(_changed(_composed(chosen), overrides))
     path = Path(name)
-    if not path.is_file():
+    if not path.exists():
         raise BadSettings(f"{name} is no file; give the path of one, or workload=NAME")
     if path.suffix == ".yaml":
         return _settled(_changed(_loaded(path), overrides))
-    of_a_file = _composed("trace") | {"path": name, "requests": None}
+    kind = "servegen" if path.is_dir() or detect(path) == SERVEGEN else "trace"
+    of_a_file = _composed(kind) | {"path": name, "requests": None}
     return _settled(_changed(of_a_file, overrides))
 
 
@@ -134,6 +142,7 @@ def run(asked: Asked) -> None:
     """Do what is asked, and print it. Raises BadSettings."""
     options = asked.options
     with _status(f"reading {asked.name}") as say:
+        pool = asked.workload.pool() if isinstance(asked.workload, ServeGenWorkload) else None
         trace = _drawn(asked.workload, options.seed)
         say("describing it")
         described = {"original": describe(trace, options.block_tokens)}
@@ -142,15 +151,18 @@ def run(asked: Asked) -> None:
             found = fit(trace, options.window_s)
             say("drawing from it")
             described |= _regenerated(found, trace, options)
+    if asked.command == "describe" and pool is not None:
+        of_clients = {each.model: each.rows() for each in figures(pool)}
+        _print(_table(f"{asked.name}: the clients, over all of their windows", of_clients), sys.stdout)
     if asked.command == "describe":
-        _print(_table(asked.name, described), sys.stdout)
+        _print(_table(asked.name, _rows(described)), sys.stdout)
     else:
         _tell(found, asked.name, described, options.out)
 
 
 def _drawn(settings: Workload, seed: int) -> Trace:
     """The trace; that of a file with the models' own names."""
-    if isinstance(settings, TraceWorkload):
+    if isinstance(settings, (TraceWorkload, ServeGenWorkload)):
         return settings.as_it_is(seed)
     return draw(settings, seed, _names(settings))
 
@@ -174,7 +186,11 @@ def _tell(found: Fit, name: str, described: dict[str, Description], out: str | N
     shown = sys.stderr if out is None else sys.stdout
     for concern, finding in found.findings.items():
         shown.write(f"{concern:<12}{finding}\n")
-    _print(_table(name, described), shown)
+    _print(_table(name, _rows(described)), shown)
+
+
+def _rows(described: dict[str, Description]) -> Columns:
+    return {name: each.rows() for name, each in described.items()}
 
 
 def _composed(name: str) -> dict[str, Any]:
@@ -253,21 +269,21 @@ def _write(path: Path, text: str) -> None:
         raise BadSettings(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _table(name: str, described: dict[str, Description]) -> Table:
-    """A row for each figure, a column for each description."""
+def _table(name: str, columns: Columns) -> Table:
+    """A row for each figure, a column for each thing that is described."""
     made = Table(
         title=name,
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 2, 0, 0),
-        show_header=len(described) > 1,
+        show_header=len(columns) > 1,
     )
     made.add_column("", no_wrap=True)
-    for column in described:
+    for column in columns:
         made.add_column(column)
-    figures = [dict(description.rows()) for description in described.values()]
-    for row in dict.fromkeys(row for each in figures for row in each):
-        made.add_row(row, *(each.get(row, "-") for each in figures))
+    found = [dict(rows) for rows in columns.values()]
+    for row in dict.fromkeys(row for each in found for row in each):
+        made.add_row(row, *(each.get(row, "-") for each in found))
     return made
 
 

@@ -42,6 +42,7 @@ class AzureWorkload:
     kind: str = "azure"
     path: str
     requests: int | None = 200  # the first so many; None is all
+    sort: bool = False  # take rows in any order; otherwise time must not go back
     time_scale: float = 1.0  # multiplies every arrival: above 1 is slower
     vocab: int = 4096
     model_zipf: float | None = None
@@ -59,6 +60,7 @@ class AzureWorkload:
         return read(
             Path(self.path),
             requests=self.requests,
+            sort=self.sort,
             time_scale=self.time_scale,
             vocab=self.vocab,
             seed=seed,
@@ -76,13 +78,23 @@ class Kept:
     dropped_rows: int = 0
 
 
-def read(path: Path, *, requests: int | None, time_scale: float, vocab: int, seed: int, model: str) -> Trace:
+def read(
+    path: Path,
+    *,
+    requests: int | None,
+    time_scale: float,
+    vocab: int,
+    seed: int,
+    model: str,
+    sort: bool = False,
+) -> Trace:
     """The trace of the file's first `requests` usable rows (None: all; fewer when the file has fewer).
 
     The whole file is checked whatever is kept, at about 2 us a row. A row without prompt or output tokens is
-    dropped, and counted unless it stands behind the last row kept. Raises BadTrace with line and column.
+    dropped, and counted unless it stands behind the last row kept. Time must not go back, unless rows are to be
+    sorted. Raises BadTrace with line and column.
     """
-    kept = _keep(path, requests)
+    kept = _keep(path, requests, sort=sort)
     if not kept.arrival_ns:
         seen = f"{kept.dropped_rows} without" if kept.dropped_rows else "none below the header"
         raise BadTrace(f"{path} must have a row with both prompt and output tokens, but has {seen}")
@@ -99,9 +111,15 @@ def read(path: Path, *, requests: int | None, time_scale: float, vocab: int, see
     )
 
 
-def _keep(path: Path, requests: int | None) -> Kept:
-    kept = Kept()
-    for arrival_ns, prompt_tokens, output_tokens in rows(path):
+def _keep(path: Path, requests: int | None, *, sort: bool) -> Kept:
+    kept, latest_ns = Kept(), 0
+    for line, (arrival_ns, prompt_tokens, output_tokens) in enumerate(rows(path), 2):
+        if arrival_ns < latest_ns and not sort:
+            raise BadTrace(
+                f"{path}, line {line} is {(latest_ns - arrival_ns) / NS_PER_S:g} s before a row above it, but time "
+                "must not go back (workload.sort=true takes rows in any order)"
+            )
+        latest_ns = max(latest_ns, arrival_ns)
         if len(kept.arrival_ns) == requests:
             continue  # the rest is checked, not kept
         if prompt_tokens == 0 or output_tokens == 0:
@@ -118,13 +136,16 @@ def rows(path: Path) -> Iterator[tuple[int, int, int]]:
     minute_ns = lru_cache(maxsize=64)(_minute_ns)  # neighbours share their minute
     blank = 0
     with closing(lines(path)) as source:
-        _check_header(path, next(source, b""))
+        names = _header(path, next(source, b""))
+        places = [names.index(name) for name in _COLUMNS]
         for number, line in enumerate(source, 2):
             if line.isspace():
                 blank = blank or number
                 continue
             if blank:
                 raise BadTrace(f"{path}, line {blank} is blank, but must be a row, since others follow")
+            if names != _COLUMNS:
+                line = _three(path, number, line, names, places)  # noqa: PLW2901
             try:
                 row = _values(line, minute_ns)
             except ValueError as error:
@@ -153,12 +174,29 @@ def _minute_ns(minute: bytes, zone: bytes | None) -> int:
     return (when - _EPOCH) // _MINUTE * 60 * NS_PER_S
 
 
-def _check_header(path: Path, line: bytes) -> None:
+def _header(path: Path, line: bytes) -> list[bytes]:
+    """The columns: these three, and others beside them, as the number of images of multimodal traces."""
     if not line:
         raise BadTrace(f"{path} is empty, but must begin with the header {_shown(HEADER)}")
     seen = line.removeprefix(_BOM).strip()
-    if [name.strip() for name in seen.split(b",")] != _COLUMNS:
+    names = [name.strip() for name in seen.split(b",")]
+    if not set(_COLUMNS) <= set(names):
         raise BadTrace(f"{path}, line 1: the header is {_shown(seen)}, but must be {_shown(HEADER)}")
+    if len(set(names)) < len(names):
+        raise BadTrace(f"{path}, line 1: the header is {_shown(seen)}, but must have each column once")
+    return names
+
+
+def _three(path: Path, number: int, line: bytes, names: list[bytes], places: list[int]) -> bytes:
+    """The three columns of a row that has others, or has them in another order."""
+    values = line.rstrip(b"\r\n").split(b",")
+    if len(values) != len(names):
+        cut = "" if line.endswith(b"\n") else "; the file ends in this line and may be cut short"
+        raise BadTrace(
+            f"{path}, line {number} has {len(values)} fields, but must have {len(names)}: "
+            f"{b','.join(names).decode(errors='replace')[:200]}{cut}"
+        )
+    return b",".join([values[place] for place in places]) + b"\n"
 
 
 def _complaint(line: bytes) -> str:

@@ -127,8 +127,8 @@ class Trace:
     def spread(self, models: Sequence[str], zipf: float) -> None:
         """Let the requests ask for many models, the i-th (from 1) with weight i^-zipf: independent draws.
 
-        A trace that chose them by their numbers when it was drawn learns their names only; one whose own names are all
-        among these keeps them.
+        A trace that chose them by their numbers when it was drawn learns their names only; one whose own names are
+        all among these keeps them.
         """
         if self.model_of is not None and self.models and set(self.models) <= set(models):
             place = np.array([models.index(name) for name in self.models], np.int32)

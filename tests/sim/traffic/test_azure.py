@@ -19,6 +19,7 @@ from sim.traffic.sample import write_sample
 SERVED = datetime.fromisoformat("1970-01-01"), datetime.fromisoformat("2200-12-31")
 HEADER = b"TIMESTAMP,ContextTokens,GeneratedTokens\n"
 ROW = b"2023-11-16 18:15:46.6805900,374,44\n"
+IMAGES = b"TIMESTAMP,NumImages,ContextTokens,GeneratedTokens\n"
 TRACES = Path(__file__).parents[4] / "shared" / "traces"
 
 
@@ -100,6 +101,16 @@ def test_any_date_agrees_with_the_standard_library(tmp_path_factory, when, tail)
     assert next(rows(path))[0] == expected_ns
 
 
+def test_columns_beside_the_three_are_left_alone_and_an_offset_from_utc_counts(written):
+    rows = b"2024-10-15 00:00:00.5+00:00,2,100,5\n2024-10-15 02:00:01.5+02:00,0,200,6\n"
+    trace = read(written(IMAGES + rows))
+    assert trace.prompt_tokens.tolist() == [100, 200]
+    assert trace.output_tokens.tolist() == [5, 6]
+    assert trace.arrival_ns.tolist() == [0, 1_000_000_000]
+    turned = b"GeneratedTokens,TIMESTAMP,ContextTokens\r\n5,2024-10-15 00:00:00,100\r\n"
+    assert read(written(turned)).prompt_tokens.tolist() == [100]
+
+
 def test_rows_without_prompt_or_output_are_dropped_and_counted(written):
     content = HEADER + ROW.replace(b"374", b"0") + ROW + ROW.replace(b"44", b"0") + ROW
     trace = read(written(content))
@@ -124,7 +135,7 @@ def test_rows_behind_the_last_one_kept_are_checked(written):
 
 def test_rows_are_sorted_by_arrival_and_stretched(written):
     content = HEADER + b"2023-11-16 18:15:48,3,1\n2023-11-16 18:15:46,1,1\n2023-11-16 18:15:46,2,1\n"
-    trace = read(written(content), time_scale=0.5)
+    trace = read(written(content), time_scale=0.5, sort=True)
     assert trace.prompt_tokens.tolist() == [1, 2, 3]
     assert trace.arrival_ns.tolist() == [0, 0, 1_000_000_000]
 
@@ -192,7 +203,17 @@ def test_a_timestamp_that_is_none_is_refused(written, timestamp):
         (b"\n" + HEADER, "line 1: the header is '', but must be 'TIMESTAMP,"),
         (ROW, "line 1: the header is '2023-11-16 18:15:46.6805900,374,44', but must be 'TIMESTAMP,"),
         (b"Timestamp,ContextTokens,GeneratedTokens\n", "line 1: the header is 'Timestamp,Context"),
-        (b"TIMESTAMP,ContextTokens,GeneratedTokens,NumImages\n", "GeneratedTokens,NumImages', but must be"),
+        (
+            b"TIMESTAMP,NumImages,GeneratedTokens\n",
+            "line 1: the header is 'TIMESTAMP,NumImages,Gen.*, but must be",
+        ),
+        (b"TIMESTAMP," + HEADER, "line 1: the header is .*, but must have each column once"),
+        (IMAGES + b"2024-10-15 00:00:00,1,5\n", "line 2 has 3 fields, but must have 4: TIMESTAMP,NumImages"),
+        (IMAGES + b"2024-10-15 00:00:00,1,x,5\n", "line 2, column ContextTokens is 'x', but must be"),
+        (
+            HEADER + ROW + ROW.replace(b":46", b":45"),
+            "line 3 is 1 s before a row above it, but time must not go back",
+        ),
         (
             HEADER.decode().encode("utf-16"),
             r"the header is '\\xff\\xfeT\\x00I.*\.\.\., but must be 'TIMESTAMP,",

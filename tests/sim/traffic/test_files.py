@@ -11,7 +11,8 @@ from engine.errors import BadSettings
 from sim.config import read as configured
 from sim.stage import Stage
 from sim.traffic import BadTrace, TraceWorkload, draw
-from sim.traffic.files import detect, load
+from sim.traffic.describe import ideal_token_hit_ratio
+from sim.traffic.formats import detect, load
 
 CANONICAL = "timestamp_s,model,tenant,input_tokens,output_tokens,session_id,turn\n"
 BURSTGPT = "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
@@ -182,7 +183,8 @@ def test_a_trace_with_blocks_is_played_and_its_prefixes_are_found(written):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("", "line 1 is '', but must be a header with"),
+        ("", "is empty, but must have a header or a JSON object in its first line"),
+        (gzip.compress(b""), "is empty, but must have a header"),
         ("a,b,c\n", "line 1 is 'a,b,c', but must be a header"),
         ('{"a": 1}\n', "line 1 has the keys a, but must have timestamp and hash_ids"),
         ("timestamp_s,model\n", "line 1 has no column tenant"),
@@ -199,17 +201,43 @@ def test_a_trace_with_blocks_is_played_and_its_prefixes_are_found(written):
         (CANONICAL + "5,m,t,1,1,,\n" + FILES["mooncake"], "line 3 has .* fields, but must have 7"),
         (CANONICAL.encode() + b"0,\xff,t,1,1,,\n", "line 2, byte 3 must be UTF-8"),
         (CANONICAL + "0,m\0,t,1,1,,\n", "line 2 has a NUL byte"),
-        (FILES["mooncake"] + FILES["bailian"], "line 3, key timestamp is 0.5"),
+        (
+            FILES["mooncake"] + FILES["bailian"],
+            "line 3 has a chat_id like a row of bailian, but the first row",
+        ),
+        (FILES["bailian"] + FILES["mooncake"], "line 4, key chat_id is missing"),
+        (AZURE + FILES["canonical"], "line 3 has the fields .*, but must have three: TIMESTAMP"),
+        (CANONICAL + "0,m,t,1,1,,\n" + CANONICAL, "line 3, column timestamp_s is 'timestamp_s'"),
+        (CANONICAL + "1e309,m,t,1,1,,\n", "line 2, column timestamp_s is '1e309', but must be seconds"),
+        (CANONICAL + "9223372037,m,t,1,1,,\n", "line 2, column timestamp_s is '9223372037'"),
+        (CANONICAL + "1_0,m,t,1,1,,\n", "line 2, column timestamp_s is '1_0'"),
+        (CANONICAL + "\N{FULLWIDTH DIGIT ONE},m,t,1,1,,\n", "line 2, column timestamp_s is"),
+        (CANONICAL + "0,m,t,1,NaN,,\n", "line 2, column output_tokens is 'NaN'"),
+        (CANONICAL + "0,m,t,,1,,\n", "line 2, column input_tokens is ''"),
+        (CANONICAL + "0,m,t,1,1,s,first\n", "line 2, column turn is 'first'"),
+        (
+            BURSTGPT + "5,7,1,GPT-4,9223372036854775808,1,1,API log\n",
+            "line 2, column Request tokens is '92233",
+        ),
+        (mooncake(-1, [0]), "line 1, key timestamp is -1, but must be milliseconds"),
+        (mooncake(0, [0]).replace("0,", "1e999,", 1), "line 1, key timestamp is inf"),
+        (mooncake(0, [0]).replace("8", "true"), "line 1, key output_length is True"),
+        (mooncake(0, [0], 99999999999999999999), "line 1, key input_length is 9999"),
+        (mooncake(3000, [0]) + mooncake(0, [1]), "line 2 is 3 s before a row above it"),
+        (bailian(1, -1, 5.0, [1]) + bailian(2, -1, 4.0, [2]), "line 2 is 1 s before a row above it"),
+        (
+            mooncake(0, [0]) + '{"timestamp": 0, "input_le',
+            "line 2, column .*; the file ends in this line and may be",
+        ),
         (FILES["mooncake"] + "timestamp,input_length\n", "line 3, column 1 must be JSON"),
         (
             FILES["bailian"] + '{"chat_id": 1, "chat_id": 2}\n',
             "line 4 must be a flat JSON object .* each key once",
         ),
-        (bailian(1, -1, float("nan"), [1]), "line 1, column timestamp is nan"),
+        (bailian(1, -1, float("nan"), [1]), "line 1, key timestamp is nan"),
         (bailian(1, -1, 0.0, [1, 2, 3], 16), "line 1, key hash_ids has 3 blocks, but must have 1"),
         (gzip.compress(FILES["canonical"].encode())[:-9], "must be a whole gzip file"),
     ],
-    ids=range(23),
 )
 def test_a_damaged_file_is_refused_with_its_line(content, told, trace):
     if told == "must have a row":
@@ -249,3 +277,134 @@ def test_a_long_file_takes_no_more_memory_than_its_columns(written):
     tracemalloc.stop()
     assert len(table.arrival_ns) == 200_000
     assert peak < 60 * 200_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        FILES["canonical"].encode("utf-8-sig"),
+        FILES["canonical"].replace("\n", "\r\n").encode(),
+        FILES["canonical"].rstrip("\n").encode(),
+        FILES["canonical"].encode() + b"\n\r\n",
+        FILES["canonical"].replace("acme", '"acme"').encode(),
+        FILES["canonical"].replace(",", " , ").encode(),
+    ],
+    ids=["mark", "crlf", "no end", "blank ends", "quotes", "spaces"],
+)
+def test_how_lines_are_written_does_not_matter(content, trace):
+    found = trace(content)
+    assert found.prompt_tokens.tolist() == [100, 200]
+    assert found.tenants[:1] == ("acme",)
+
+
+def test_a_mark_before_json_does_not_matter(trace):
+    assert len(trace(FILES["mooncake"].encode("utf-8-sig"))) == 2
+
+
+def test_names_may_be_of_any_script_and_have_commas(trace):
+    found = trace(CANONICAL + '0,m,"ζ, 北京",10,1,,\n')
+    assert found.tenants == ("ζ, 北京",)
+
+
+def test_a_file_with_a_header_alone_has_no_row(trace):
+    with pytest.raises(BadTrace, match="must have a row with both prompt and output tokens, but has none"):
+        trace(CANONICAL)
+
+
+def test_failed_requests_are_told_from_other_rows_that_nobody_can_serve(trace):
+    rows = "5,7,1,ChatGPT,100,10,110,x\n6,7,1,GPT-4,200,0,200,x\n7,7,1,GPT-4,0,5,5,x\n"
+    found = trace(BURSTGPT + rows)
+    assert (len(found), found.dropped_rows, found.failed_rows) == (1, 2, 1)
+
+
+def test_models_and_tenants_are_renamed_and_left_out(trace):
+    content = CANONICAL + "0,x,a,1,1,,\n1,y,b,2,1,,\n2,z,c,3,1,,\n3,x,b,4,1,,\n"
+    found = trace(
+        content,
+        model_zipf=0.0,
+        rename_models={"x": "b", "*": "a"},
+        rename_tenants={"c": None, "a": "whale"},
+    )
+    requests = [found.request(index) for index in range(len(found))]
+    assert [request.model for request in requests] == ["b", "a", "b"]  # as the models of the fleet are called
+    assert [request.tenant for request in requests] == ["whale", "b", "b"]
+    assert found.prompt_tokens.tolist() == [1, 2, 4]
+    everybody = trace(content, rename_tenants={"*": "one"})
+    assert everybody.tenants == ("one",)
+    with pytest.raises(BadSettings, match=r"workload\.rename_models is 'w', but must be one of the models"):
+        trace(content, rename_models={"w": "a"})
+    with pytest.raises(BadTrace, match="must have a row that is wanted"):
+        trace(content, rename_models={"*": None})
+
+
+def test_names_of_the_fleet_mean_its_models_in_any_order(trace):
+    found = trace(CANONICAL + "0,b,t,1,1,,\n1,a,t,2,1,,\n", model_zipf=0.0)
+    assert [found.request(index).model for index in (0, 1)] == ["b", "a"]
+
+
+def test_a_rest_that_is_no_full_block_may_have_no_name(trace):
+    found = trace(mooncake(0, [7, 8], 1100) + mooncake(1, [7, 8, 9], 1100), quantum_s=0.0)
+    first, second = found.prompt(0), found.prompt(1)
+    assert (len(first), len(second)) == (1100, 1100)
+    assert np.array_equal(first[:1024], second[:1024])
+    assert not np.array_equal(first[1024:], second[1024:])
+    with pytest.raises(
+        BadTrace, match=r"has 2 blocks, but must have 5: .*workload\.block_tokens: what a name"
+    ):
+        trace(mooncake(0, [7, 8], 1100), block_tokens=256)
+
+
+def test_names_that_stand_for_a_block_alone_count_behind_the_same_prefix_only(trace):
+    blocks = ([1, 2, 3], [5, 2, 3], [1, 2, 9], [5, 2, 3])
+    found = trace("".join(mooncake(time, each) for time, each in enumerate(blocks)), quantum_s=0.0)
+    names = [tuple(part) for part in np.split(found.block_ids, found.block_end[:-1])]
+    assert names[0][0] != names[1][0]
+    assert names[0][1] != names[1][1]
+    assert names[0][:2] == names[2][:2]
+    assert names[1] == names[3]
+    known = ideal_token_hit_ratio(found, 512) * found.prompt_tokens.sum()
+    assert known == 2 * 512 + 3 * 512 - 1
+
+
+def test_sessions_of_mooncake_rows_and_their_delays(trace):
+    def row(**values):
+        return json.dumps({"input_length": 512, "output_length": 8, "hash_ids": [1]} | values) + "\n"
+
+    content = row(timestamp=0, session_id="a") + row(timestamp=500.5, session_id="b")
+    content += row(session_id="a", delay=4000) + row(timestamp=900)
+    found = trace(content, quantum_s=0.0, wait=True)
+    assert found.arrival_ns.tolist() == [0, 500_500_000, 900_000_000, 4_000_000_000]
+    assert found.session[0] == found.session[3]
+    assert found.after.tolist() == [-1, -1, -1, 0]
+    assert found.think_ns[3] == 4_000_000_000
+    with pytest.raises(BadTrace, match="line 1, key timestamp is missing"):
+        trace(row(session_id="a", delay=1))
+
+
+def test_times_since_1970_are_times(trace):
+    found = trace(CANONICAL + "1763000000.25,m,t,1,1,,\n1763000001.5,m,t,1,1,,\n")
+    assert found.span_ns == pytest.approx(1.25e9, abs=1e3)
+    with pytest.raises(BadSettings, match="small enough that a run ends in a year"):
+        trace(CANONICAL + "0,m,t,1,1,,\n1763000000,m,t,1,1,,\n")
+
+
+@pytest.mark.parametrize("begins", [CANONICAL.encode(), b"", b"{", mooncake(0, [0]).encode()])
+def test_a_gigabyte_without_a_line_end_is_refused_in_little_memory(begins, tmp_path):
+    path = tmp_path / "holes"
+    with path.open("wb") as file:
+        file.write(begins)
+        file.truncate(1 << 30)
+    tracemalloc.start()
+    with pytest.raises(BadTrace, match=rf"{path}, line [12] must be at most [0-9,]+ bytes long"):
+        load(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 32 << 20
+
+
+@pytest.mark.parametrize("kept", [1, 9, 12, 40, -9, -1])
+@pytest.mark.parametrize("form", FILES)
+def test_a_gzip_file_cut_anywhere_is_refused(form, kept, written):
+    path = written(gzip.compress(FILES[form].encode())[:kept])
+    with pytest.raises(BadTrace, match=str(path)):
+        load(path)
