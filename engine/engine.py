@@ -57,7 +57,7 @@ from engine.registry import (
     rescan,
 )
 from engine.request import Completion, Request, Sampling, Stream, Usage
-from engine.routing import Attempts, Choice, Experiments, Router, RouterChange, Seat, Targets
+from engine.routing import LOAD, NAME, Attempts, Choice, Experiments, Router, RouterChange, Seat, Targets
 from engine.settings import EngineSettings, LimitSettings, require
 from engine.telemetry import (
     Admitted,
@@ -236,7 +236,7 @@ class Engine:
         """
         stream = stream if stream is not None else Stream()
         with self.telemetry.follow(request, stream) as story:
-            name = self._arm(request, story)
+            name = self._arm(request, story) if self._experiments_on else request.model
             try:
                 return await self._serve_as(name, request, story, stream)
             finally:
@@ -262,9 +262,11 @@ class Engine:
         model = self.registry.find(name)
         story.end.model = model.key
         self._check(request)
-        with await self.lifecycle.hold(model.key, request.deadline_ns):
+        hold = self.lifecycle.hold_at_once(model.key)
+        with hold if hold is not None else await self.lifecycle.hold(model.key, request.deadline_ns):
             story.end.loaded_ns = now_ns = self.clock.now_ns()
-            request = self._cut(request, model.key)
+            if self._modes_cut:
+                request = self._cut(request, model.key)
             job = self._job(request, self.fleet.homes[model.key], stream)
             self.registry.used(model, now_ns)
             with self.router.attempts(model.key, request, request.max_tokens, now_ns) as attempts:
@@ -307,7 +309,7 @@ class Engine:
                 try:
                     with await self.lifecycle.hold(model.key, request.deadline_ns):
                         story.end.loaded_ns = now_ns = self.clock.now_ns()
-                        cut = self._cut(request, model.key)
+                        cut = self._cut(request, model.key) if self._modes_cut else request
                         job = self._job(cut, self.fleet.homes[model.key], stream)
                         self.registry.used(model, now_ns)
                         return await self._serve_on(attempts, job, story)
@@ -321,7 +323,10 @@ class Engine:
         request, key = job.request, job.home.model.key
         lost: ReplicaLost | None = None
         is_full = False
-        with await self.quotas.admit(request, key) as grant:
+        grant = self.quotas.reserve(request, key, request.max_tokens, self.clock.now_ns())
+        if grant is None:
+            grant = await self.quotas.wait(request, key, request.max_tokens)
+        with grant:
             try:
                 self._admitted(story)
                 while (chosen := attempts.next(self.clock.now_ns())) is not None:
@@ -401,9 +406,12 @@ class Engine:
             tokens = np.concatenate([tokens, np.asarray(stream.tokens, dtype=np.int32)])
         keys = chain.keys if chain is not None else []
         with self.cache.find(job.space, keys, len(tokens), self.clock.now_ns()) as prefix:
-            decision = await self._bring(prefix, job, len(tokens))
+            decision = None
+            if self.cache.mover is not None:
+                decision = await self.carrier.bring(prefix, job.home.executor, len(tokens))
             end.queued_ns = self.clock.now_ns()
-            self._found(prefix, job, story, decision)
+            if prefix.num_blocks or self.telemetry.wants(PrefixFound):
+                self._found(prefix, job, story, decision)
             work = Work(
                 tokens,
                 request.max_output_tokens - num_before,
@@ -430,7 +438,8 @@ class Engine:
                 self.cache.keep(job.space, known, answer.blocks, self.clock.now_ns())
         if decision is not None and stream.first_token_ns is not None and not num_before:
             self.carrier.judge(decision, stream.first_token_ns - answer.started_ns)
-        self._prefetch(job)
+        if job.chain is not None and request.session is not None:
+            self._prefetch(job)
         self._observe(replica, story, stream, num_before)
         if job.reader is not None:
             job.reader.finish()
@@ -524,12 +533,6 @@ class Engine:
         chain.extend(prompt)
         return chain
 
-    async def _bring(self, prefix: Prefix, job: "Job", num_tokens: int) -> Decision | None:
-        """Have a prefix where the executor takes it from, whatever tier it was in; some may be given up."""
-        if self.cache.mover is None:
-            return None
-        return await self.carrier.bring(prefix, job.home.executor, num_tokens)
-
     def _found(self, prefix: Prefix, job: "Job", story: Story, decision: Decision | None) -> None:
         """Tell what of the prompt needs no prefill, and where it was."""
         end, tokens = story.end, self.cache.block_tokens
@@ -573,7 +576,7 @@ class Engine:
 
     def _arm(self, request: Request, story: Story) -> str:
         """The name that is asked for: the request's own, or that of its arm where somebody experiments on it."""
-        arm = self.experiments.assign(request, self.clock.now_ns()) if self._experiments_on else None
+        arm = self.experiments.assign(request, self.clock.now_ns())
         if arm is None:
             return request.model
         story.end.arm = arm.label
@@ -617,8 +620,6 @@ class Engine:
 
     def _cut(self, request: Request, key: str) -> Request:
         """The request as its model's mode lets it through: some allow only shorter answers."""
-        if not self._modes_cut:
-            return request
         mode = self.quotas.settings_of(self.quotas.mode(key, request.tenant))
         most = mode.max_output_tokens
         if most is None or request.max_output_tokens <= most:

@@ -94,15 +94,12 @@ class Request:
     sampling: Sampling | None = None  # None: greedy, and exactly `max_output_tokens` tokens
     prefix_keys: Sequence[bytes] = ()  # of its full blocks, where somebody routes by them
     vocab: int | None = None  # all prompt tokens are known to be from 0 to below it
+    num_prompt_tokens: int = field(init=False)
+    max_tokens: int = field(init=False)  # that it can ever occupy, prompt and output
 
-    @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.prompt_tokens)
-
-    @property
-    def max_tokens(self) -> int:
-        """The most tokens that this request can ever occupy, prompt and output."""
-        return len(self.prompt_tokens) + self.max_output_tokens
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = num = len(self.prompt_tokens)
+        self.max_tokens = num + self.max_output_tokens
 
 
 Promise = Callable[[int, int], list[int]]

@@ -224,18 +224,19 @@ class PrefixCache:
         At least one token is always left to prefill: its logits are what the first new token comes from. Without a
         mover, what lies below the hottest tier is promoted at once, and counted.
         """
+        counts = space.stats
+        counts.requests += 1
+        counts.prompt_tokens += num_tokens
+        counts.prompt_blocks += num_tokens // self.block_tokens
+        if not self.tiers:
+            return Prefix(self, space, keys, 0)
         self._pass(now_ns)
         useful = min(len(keys), (num_tokens - 1) // self.block_tokens)
         count = self.table.match(keys, useful)
         if self.hollow:
             count = self._sound(keys, count)
         prefix = Prefix(self, space, keys, count)
-        counts = space.stats
-        counts.requests += 1
-        counts.prompt_tokens += num_tokens
-        counts.prompt_blocks += num_tokens // self.block_tokens
-        if self.tiers:
-            space.holder.demand_bytes += len(keys) * space.holder.block_bytes[0]
+        space.holder.demand_bytes += len(keys) * space.holder.block_bytes[0]
         if self.mover is None:
             self.count(prefix)
             if count and prefix.blocks_by_tier[0] < count:

@@ -11,7 +11,7 @@ from engine.execution.executor import (
     executors,
 )
 from engine.execution.loops import LEAP_STEPS
-from engine.execution.modelled import Modelled
+from engine.execution.modelled import Modelled, spoken
 from engine.execution.replica import Answer, Replica, Work
 from engine.execution.scheduler import Scheduler
 
@@ -30,4 +30,5 @@ __all__ = [
     "StepResult",
     "Work",
     "executors",
+    "spoken",
 ]

@@ -11,6 +11,7 @@ from xxhash import xxh3_64_intdigest
 from engine.clock import NS_PER_S
 from engine.execution.executor import Batch, Machine, Sequence, executors
 from engine.execution.modelled import Durations, Modelled
+from engine.request import Tokens
 from engine.settings import ModelSettings, above, require
 
 VOCAB = 2**31 - 1
@@ -107,7 +108,7 @@ class LawExecutor(Modelled):
     def decode_ns(self, batch: Batch, steps: int) -> Durations:
         return np.zeros(steps, dtype=np.int64)
 
-    def answer(self, sequence: Sequence, first: int, count: int) -> list[int]:
+    def answer(self, tokens: Tokens, length: int, first: int, count: int) -> list[int]:
         return [1] * count
 
     def service_ns(self, sequence: Sequence) -> int:

@@ -15,7 +15,7 @@ from math import isqrt
 from engine.clock import Clock, Signal, Timer
 from engine.errors import ReplicaLost
 from engine.execution.executor import Batch, Executor, Sequence, StepResult
-from engine.execution.modelled import TICK_BITS, Even, Modelled
+from engine.execution.modelled import TICK_BITS, Even, Modelled, spoken
 from engine.execution.scheduler import Scheduler
 
 LEAP_STEPS = 256
@@ -183,9 +183,9 @@ class Leaping(Loop):
     """Callbacks of the clock, one for as many steps as nothing disturbs.
 
     `rank` says who goes first among replicas that end a step at the same nanosecond. What a sequence has decoded is
-    written into it when it leaves, or when somebody looks at it: until then it is the number of steps since it joined,
-    so that a leap costs the same however many decode. Time is counted in ticks while steps follow each other without
-    a pause, so that the sum of many steps is exactly what it is one by one.
+    written into it when it leaves, or when somebody looks: until then it is the number of steps since it joined, so
+    that a leap costs the same however many decode. Time is counted in ticks while steps follow each other without a
+    pause, so that the sum of many steps is exactly what it is one by one.
     """
 
     def __init__(
@@ -452,7 +452,7 @@ class Leaping(Loop):
             sequence.computed_tokens += chunk.num_tokens
             if is_last:
                 if sequence.answer is None:
-                    sequence.answer = partial(self._foreseeing.answer, sequence)
+                    sequence.answer = partial(self._foreseeing.answer, *spoken(sequence))
                 sequence.foresee(1, now_ns)
 
     def _tell(self, now_ns: int) -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from engine.clock import Clock
 from engine.execution.executor import Batch, KVBlock, Sequence, StepResult
+from engine.request import Tokens
 from engine.settings import ModelSettings
 
 Durations = npt.NDArray[np.int64]
@@ -18,7 +19,7 @@ _FACTOR, _STRIDE = 1_103_515_245, 12_345  # of the congruential generator in ANS
 LEAST_TABLE = 256
 
 TICK_BITS = 24
-"""A nanosecond has 2^24 ticks: sums of whole ticks are exact; rounded to them, a step over 100,000 tokens is 3 ps off."""
+"""A nanosecond has 2^24 ticks: their sums are exact, and rounded to them a step over 100,000 tokens is 3 ps off."""
 TICKS_PER_NS = 1 << TICK_BITS
 
 
@@ -79,16 +80,15 @@ class Modelled(ABC):
         await self._clock.sleep(duration_ns)
         return StepResult(
             duration_ns,
-            [self.answer(each.sequence, 0, 1)[0] if each.is_last else None for each in batch.chunks],
-            [self.answer(each, each.num_new, 1)[0] for each in batch.decodes],
+            [self.answer(*spoken(each.sequence), 0, 1)[0] if each.is_last else None for each in batch.chunks],
+            [self.answer(*spoken(each), each.num_new, 1)[0] for each in batch.decodes],
         )
 
-    def answer(self, sequence: Sequence, first: int, count: int) -> list[int]:
-        """Tokens `first` to `first + count` (exclusive) of what a sequence generates, whatever it has by now."""
-        length = len(sequence.tokens) - sequence.rewound_tokens
+    def answer(self, tokens: Tokens, length: int, first: int, count: int) -> list[int]:
+        """Tokens `first` to `first + count` (exclusive) of what is generated after the first `length` of `tokens`."""
         power, ones, ramp = _affine(self.vocab, table_size(first + count))
         upto = slice(first + 1, first + count + 1)
-        last, rise = int(sequence.tokens[length - 1]) % self.vocab, (_STRIDE * length + 1) % self.vocab
+        last, rise = int(tokens[length - 1]) % self.vocab, (_STRIDE * length + 1) % self.vocab
         found = power[upto] * last % self.vocab + ones[upto] * rise % self.vocab + ramp[upto]
         return (found % self.vocab).tolist()  # type: ignore[no-any-return]
 
@@ -104,6 +104,11 @@ class Modelled(ABC):
         """Nothing is remembered but the number of the step."""
 
 
+def spoken(sequence: Sequence) -> tuple[Tokens, int]:
+    """Tokens, and how many of them stood before the first that its replica has generated."""
+    return sequence.tokens, len(sequence.tokens) - sequence.rewound_tokens
+
+
 class Even(Modelled):
     """One whose steps of decoding grow evenly, each by as much as the one before it: their sum has a closed form.
 
@@ -117,8 +122,10 @@ class Even(Modelled):
 
     @abstractmethod
     def ramp(self, batch: Batch) -> tuple[int, int, int, int]:
-        """The next steps while nothing but decoding happens: what goes before the first of them, that one, by how much
-        each takes longer than the one before it (at least 0), and for how many steps that is so. Changes nothing.
+        """The next steps while nothing but decoding happens.
+
+        What goes before the first of them, that one, by how much each takes longer than the one before it (at least
+        0), and for how many steps that is so. Changes nothing.
         """
 
     def duration_ns(self, batch: Batch) -> int:
@@ -131,7 +138,7 @@ class Even(Modelled):
             ahead = Batch([], batch.decodes, [], held + len(found) * len(batch.decodes))
             before, first, growth, most = self.ramp(ahead)
             if not found:
-                first, growth, most = first + before, growth, 1 if before else most
+                first, most = first + before, 1 if before else most
             found += [first + number * growth >> TICK_BITS for number in range(min(most, steps - len(found)))]
         return np.array(found, dtype=np.int64)
 

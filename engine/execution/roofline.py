@@ -90,8 +90,7 @@ class RooflineExecutor(Even):
                 loaded_tokens += before
         compute = tokens * self._token + pairs * self._pair
         memory = self._weights + kv_tokens * self._kv_token
-        longer = compute if compute > memory else memory
-        return longer + loaded_tokens * self._link_token + self._owed + self._overhead
+        return max(compute, memory) + loaded_tokens * self._link_token + self._owed + self._overhead
 
     def ramp(self, batch: Batch) -> tuple[int, int, int, int]:
         tokens = len(batch.decodes)

@@ -166,11 +166,11 @@ class Quotas:
         """A grant, after waiting for it if need be. Raises OverQuota, or DeadlinePassed while it waits."""
         wanted = request.max_tokens if tokens is None else tokens
         grant = self.reserve(request, model, wanted, self._now_ns())
-        return (
-            grant
-            if grant is not None
-            else await self._wait(request, self.ledger(model, request.tenant), wanted)
-        )
+        return grant if grant is not None else await self.wait(request, model, wanted)
+
+    async def wait(self, request: Request, model: str, tokens: int) -> Grant:
+        """A grant for whom `reserve` has told to wait. Raises OverQuota or DeadlinePassed while it waits."""
+        return await self._wait(request, self.ledger(model, request.tenant), tokens)
 
     @property
     def in_service(self) -> int:

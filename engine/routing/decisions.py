@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from engine.routing.seats import Seat, Tools
 from engine.routing.strategies import Blend, Strategy, make_strategy
 
 SESSION, STRATEGY, RAMP, RETRY, ONLY = "session", "strategy", "slow start", "another try", "the only one"
+OVERRULED = "overruled"
 """Why somebody was chosen."""
 
 
@@ -41,8 +43,9 @@ class Candidate:
 class Choice:
     """One choice, whole: enough to make it again, with the same strategy or another.
 
-    `terms` has the cost of each candidate by each part of the strategy, least is best. `guards` are replicas that
-    were not asked, and why. `drawn` are the random numbers used, `state` is what the strategy remembered before.
+    `seen` has a row for each candidate, the fields of `Candidate` in order: that is all that is done on the way of a
+    request. `guards` are replicas that were not asked, and why. `drawn` are the random numbers used, `state` is what
+    the strategy remembered before.
     """
 
     at_ns: int
@@ -50,12 +53,11 @@ class Choice:
     attempt: int
     pool: str
     strategy: str
-    options: dict[str, Any]
+    options: Mapping[str, Any]
     chosen: str
     reason: str
-    candidates: list[Candidate]
+    seen: list[tuple[Any, ...]]
     guards: list[tuple[str, str]] = field(default_factory=list)
-    terms: dict[str, list[float]] = field(default_factory=dict)
     session: str | None = None
     prompt_tokens: int = 0
     max_output_tokens: int = 0
@@ -64,12 +66,23 @@ class Choice:
     state: Any = None
     verdict: str = ""
 
+    @property
+    def candidates(self) -> list[Candidate]:
+        """Who could have been chosen, as they were."""
+        return [Candidate(*row) for row in self.seen]
+
+    def terms(self) -> dict[str, list[float]]:
+        """The cost of each candidate by each part of the strategy that can say; least is best."""
+        seats, request, strategy = _again(self, self.strategy, self.options, self.drawn)
+        return terms_of(self.strategy, strategy, request, seats, self.at_ns)
+
     def lines(self) -> list[str]:
         """The decision for people: one line a candidate, the chosen one marked."""
+        costs_of = self.terms()
         told = [f"{self.pool}: {self.chosen}, because of {self.reason} ({self.strategy}, try {self.attempt})"]
         for place, each in enumerate(self.candidates):
             mark = "*" if each.name == self.chosen else " "
-            terms = " ".join(f"{name} {costs[place]:.4g}" for name, costs in self.terms.items())
+            terms = " ".join(f"{name} {costs[place]:.4g}" for name, costs in costs_of.items())
             told.append(
                 f"{mark} {each.name}: {each.tokens_in_flight} tokens in flight, {each.saved_blocks:g} blocks saved"
                 + (f"; cost by {terms}" if terms else "")
@@ -80,30 +93,33 @@ class Choice:
         return told
 
 
-def seen(seats: Sequence[Seat], strategy: Strategy, request: Request) -> list[Candidate]:
-    """What a strategy can see of the candidates."""
-    cache = cache_of(strategy)
-    depths, saved = cache(request, seats) if cache is not None else ([0] * len(seats), [0.0] * len(seats))
-    return [
-        Candidate(
-            seat.name,
-            seat.model,
-            seat.holder,
-            seat.tokens_in_flight,
-            seat.requests_in_flight,
-            seat.weight,
-            seat.latency_ns,
-            seat.token_ns,
-            seat.prefill_ns,
-            seat.room.left,
-            seat.turn,
-            seat.observed_ns,
-            seat.num_observed,
-            depth,
-            blocks,
-        )
-        for seat, depth, blocks in zip(seats, depths, saved, strict=True)
-    ]
+AS_SEEN = attrgetter(
+    "name",
+    "model",
+    "holder",
+    "tokens_in_flight",
+    "requests_in_flight",
+    "weight",
+    "latency_ns",
+    "token_ns",
+    "prefill_ns",
+    "room.left",
+    "turn",
+    "observed_ns",
+    "num_observed",
+)
+"""What is noted of a seat: a call in C, where an object with these fields takes three times as long."""
+NAME, LOAD = 0, 3
+"""Where it is found in a row."""
+
+
+def seen(seats: Sequence[Seat], cache: "Depths | None", request: Request) -> list[tuple[Any, ...]]:
+    """What a strategy can see of the candidates, of which `cache` knows who has how much of a prefix."""
+    rows = list(map(AS_SEEN, seats))
+    if cache is None:
+        return rows
+    depths, saved = cache(request, seats)
+    return [(*row, depth, blocks) for row, depth, blocks in zip(rows, depths, saved, strict=True)]
 
 
 Depths = Callable[[Request, Sequence[Seat]], tuple[list[int], list[float]]]
@@ -143,26 +159,35 @@ def replay(decision: Choice, strategy: str | None = None, options: Mapping[str, 
     with numbers of its own. Raises UnknownName or BadSettings.
     """
     same = strategy is None or strategy == decision.strategy
-    if same and decision.reason in (SESSION, ONLY):
+    if same and decision.reason in (SESSION, ONLY, OVERRULED):
         return decision.chosen
-    seats = [_seat(each) for each in decision.candidates]
+    drawn, chosen_options = (decision.drawn, decision.options) if same else ([], options or {})
+    seats, request, again = _again(decision, strategy or decision.strategy, chosen_options, drawn)
+    return again.pick(request, seats, decision.at_ns).name
+
+
+def _again(
+    decision: Choice, strategy: str, options: Mapping[str, Any], drawn: Sequence[float]
+) -> tuple[list[Seat], Request, Strategy]:
+    """The world of that decision once more: seats, request, and the strategy with its memory of then."""
+    candidates = decision.candidates
+    seats = [_seat(each) for each in candidates]
     fresh = draws(decision.request_id, f"replay {decision.pool}")
-    numbers = chain(decision.drawn if same else [], iter(fresh, None))
-    worth = {each.name: each.saved_blocks / max(1, each.blocks) for each in decision.candidates}
-    rooms = {each.model: each.headroom for each in decision.candidates}
+    numbers = chain(drawn, iter(fresh, None))
+    worth = {each.name: each.saved_blocks / max(1, each.blocks) for each in candidates}
+    rooms = {each.model: each.headroom for each in candidates}
     tools = Tools(
         numbers.__next__,
         lambda model: rooms[model],
         lambda seat, _request, blocks: blocks * worth[seat.name],
         decision.block_tokens,
     )
-    chosen_options = decision.options if same else options or {}
-    again = make_strategy(strategy or decision.strategy, tools, chosen_options)
-    if same and decision.state is not None and hasattr(again, "resume"):
+    again = make_strategy(strategy, tools, options)
+    if strategy == decision.strategy and decision.state is not None and hasattr(again, "resume"):
         again.resume(seats, decision.state)
     request = _request(decision)
     _remember(again, request, seats, decision)
-    return again.pick(request, seats, decision.at_ns).name
+    return seats, request, again
 
 
 def _seat(each: Candidate) -> Seat:

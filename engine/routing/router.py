@@ -20,13 +20,14 @@ from engine.figures import Figure, Values
 from engine.request import Request
 from engine.routing.decisions import (
     ONLY,
+    OVERRULED,
     RAMP,
     RETRY,
     SESSION,
     STRATEGY,
     Choice,
+    cache_of,
     seen,
-    terms_of,
 )
 from engine.routing.seats import NEVER_NS, Headroom, Price, Room, Seat, Tools, Turns, all_free, full_price
 from engine.routing.sessions import Sessions, Table
@@ -54,6 +55,8 @@ class RouterChange:
 
 Observer = Callable[[Choice], None]
 ChangeObserver = Callable[[RouterChange], None]
+Overrule = Callable[[Request, int, Sequence[Seat], Seat], Seat]
+"""Somebody above the strategy: of a request, its attempt, the candidates and the one chosen, who is chosen instead."""
 Later = Callable[[int, Callable[[], None]], object]
 """Calls back so many nanoseconds later."""
 
@@ -63,6 +66,7 @@ class Pool:
 
     __slots__ = (
         "chosen",
+        "depths",
         "eased",
         "is_watched",
         "live",
@@ -83,6 +87,7 @@ class Pool:
         self.panics = False
         self.is_watched = False  # decisions have to be made with care
         self.pick = chooser.pick
+        self.depths = cache_of(chooser)
         self.chosen: Callable[[Request, Seat], None] | None = getattr(chooser, "chosen", None)
         self.eased: Callable[[Seat], None] | None = getattr(chooser, "eased", None)
 
@@ -112,6 +117,9 @@ class Router:
         self.max_attempts = settings.max_attempts
         self.sessions = Sessions(to_ns(settings.session_timeout_s), settings.session_capacity)
         self.log: deque[Choice] = deque(maxlen=LOG_LENGTH)
+        self.overrule: Overrule | None = (
+            None  # asked about decisions that are made with care: put all on record
+        )
         self._observer = observer
         self._on_change = on_change
         self._later = later
@@ -345,6 +353,8 @@ class Router:
             decision = self._record(pool, request, candidates, guards, len(tried) + 1, now_ns)
         self._earn(pool, now_ns)
         seat, reason = self._choose(pool, request, candidates, tried, now_ns)
+        if self.overrule is not None:
+            seat, reason = self._overruled(pool, request, candidates, tried, now_ns, seat, reason)
         if decision is not None:
             decision.chosen, decision.reason = seat.name, reason
             decision.drawn, self._drawn = self._drawn, []
@@ -386,6 +396,26 @@ class Router:
         if session is not None and pool.table is not None:
             pool.table.bind(session, seat, now_ns)
         return seat, reason
+
+    def _overruled(
+        self,
+        pool: Pool,
+        request: Request,
+        candidates: list[Seat],
+        tried: Sequence[Seat],
+        now_ns: int,
+        seat: Seat,
+        reason: str,
+    ) -> tuple[Seat, str]:
+        """What is done instead, where somebody says so; a session moves along."""
+        assert self.overrule is not None
+        other = self.overrule(request, len(tried) + 1, candidates, seat)
+        if other is seat:
+            return seat, reason
+        if request.session is not None and pool.table is not None:
+            pool.table.ended(request.session, now_ns)
+            pool.table.bind(request.session, other, now_ns)
+        return other, OVERRULED
 
     def _candidates(
         self, pool_name: str, tried: Sequence[Seat]
@@ -436,12 +466,11 @@ class Router:
             attempt,
             pool.name,
             self.strategy_name,
-            dict(self.settings.options),
+            self.settings.options,
             "",
             STRATEGY,
-            seen(candidates, strategy, request),
+            seen(candidates, pool.depths, request),
             guards,
-            terms_of(self.strategy_name, strategy, request, candidates, now_ns),
             request.session,
             request.num_prompt_tokens,
             request.max_output_tokens,

@@ -1,6 +1,6 @@
 """Targets: what a name that a request asks for means, and who is asked when that cannot serve."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from engine.errors import BadSettings, EngineError, NotFound, OverQuota
@@ -159,18 +159,18 @@ class Walk:
         self.name = name
         self._targets = targets
         self._left = most
-        self._line: list[str] = []
-        self._seen = [name]
+        self._line: Sequence[str] = ()
+        self._seen: Sequence[str] = (name,)
 
     def fail(self, error: EngineError) -> bool:
         """The present name could not serve; whether there is another one to try, which is the present one then."""
         after = [name for name in self._targets.after(self.name, error) if name not in self._seen]
-        self._line = [*after, *(name for name in self._line if name not in after)]
-        if not self._line or not self._left:
+        line = [*after, *(name for name in self._line if name not in after)]
+        if not line or not self._left:
             return False
         self._left -= 1
-        self.name = self._line.pop(0)
-        self._seen.append(self.name)
+        self.name, *self._line = line
+        self._seen = (*self._seen, self.name)
         return True
 
     def __iter__(self) -> Iterator[str]:

@@ -6,6 +6,7 @@ arithmetic, and charges besides what the host does between steps, as it was meas
 """
 
 import asyncio
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -13,7 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.clock import stopwatch_ns
-from engine.execution import Batch, Executor, KVBlock, Machine, Modelled, Sequence, StepResult, executors
+from engine.execution import (
+    Batch,
+    Executor,
+    KVBlock,
+    Machine,
+    Modelled,
+    Sequence,
+    StepResult,
+    executors,
+    spoken,
+)
 from engine.settings import ExecutorSettings, ModelSettings
 from sim.streams import stream
 
@@ -22,12 +33,15 @@ LIVE, SIMULATED = "twin_live", "twin_simulated"
 
 Ratios = npt.NDArray[np.float64]
 
+NEIGHBOURS = 65
+"""Steps of about the same size among which one is drawn."""
+
 
 class Shape(NamedTuple):
     """A batch as a cost model sees it: numbers only."""
 
     chunks: tuple[tuple[int, int, int, int], ...]  # computed, cached, prompt tokens, tokens of this chunk
-    decodes: tuple[int, ...]  # computed tokens of each
+    decodes: tuple[tuple[int, int], ...]  # computed, prompt tokens of each
 
     @property
     def has_prefill(self) -> bool:
@@ -50,12 +64,36 @@ class Step(NamedTuple):
     shape: Shape
 
 
+class Leaving(NamedTuple):
+    """A sequence that left: how many steps were over, and how many tokens' KV was copied out for it."""
+
+    steps_over: int
+    kept_tokens: int
+
+
 @dataclass(slots=True)
 class StepLog:
     """The steps of a live run and the sequences that left after them, as they came."""
 
     steps: list[Step] = field(default_factory=list)
-    retired: list[int] = field(default_factory=list)  # how many steps were over when each left
+    left: list[Leaving] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Forget what was before."""
+        self.steps.clear()
+        self.left.clear()
+
+    def since(self, zero_ns: int) -> "StepLog":
+        """The same log, its times counted from that reading of the stopwatch."""
+        steps = [
+            each._replace(
+                asked_ns=each.asked_ns - zero_ns,
+                begun_ns=each.begun_ns - zero_ns,
+                ended_ns=each.ended_ns - zero_ns,
+            )
+            for each in self.steps
+        ]
+        return StepLog(steps, list(self.left))
 
 
 def shape_of(batch: Batch) -> Shape:
@@ -69,16 +107,16 @@ def shape_of(batch: Batch) -> Shape:
         )
         for each in batch.chunks
     )
-    return Shape(chunks, tuple(each.computed_tokens for each in batch.decodes))
+    return Shape(chunks, tuple((each.computed_tokens, len(each.tokens)) for each in batch.decodes))
 
 
 @dataclass(slots=True, kw_only=True)
 class LiveOptions:
-    """The executor that really computes, the turns of the machine, and where steps are noted, if anywhere."""
+    """The executor that really computes, the turns of the machine, and where steps are noted."""
 
     inner: ExecutorSettings
     turns: asyncio.Lock
-    log: StepLog | None = None
+    log: StepLog
 
 
 class Delegating:
@@ -134,41 +172,77 @@ class LiveTurns(Delegating):
         self._model = machine.model.name
 
     async def step(self, batch: Batch) -> StepResult:
-        log = self._options.log
-        if log is None:
-            async with self._options.turns:
-                return await self._inner.step(batch)
         asked_ns, shape = stopwatch_ns(), shape_of(batch)
         async with self._options.turns:
             begun_ns = stopwatch_ns()
             result = await self._inner.step(batch)
         times = (asked_ns, begun_ns, stopwatch_ns(), result.duration_ns)
-        log.steps.append(Step(self._model, *times, shape))
+        self._options.log.steps.append(Step(self._model, *times, shape))
         return result
 
     def retire(self, sequence: Sequence, first: int, last: int, block_tokens: int) -> list[KVBlock]:
         log = self._options.log
-        if log is not None:
-            log.retired.append(len(log.steps))
+        log.left.append(Leaving(len(log.steps), (last - first) * block_tokens))
         return super().retire(sequence, first, last, block_tokens)
+
+
+@dataclass(slots=True)
+class Spread:
+    """What steps of about a size took in reality, over what was said of them: the size's own error, and its tail.
+
+    `said_ns` is sorted; `ratios[i]` belongs to `said_ns[i]`. A step takes its ratio from one of its `NEIGHBOURS`
+    nearest in size, by chance: a spike of the machine that tripled a step of a millisecond triples none of a hundred.
+    """
+
+    said_ns: list[float]
+    ratios: list[float]
+
+    def ratio(self, said_ns: float, chance: float) -> float:
+        """The ratio for a step of which that is said, drawn with a number of [0, 1)."""
+        first, window = self._neighbours(said_ns)
+        return self.ratios[first + int(chance * window)] if window else 1.0
+
+    def mean(self, said_ns: float) -> float:
+        """The mean of what `ratio` may answer."""
+        first, window = self._neighbours(said_ns)
+        return sum(self.ratios[first : first + window]) / window if window else 1.0
+
+    def _neighbours(self, said_ns: float) -> tuple[int, int]:
+        count = len(self.ratios)
+        window = min(NEIGHBOURS, count)
+        first = bisect_left(self.said_ns, said_ns) - window // 2
+        return min(max(first, 0), count - window), window
+
+
+def no_spread() -> Spread:
+    """Every step takes what is said of it."""
+    return Spread([], [])
 
 
 @dataclass(slots=True)
 class HostCosts:
     """What the machine does besides the steps that a cost model predicts, as measured on the real engine.
 
-    A step takes `scale` times what is predicted, times one of the ratios in `decode_ratios` or `prefill_ratios`, and
-    before it the host works for `step_ns`, for `begin_ns` with each sequence that begins in it, and for `retire_ns`
-    with each that has left since the step before. A finished request is told `answer_ns` after its last token.
+    A turn of the machine, from the end of one step to that of the next, takes `scale` times what the cost model says
+    of the step, `step_ns`, `begin_ns` with each sequence that begins in it (whatever its request has cost since it
+    came), and `wake_ns` when the machine had nothing to do; the first three times a ratio of `decode_spread` or
+    `prefill_spread`. Besides, `leave_ns` with each sequence that has left since the step before, and `keep_ns` a
+    token of KV that was copied out for it. Between the load and the engine, a request is on its way for one of
+    `in_ns`, the news of its first token for one of `first_ns`, and those of its end, after its last token, for one of
+    `end_ns`.
     """
 
+    scale: float = 1.0
     step_ns: float = 0.0
     begin_ns: float = 0.0
-    retire_ns: float = 0.0
-    answer_ns: float = 0.0
-    scale: float = 1.0
-    decode_ratios: Ratios = field(default_factory=lambda: np.ones(1))
-    prefill_ratios: Ratios = field(default_factory=lambda: np.ones(1))
+    wake_ns: float = 0.0
+    leave_ns: float = 0.0
+    keep_ns: float = 0.0
+    in_ns: Ratios = field(default_factory=lambda: np.zeros(1))
+    first_ns: Ratios = field(default_factory=lambda: np.zeros(1))
+    end_ns: Ratios = field(default_factory=lambda: np.zeros(1))
+    decode_spread: Spread = field(default_factory=no_spread)
+    prefill_spread: Spread = field(default_factory=no_spread)
 
 
 @dataclass(slots=True)
@@ -213,24 +287,27 @@ class SimulatedTurns(Delegating):
         self._chance = stream(options.seed, f"fidelity.{machine.replica}")
 
     async def step(self, batch: Batch) -> StepResult:
-        now_ns, host = self._clock.now_ns(), self._options.host
-        ratios = host.prefill_ratios if batch.chunks else host.decode_ratios
-        ratio = ratios[int(self._chance.random() * len(ratios))]
-        computing_ns = round(self._modelled.duration_ns(batch) * host.scale * ratio)
+        now_ns, host, ledger = self._clock.now_ns(), self._options.host, self._options.ledger
         beginners = sum(each.sequence.computed_tokens == each.sequence.cached_tokens for each in batch.chunks)
-        hosting_ns = round(host.step_ns + host.begin_ns * beginners)
+        said_ns = self._modelled.duration_ns(batch) * host.scale + host.step_ns + host.begin_ns * beginners
+        spread = host.prefill_spread if batch.chunks else host.decode_spread
+        turn_ns = said_ns * spread.ratio(said_ns, self._chance.random())
+        if ledger.free_ns < now_ns:
+            turn_ns += host.wake_ns
         self._modelled.stepped(1)
-        ends_ns = self._options.ledger.book(now_ns, hosting_ns + computing_ns)
+        ends_ns = ledger.book(now_ns, max(1, round(turn_ns)))
         await self._clock.sleep(ends_ns - now_ns)
         answer = self._modelled.answer
         return StepResult(
-            computing_ns,
-            [answer(each.sequence, 0, 1)[0] if each.is_last else None for each in batch.chunks],
-            [answer(each, each.num_new, 1)[0] for each in batch.decodes],
+            round(turn_ns),
+            [answer(*spoken(each.sequence), 0, 1)[0] if each.is_last else None for each in batch.chunks],
+            [answer(*spoken(each), each.num_new, 1)[0] for each in batch.decodes],
         )
 
     def retire(self, sequence: Sequence, first: int, last: int, block_tokens: int) -> list[KVBlock]:
-        self._options.ledger.book(self._clock.now_ns(), round(self._options.host.retire_ns))
+        host = self._options.host
+        cost_ns = round(host.leave_ns + host.keep_ns * (last - first) * block_tokens)
+        self._options.ledger.book(self._clock.now_ns(), cost_ns)
         return super().retire(sequence, first, last, block_tokens)
 
 

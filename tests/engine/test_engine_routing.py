@@ -209,7 +209,7 @@ def test_explain_names_the_candidates_and_changes_nothing(world):
     told = here.engine.explain(request)
     assert [each.name for each in told.candidates] == list(here.engine.replicas)
     assert told == here.engine.explain(request)
-    assert set(told.terms) == {"cache_aware", "least_loaded", "latency_based"}
+    assert set(told.terms()) == {"cache_aware", "least_loaded", "latency_based"}
     with pytest.raises(NotFound):
         here.engine.explain(Request(1, "gpt", np.arange(4, dtype=np.int32), 4, 0))
 

@@ -140,7 +140,7 @@ def test_tokens_told_at_once_are_those_told_one_by_one(vocab, length):
     for position in range(600):
         last = (last * 1_103_515_245 + (length + position) * 12_345 + 1) % vocab
         expected.append(last)
-    assert executor.answer(sequence, 0, 600) == expected
-    assert executor.answer(sequence, 250, 20) == expected[250:270]
-    assert [executor.answer(sequence, place, 1)[0] for place in range(50)] == expected[:50]
+    assert executor.answer(work.tokens, length, 0, 600) == expected
+    assert executor.answer(work.tokens, length, 250, 20) == expected[250:270]
+    assert [executor.answer(work.tokens, length, place, 1)[0] for place in range(50)] == expected[:50]
     world.clock.close()

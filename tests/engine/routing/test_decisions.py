@@ -83,8 +83,8 @@ def test_explain_gives_candidates_terms_guards_and_the_reason_and_changes_nothin
     router.set_available("a", False)
     request = ask(7, keys=chain("p3", 8), prompt=133)
     told = router.explain("llama", request, 10**6)
-    assert set(told.terms) == {"cache_aware", "least_loaded", "latency_based"}
-    assert all(len(costs) == len(told.candidates) for costs in told.terms.values())
+    assert set(told.terms()) == {"cache_aware", "least_loaded", "latency_based"}
+    assert all(len(costs) == len(told.candidates) for costs in told.terms().values())
     assert ("a", "not healthy") in told.guards
     assert router.explain("llama", request, 10**6) == told
     text = "\n".join(told.lines())
