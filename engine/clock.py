@@ -30,6 +30,11 @@ def stopwatch_ns() -> int:
     return time.perf_counter_ns()
 
 
+def processor_ns() -> int:
+    """The processor's time that this thread has had, to tell real work from waiting for others to be done."""
+    return time.thread_time_ns()
+
+
 class Signal(Protocol):
     """Something that happens once and then stays so. Setting it twice is allowed and changes nothing."""
 

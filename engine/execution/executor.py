@@ -248,6 +248,7 @@ executors: Named[Executor] = Named(
     "executor",
     homes={
         "law": "engine.execution.law",
+        "profile": "engine.execution.profile",
         "roofline": "engine.execution.roofline",
         "torch": "engine.execution.torch_executor",  # imports torch: only when it is asked for
         "transformers": "engine.execution.transformers_executor",  # the same, and needs the extra `hf`

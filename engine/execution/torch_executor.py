@@ -153,6 +153,7 @@ class TorchExecutor:
         self._owed_ns += max(0, took_ns - passed_ns)
         return blocks
 
+    @torch.inference_mode()
     def release(self, sequence: Sequence) -> None:
         self._forget(sequence)
 
