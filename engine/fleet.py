@@ -113,6 +113,11 @@ class Fleet:
             replica.start()
             self._look_after(replica)
 
+    @property
+    def num_loads(self) -> int:
+        """How often a model was loaded after time began."""
+        return sum(self._num_loads.values())
+
     def names_of(self, key: str) -> list[str]:
         """The names of a model's replicas. One that the settings do not name has one replica, called like itself."""
         return self._names.get(key, [key])

@@ -1,6 +1,6 @@
 """Always on: what holds in every run, whatever its traffic and its faults. A breach is a defect of ours."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, cast
 
@@ -17,10 +17,12 @@ ORDER = ("arrival_ns", "loaded_ns", "admitted_ns", "tried_ns", "queued_ns", "sta
 """Times of a request's last attempt, each of which may be missing, in the order in which they come."""
 
 TOKENS = ("prompt_tokens", "output_tokens")
+RESERVED = "modelyard:quota_reserved_tokens"
 CACHED = tuple(f"cached_tokens_{tier}" for tier in ("gpu", "ram", "ssd", "network", "cloud"))
 
 
-Columns = dict[str, npt.NDArray[np.signedinteger[Any]]]
+Column = npt.NDArray[np.signedinteger[Any]]
+Columns = dict[str, Column]
 
 
 class Broken(EngineError):
@@ -31,27 +33,71 @@ class Broken(EngineError):
 
 @dataclass(slots=True)
 class Census:
-    """A sink that counts who is inside, at every arrival and every end, and the area under that count."""
+    """A sink that counts who is inside, at every arrival and every end, and the area under that count.
+
+    Whoever ends has arrived, asked for that model and brought that prompt, and ends once: Broken at the event that is
+    otherwise. About a third of a microsecond an event.
+    """
 
     kinds: ClassVar[frozenset[type[Event]]] = frozenset({Arrived, Ended})
     arrived: int = 0
     ended: int = 0
     area_ns: int = 0
     now_ns: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    """How many have ended in each way."""
+    inside: dict[str, int] = field(default_factory=dict)
+    """How many are inside, by the model that they ask for."""
+    _prompts: dict[int, int] = field(default_factory=dict)  # the length of the prompt of each one inside
 
     @property
     def in_flight(self) -> int:
         return self.arrived - self.ended
 
     def emit(self, event: Event) -> None:
-        if event.at_ns < self.now_ns:
-            raise Broken(f"the clock went back from {self.now_ns} ns to {event.at_ns} ns")
-        self.area_ns += self.in_flight * (event.at_ns - self.now_ns)
-        self.now_ns = event.at_ns
-        if isinstance(event, Arrived):
+        now_ns = event.at_ns
+        if now_ns < self.now_ns:
+            raise Broken(f"the clock went back from {self.now_ns} ns to {now_ns} ns")
+        self.area_ns += (self.arrived - self.ended) * (now_ns - self.now_ns)
+        self.now_ns = now_ns
+        if isinstance(event, Ended):
+            self._end(event)
+        elif isinstance(event, Arrived):
             self.arrived += 1
-        elif isinstance(event, Ended):
-            self.ended += 1
+            _require(event.request_id not in self._prompts, f"request {event.request_id} has arrived twice")
+            self._prompts[event.request_id] = event.prompt_tokens
+            self.inside[event.model] = self.inside.get(event.model, 0) + 1
+
+    def _end(self, event: Ended) -> None:
+        self.ended += 1
+        if self._prompts.pop(event.request_id, None) != event.prompt_tokens:
+            raise Broken(f"request {event.request_id} ends, and is not inside with that prompt")
+        here = self.inside.get(event.model_requested, 0)
+        if not here:
+            raise Broken(f"request {event.request_id} ends as one of {event.model_requested!r}: nobody is")
+        self.inside[event.model_requested] = here - 1
+        self.outcomes[event.outcome] = self.outcomes.get(event.outcome, 0) + 1
+
+    def check(self, engine: Engine) -> None:
+        """Raise Broken unless the engine's own books agree at this moment, in the middle of a run.
+
+        Conservation, in total and by model; nobody is in two hands at once; no tier holds more than it can; the quota
+        has not given back more than it granted. O(models + replicas + tiers), for every point of the time series.
+        """
+        ended = sum(self.outcomes.values())
+        _require(ended == self.ended, f"{self.ended} requests have ended, {ended} in some way")
+        inside = sum(self.inside.values())
+        _require(
+            inside == len(self._prompts) == self.in_flight, f"{self.in_flight} are inside, by model {inside}"
+        )
+        held = sum([each.num_in_hand for each in engine.replicas.values()]) + engine.quotas.num_waiting
+        _require(
+            held <= inside, f"{held} requests are in the hands of replicas or in line, of {inside} inside"
+        )
+        _require(engine.quotas.in_service >= 0, "the quota has given back more places than it granted")
+        for tier in engine.cache.tiers:
+            fits = 0 <= tier.used_bytes <= tier.capacity_bytes
+            _require(fits, f"tier {tier.name} holds {tier.used_bytes} bytes of {tier.capacity_bytes}")
 
 
 def audit(engine: Engine, recorder: Recorder, census: Census, trace: Trace | None = None) -> None:
@@ -59,10 +105,12 @@ def audit(engine: Engine, recorder: Recorder, census: Census, trace: Trace | Non
 
     Conservation: every arrival has exactly one end, in total and by model; every prompt token that the trace offered
     is some request's, and no request has more tokens than it asked for. Little's law, exactly, in integers: the area
-    under the number in flight is the sum of the sojourns. Each request's times are in order. Quotas and loads are
-    back at zero, no replica was busier than time allows, and the cache's bytes are what its blocks sum up to.
+    under the number in flight is the sum of the sojourns. Utilisation: each replica was busy while it had somebody to
+    serve, and no longer. Each request's times are in order. Quotas and loads are back at zero, no block is held for
+    a request that is gone, and the cache's bytes are what its blocks sum up to.
     """
-    names = ("request_id", "first_token_ns", *ORDER, *TOKENS, *CACHED)
+    census.check(engine)
+    names = ("request_id", "attempts", "first_token_ns", *ORDER, *TOKENS, *CACHED)
     columns = {name: cast("Numbers", recorder.columns[name]).view() for name in names}
     _require(census.in_flight == 0, f"{census.in_flight} requests have no end")
     ids = np.sort(columns["request_id"])
@@ -84,8 +132,11 @@ def audit(engine: Engine, recorder: Recorder, census: Census, trace: Trace | Non
         if not engine.settings.routing.refresh_s:  # else those that strategies see are of some time ago
             loads += [seat.tokens_in_flight, seat.requests_in_flight]
         _require(not any(loads), f"{seat.name} still counts a load")
-    for replica in engine.replicas.values():
-        _require(replica.busy_ns <= engine.clock.now_ns(), f"{replica.name} was busy for longer than the run")
+    _check_ledger(engine)
+    _check_busy(engine, recorder, columns)
+    if engine.settings.cache.prefetch_after_s is None:  # else some may just be brought ahead of need
+        held = len(engine.cache.pins)
+        _require(not held, f"{held} blocks are held for requests that are gone")
     try:
         engine.cache.check_integrity()
     except AssertionError as error:
@@ -94,6 +145,44 @@ def audit(engine: Engine, recorder: Recorder, census: Census, trace: Trace | Non
         engine.quotas.check_integrity()
     except AssertionError as error:
         raise Broken(f"the quotas' books do not add up: {error}") from error
+
+
+def _check_ledger(engine: Engine) -> None:
+    """What was granted and neither used nor given back is held by somebody; nobody is left."""
+    held = next(figure for figure in engine.quotas.figures() if figure.name == RESERVED).values[()]
+    _require(held == 0, f"the quota holds {held:g} tokens for nobody")
+
+
+def _check_busy(engine: Engine, recorder: Recorder, columns: Columns) -> None:
+    """U = X E[S] of each replica, in integers: it was busy for as long as one of its requests was being served.
+
+    Exactly so where each had one attempt and got its answer, and nobody probes; otherwise at least so long, because
+    nobody is told what a lost attempt or a probe took. Nothing is known of one that came into memory on the way.
+    """
+    now_ns, served = engine.clock.now_ns(), columns["started_ns"] != MISSING
+    attempts, probes = columns["attempts"], engine.settings.health.enabled and engine.settings.health.probes
+    is_whole = not probes and bool((attempts[served] == 1).all()) and not bool(attempts[~served].any())
+    of = cast("Words", recorder.columns["replica"]).values()
+    begin_ns, end_ns = columns["started_ns"], columns["finished_ns"]
+    for name, replica in engine.replicas.items():
+        busy_ns = replica.busy_ns
+        _require(0 <= busy_ns <= now_ns, f"{name} was busy for {busy_ns} ns of {now_ns} ns")
+        if engine.fleet.num_loads:
+            continue
+        here = served & (of == name)
+        due_ns = covered_ns(begin_ns[here], end_ns[here])
+        holds = busy_ns == due_ns if is_whole else busy_ns >= due_ns
+        _require(holds, f"utilisation: {name} was busy for {busy_ns} ns and served for {due_ns} ns")
+
+
+def covered_ns(begin_ns: Column, end_ns: Column) -> int:
+    """How much of time some of the spans cover. O(n log n)."""
+    if not len(begin_ns):
+        return 0
+    order = np.argsort(begin_ns, kind="stable")
+    begins, ends = begin_ns[order].astype(np.int64), np.maximum.accumulate(end_ns[order].astype(np.int64))
+    gaps = np.maximum(begins[1:] - ends[:-1], 0)
+    return int(ends[-1] - begins[0] - gaps.sum())
 
 
 def _check_order(columns: Columns) -> None:

@@ -191,7 +191,8 @@ class Stage:
                 self._sample_every_ns *= 2
 
     def sample(self) -> None:
-        """Take a point of each time series."""
+        """Take a point of each time series, and look whether the books agree at this moment."""
+        self.census.check(self.engine)
         now_ns, engine, note = self.clock.now_ns(), self.engine, self.recorder.sample
         for name, replica in engine.replicas.items():
             note(now_ns, name, "preemptions", replica.num_preemptions)
