@@ -40,6 +40,7 @@ from engine.settings import (
     require,
 )
 from sim.faults import Crash, Fault, Recover
+from sim.ties import FIRST_COME, TIES
 from sim.traffic import Workload, workloads
 
 CONFIG_MODULE = "conf"
@@ -57,6 +58,7 @@ SECTIONS = (
     "report",
     "scenario",
     "seed",
+    "ties",
     "routing",
     "health",
     "faults",
@@ -101,6 +103,7 @@ class RunSettings:
     seed: int
     overrides: list[str]
     config: dict[str, Any]  # as composed, for the run folder
+    ties: str = FIRST_COME  # what happens first at one nanosecond
 
 
 def read(overrides: Sequence[str]) -> RunSettings:
@@ -151,6 +154,7 @@ def settle(config: DictConfig, overrides: Sequence[str]) -> RunSettings:
         report=typed(ReportSettings, parts["report"], "report"),
         faults=[_fault(f"faults[{index}]", entry) for index, entry in enumerate(parts["faults"])],
         seed=seed,
+        ties=_ties(parts["ties"]),
         overrides=list(overrides),
         config=parts,
     )
@@ -249,6 +253,11 @@ def _seed(value: Any) -> int:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     require("seed", value, is_whole and 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
     return int(value)
+
+
+def _ties(value: Any) -> str:
+    require("ties", value, value in TIES, f"one of {', '.join(TIES)}")
+    return str(value)
 
 
 def _story(values: dict[str, Any]) -> ModuleType:

@@ -20,7 +20,9 @@ from sim.folder import RunFolder
 from sim.progress import Progress
 from sim.runs import Run
 from sim.stage import Stage
+from sim.ties import SHUFFLED, shuffle
 from sim.traffic import draw
+from sim.traffic.fingerprint import fingerprint
 
 SCHEMA_VERSION = 1
 LIBRARIES = ("modelyard", "simpy", "numpy", "pandas", "hydra-core", "torch")
@@ -41,6 +43,8 @@ def play(settings: RunSettings, *, progress: bool = False) -> Run:
     models = [model.name for model in settings.engine.fleet.models]
     trace = draw(settings.workload, settings.seed, models)
     stage = Stage(settings.engine, trace, settings.report.sample_every_s)
+    if settings.ties == SHUFFLED:
+        shuffle(stage.clock.env, settings.seed)
     try:
         for number, timed in enumerate(settings.faults):
             stage.at(timed.at_s, timed.fault, f"faults[{number}].replica")
@@ -119,6 +123,7 @@ def _manifest(settings: RunSettings, stage: Stage, wall_ns: int) -> dict[str, An
         "trace": {
             "source": stage.trace.source,
             "dropped_rows": stage.trace.dropped_rows,
+            "fingerprint": fingerprint(stage.trace),
             **stage.trace.summary(),
         },
         "in_flight": stage.census.in_flight,
