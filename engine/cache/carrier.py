@@ -6,11 +6,12 @@ counts as hot at once, and is *arriving* until its payload is there; who wants i
 What waits in memory is bounded by the queue of each way (`queue_gib`): what would go beyond is not moved, but
 evicted.
 
-Where a tier has no store, only sizes move, and a transfer takes what the tier's settings say. That is the simulation.
+Where a tier has no store, only sizes move (`engine/cache/sizes.py`), and a transfer takes what the tier's settings
+say. That is the simulation.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -18,21 +19,13 @@ from typing import Any, Protocol
 from engine.cache.cache import Prefix, PrefixCache
 from engine.cache.finding import closed, found_in
 from engine.cache.holders import Space
+from engine.cache.sizes import BATCH_BYTES, Parcel, Sizes
 from engine.cache.stores import ExtentStore
 from engine.cache.tier import Tier
-from engine.clock import NS_PER_S, Clock, Signal, to_ns
-from engine.settings import GIB, TierSettings
+from engine.cache.ways import Way
+from engine.clock import NS_PER_S, Clock, to_ns
 
 MEMORY = ("gpu", "ram")
-BATCH_BYTES = 16 << 20
-"""Blocks of one model that are written together: one extent of a store."""
-
-BATCH_S = 0.01
-"""The time of what goes together where only sizes move: as long as a read may have to wait behind it."""
-
-ALPHA = 0.2
-"""The weight of the latest transfer in what is expected of the next one."""
-
 PATIENCE = 4.0
 MIN_PATIENCE_NS = 50_000_000
 LONG_PATIENCE_NS = 60 * NS_PER_S
@@ -72,24 +65,12 @@ class Prefill(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Staged:
-    """A payload on its way down. `origin` is where it has to be read first, if it is not in memory.
-
-    Where only sizes move, all blocks of a parcel share one.
-    """
+    """A payload on its way down. `origin` is where it has to be read first, if it is not in memory."""
 
     key: bytes
     payload: Any
     size_bytes: int
     origin: tuple[int, Any] | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Parcel:
-    """Blocks of one namespace that are to be written to a tier, each so large."""
-
-    space: Space
-    slots: list[int]
-    size_bytes: int
 
 
 @dataclass(slots=True, eq=False)
@@ -105,7 +86,7 @@ class Errand:
 
 
 Wanted = tuple[int, bytes, Staged | None]
-"""A block that was promoted: slot, key, and where its payload is; None where only sizes are known."""
+"""A block that was promoted: slot, key, and where its payload is."""
 
 
 class Arrival:
@@ -135,64 +116,6 @@ class Decision:
     expected_ns: int
     other_ns: int
     waited_ns: int = 0
-
-
-class Way:
-    """The way between a tier and the machine's memory: so many transfers at a time, reads before writes.
-
-    `expected_ns` is learned from what transfers took; before the first one it is what the settings say.
-    """
-
-    def __init__(self, settings: TierSettings, clock: Clock) -> None:
-        self.settings = settings
-        self.queued_bytes = 0  # of writes, waiting or under way
-        self.reading_bytes = 0
-        self.busy = 0
-        self.read_bytes = 0
-        self.written_bytes = 0
-        self.waited_ns = 0
-        self.num_reads = 0
-        self.num_writes = 0
-        self._clock = clock
-        self._latency_ns = float(to_ns(settings.latency_s))
-        self._ns_per_byte = NS_PER_S / (settings.gib_per_s * GIB)
-        self._reads: deque[Signal] = deque()
-        self._writes: deque[Signal] = deque()
-
-    def modelled_ns(self, size_bytes: int) -> int:
-        """What a transfer takes by the settings: latency_s + bytes / gib_per_s."""
-        settings = self.settings
-        return to_ns(settings.latency_s + size_bytes / (settings.gib_per_s * GIB))
-
-    def expected_ns(self, size_bytes: int) -> float:
-        """What a read that is asked for now will take, those that wait before it included."""
-        waiting = self.reading_bytes / self.settings.concurrency
-        return self._latency_ns + (waiting + size_bytes) * self._ns_per_byte
-
-    def learn(self, size_bytes: int, took_ns: int) -> None:
-        """A transfer took so long. Its latency is taken for known unless it was shorter than that."""
-        self._latency_ns = min(self._latency_ns, float(took_ns))
-        if size_bytes:
-            seen = (took_ns - self._latency_ns) / size_bytes
-            self._ns_per_byte += ALPHA * (seen - self._ns_per_byte)
-
-    async def enter(self, *, is_read: bool) -> None:
-        """Wait for one's turn."""
-        if self.busy < self.settings.concurrency:
-            self.busy += 1
-            return
-        begun_ns, signal = self._clock.now_ns(), self._clock.signal()
-        (self._reads if is_read else self._writes).append(signal)
-        await signal.wait()
-        self.waited_ns += self._clock.now_ns() - begun_ns
-
-    def leave(self) -> None:
-        """Let the next one go: a read if there is one."""
-        line = self._reads or self._writes
-        if line:
-            line.popleft().set()
-        else:
-            self.busy -= 1
 
 
 @dataclass(slots=True)
@@ -227,6 +150,7 @@ class Carrier:
         self._clock = clock
         self._stores = stores or {}
         self._packer = packer
+        self._sizes = Sizes(cache, self.ways, clock) if packer is None else None
         self._on_fault = on_fault
         self._staged: list[dict[int, Staged]] = [{} for _ in cache.tiers]
         self._places: list[dict[int, Any]] = [{} for _ in cache.tiers]
@@ -244,7 +168,7 @@ class Carrier:
 
     def accepts(self, tier: Tier, size_bytes: int) -> bool:
         way = self.ways[tier.rank]
-        return way.queued_bytes + size_bytes <= way.settings.queue_gib * GIB or not way.queued_bytes
+        return way.queued_bytes + size_bytes <= way.queue_bytes or not way.queued_bytes
 
     def size_bytes(self, space: Space, tier: Tier, *, compress: bool) -> int:
         holder = space.holder
@@ -255,25 +179,25 @@ class Carrier:
         )
 
     def moved(self, slots: list[int], source: Tier, target: Tier, size_bytes: int) -> None:
+        if self._sizes is not None:
+            writers = self._sizes.writers
+            if above := writers[source.rank].staged:
+                for slot in slots:
+                    above.pop(slot, None)
+            writers[target.rank].write(self._cache.space_of(slots[0]), slots, size_bytes)
+            return
         staged, keys = self._staged[target.rank], self._cache.table.keys
-        if self._packer is None:
-            above, same = self._staged[source.rank], Staged(b"", None, size_bytes)
-            for slot in slots:
-                above.pop(slot, None)
-                staged[slot] = same
-        else:
-            for slot in slots:
-                key = keys[slot]
-                assert key is not None
-                staged[slot] = self._take(slot, key, source, size_bytes)
+        for slot in slots:
+            key = keys[slot]
+            assert key is not None
+            staged[slot] = self._take(slot, key, source, size_bytes)
         self._write(slots, target, size_bytes)
 
     def copied(self, slots: list[int], target: Tier, size_bytes: int) -> None:
-        staged = self._staged[target.rank]
-        if self._packer is None:
-            staged.update(dict.fromkeys(slots, Staged(b"", None, size_bytes)))
-            self._write(slots, target, size_bytes)
+        if self._sizes is not None:
+            self._sizes.writers[target.rank].write(self._cache.space_of(slots[0]), slots, size_bytes)
             return
+        staged = self._staged[target.rank]
         keys, payloads, ready = self._cache.table.keys, self._cache.tiers[0].payloads, []
         for slot in slots:
             key, payload = keys[slot], payloads.get(slot)
@@ -287,6 +211,9 @@ class Carrier:
             self._write(ready, target, size_bytes)
 
     def dropped(self, slot: int, tier: Tier) -> None:
+        if self._sizes is not None:
+            self._sizes.writers[tier.rank].staged.pop(slot, None)
+            return
         self._staged[tier.rank].pop(slot, None)
         tier.payloads.pop(slot, None)
         place = self._places[tier.rank].pop(slot, None)
@@ -425,6 +352,9 @@ class Carrier:
 
     def _fetch(self, prefix: Prefix) -> None:
         """Promote a prefix, and start the jobs that bring its payloads."""
+        if self._sizes is not None:
+            self._fetch_sizes(prefix, self._sizes)
+            return
         cache, keys = self._cache, self._cache.table.keys
         wanted: dict[tuple[int, bool], list[Wanted]] = {}
         for slot, rank in prefix.lift():
@@ -433,21 +363,66 @@ class Carrier:
             in_memory = source.name == "ram" or slot in self._staged[rank]
             wanted.setdefault((rank, in_memory), []).append((slot, key, self._source(slot, key, source)))
         for slot in [each for each in prefix.slots() if cache.table.home[each]]:
-            key, source = (
-                keys[slot],
-                cache.tiers[cache.table.home[slot]],
-            )  # no room above: it is read where it is
+            # no room above: it is read where it is
+            key, source = keys[slot], cache.tiers[cache.table.home[slot]]
             assert key is not None
             in_memory = source.name == "ram" or slot in self._staged[source.rank]
             lent = self._source(slot, key, source, is_lent=True)
             wanted.setdefault((source.rank, in_memory), []).append((slot, key, lent))
         for (rank, in_memory), blocks in wanted.items():
-            if in_memory and self._packer is None and cache.tiers[0].name != "gpu":
-                continue
             arrival = Arrival()
             for slot, _, _ in blocks:
                 self._arriving[slot] = arrival
             self._clock.spawn(self._read(rank, prefix, blocks, arrival, in_memory=in_memory))
+
+    def _fetch_sizes(self, prefix: Prefix, sizes: Sizes) -> None:
+        """The same where nothing but sizes moves."""
+        cache = self._cache
+        by_rank: dict[int, list[int]] = {}
+        for slot, rank in prefix.lift():
+            by_rank.setdefault(rank, []).append(slot)
+        wanted: dict[tuple[int, bool], list[int]] = {}
+        for rank, lifted in by_rank.items():
+            self._sort_out(rank, lifted, wanted)
+            if staged := sizes.writers[rank].staged:
+                copies = cache.tiers[rank].copies
+                for slot in lifted:
+                    if slot not in copies:
+                        staged.pop(slot, None)
+        start = 0
+        for rank, end in prefix.runs():
+            if rank:  # no room above: it is read where it is
+                slots = cache.table.slots
+                self._sort_out(rank, [slots[key] for key in prefix.keys[start:end]], wanted)
+            start = end
+        size = prefix.space.holder.block_bytes
+        for (rank, in_memory), blocks in wanted.items():
+            if in_memory and cache.tiers[0].name != "gpu":
+                continue
+            arrival = Arrival()
+            self._arriving.update(dict.fromkeys(blocks, arrival))
+            then = partial(self._have_arrived, blocks, arrival)
+            sizes.read(rank, len(blocks) * size[rank], then, in_memory=in_memory)
+
+    def _sort_out(self, rank: int, slots: list[int], wanted: dict[tuple[int, bool], list[int]]) -> None:
+        """Tell what is in memory of a tier's blocks from what has to be read there."""
+        assert self._sizes is not None
+        staged = self._sizes.writers[rank].staged
+        if self._cache.tiers[rank].name == "ram":
+            wanted.setdefault((rank, True), []).extend(slots)
+        elif not staged or staged.keys().isdisjoint(slots):
+            wanted.setdefault((rank, False), []).extend(slots)
+        else:
+            for slot in slots:
+                wanted.setdefault((rank, slot in staged), []).append(slot)
+
+    def _have_arrived(self, slots: list[int], arrival: Arrival) -> None:
+        """Blocks of which nothing but sizes is known are there."""
+        arriving = self._arriving
+        for slot in slots:
+            if arriving.get(slot) is arrival:
+                del arriving[slot]
+        arrival.end()
 
     async def _read(
         self, rank: int, prefix: Prefix, blocks: list[Wanted], arrival: Arrival, *, in_memory: bool
@@ -459,27 +434,25 @@ class Carrier:
         found: list[Any] = [None] * len(blocks)
         try:
             if in_memory:
-                found = await self._payloads(rank, blocks, 0)
+                found = await self._payloads(blocks)
             else:
                 way.reading_bytes += size
                 await way.enter(is_read=True)
                 begun_ns = self._clock.now_ns()
                 try:
-                    found = await self._payloads(rank, blocks, size)
+                    found = await self._payloads(blocks)
                 finally:
                     way.leave()
                     way.reading_bytes -= size
                 way.num_reads += 1
                 way.read_bytes += size
                 way.learn(size, self._clock.now_ns() - begun_ns)
-            if cache.tiers[0].name == "gpu":
-                await self._cross(self.ways[0], size, is_read=True)
         finally:
             self._heed()
             for (slot, key, _), payload in zip(blocks, found, strict=True):
                 if self._arriving.get(slot) is arrival:
                     del self._arriving[slot]
-                if self._packer is not None and cache.table.keys[slot] == key:
+                if cache.table.keys[slot] == key:
                     self._arrived(slot, payload, prefix)
             arrival.end()
 
@@ -498,12 +471,8 @@ class Carrier:
         if error:
             cache.lossy[slot] = error
 
-    async def _payloads(self, rank: int, blocks: list[Wanted], size_bytes: int) -> list[Any]:
+    async def _payloads(self, blocks: list[Wanted]) -> list[Any]:
         """The payload and its error of each block, None for what cannot be read."""
-        if self._packer is None:
-            if size_bytes:
-                await self._clock.sleep(self.ways[rank].modelled_ns(size_bytes))
-            return [None] * len(blocks)
         found, _ = await self._clock.compute(lambda: self._unpacked(blocks))
         return found
 
@@ -533,23 +502,9 @@ class Carrier:
         self._troubles.append((rank, None))
         return records
 
-    async def _cross(self, way: Way, size_bytes: int, *, is_read: bool) -> None:
-        """Pass the way to the accelerator, where times are modelled."""
-        if self._packer is None:
-            await way.enter(is_read=is_read)
-            try:
-                await self._clock.sleep(way.modelled_ns(size_bytes))
-            finally:
-                way.leave()
-
     def _source(self, slot: int, key: bytes, tier: Tier, *, is_lent: bool = False) -> Staged | None:
         """Where the payload of a block is that was just promoted; left there where it stays as a copy."""
-        stays = is_lent or slot in tier.copies
-        if self._packer is None:
-            if not stays:
-                self._staged[tier.rank].pop(slot, None)
-            return None
-        if stays:
+        if is_lent or slot in tier.copies:
             staged, payload = self._staged[tier.rank].get(slot), tier.payloads.get(slot)
             place = self._places[tier.rank].get(slot)
         else:
@@ -563,10 +518,29 @@ class Carrier:
 
     async def _wait(self, prefix: Prefix, decision: Decision | None) -> None:
         """Wait for what is arriving of a prefix, with some patience; what does not come is computed."""
-        begun_ns, slots = self._clock.now_ns(), prefix.slots()
-        arrivals = {id(each): each for slot in slots if (each := self._arriving.get(slot)) is not None}
-        expected_ns = decision.other_ns if decision is not None else 20 * MIN_PATIENCE_NS
-        left, over = len(arrivals), self._clock.signal()
+        begun_ns, slots, arriving = self._clock.now_ns(), prefix.slots(), self._arriving
+        arrivals = dict.fromkeys(filter(None, map(arriving.get, slots))) if arriving else {}
+        if arrivals:
+            await self._await(arrivals, decision)
+        if self._packer is not None:
+            hot, loans = self._cache.tiers[0].payloads, prefix.loans
+            sound = [slot in hot or slot in loans for slot in slots]
+        else:
+            sound = []
+        missing = self._cache.hollow
+        is_sound = all(sound) and arriving.keys().isdisjoint(slots) and missing.isdisjoint(slots)
+        if not is_sound:
+            self.tally.given_up += 1
+            for index, slot in enumerate(slots):
+                if slot in arriving or slot in missing or (sound and not sound[index]):
+                    prefix.cut(index)
+                    break
+        if decision is not None:
+            decision.waited_ns = self._clock.now_ns() - begun_ns
+
+    async def _await(self, arrivals: Iterable[Arrival], decision: Decision | None) -> None:
+        """Wait until all of these are over, or patience is."""
+        left, over = 0, self._clock.signal()
 
         def one_is_there() -> None:
             nonlocal left
@@ -574,25 +548,16 @@ class Carrier:
             if not left:
                 over.set()
 
-        for arrival in arrivals.values():
+        for arrival in arrivals:
+            left += 1
             arrival.callbacks.append(one_is_there)
-        if arrivals:
-            patience_ns = max(MIN_PATIENCE_NS, round(PATIENCE * expected_ns))
-            if self._cache.settings.load == "always":
-                patience_ns = max(patience_ns, LONG_PATIENCE_NS)
-            timer = self._clock.call_later(patience_ns, over.set)
-            await over.wait()
-            timer.cancel()
-        missing = self._cache.hollow
-        sound = [slot not in self._arriving and slot not in missing for slot in slots]
-        if self._packer is not None:
-            hot, loans = self._cache.tiers[0].payloads, prefix.loans
-            sound = [each and (slot in hot or slot in loans) for slot, each in zip(slots, sound, strict=True)]
-        if not all(sound):
-            self.tally.given_up += 1
-            prefix.cut(sound.index(False))
-        if decision is not None:
-            decision.waited_ns = self._clock.now_ns() - begun_ns
+        expected_ns = decision.other_ns if decision is not None else 20 * MIN_PATIENCE_NS
+        patience_ns = max(MIN_PATIENCE_NS, round(PATIENCE * expected_ns))
+        if self._cache.settings.load == "always":
+            patience_ns = max(patience_ns, LONG_PATIENCE_NS)
+        timer = self._clock.call_later(patience_ns, over.set)
+        await over.wait()
+        timer.cancel()
 
     # writing down
 
@@ -628,9 +593,6 @@ class Carrier:
     async def _write_all(self, tier: Tier) -> None:
         """Write until the line is empty: what is next in it of one model goes together."""
         line, way = self._lines[tier.rank], self.ways[tier.rank]
-        most = BATCH_BYTES
-        if self._packer is None:  # no extent bounds what goes together, but a read must not wait for long
-            most = max(most, round(tier.settings.gib_per_s * GIB * BATCH_S))
         try:
             try:
                 await self._clock.sleep(0)  # reads of the same moment go first: room was made for them
@@ -639,38 +601,19 @@ class Carrier:
             while line:
                 first = line.popleft()
                 parcels, total = [first], first.size_bytes * len(first.slots)
-                while line and line[0].space.holder is first.space.holder and total < most:
+                while line and line[0].space.holder is first.space.holder and total < BATCH_BYTES:
                     more = line.popleft()
                     parcels.append(more)
                     total += more.size_bytes * len(more.slots)
                 if line and not self._is_called[tier.rank]:
                     self._call_writer(tier)
                 try:
-                    if self._packer is None:
-                        await self._write_sizes(tier, way, parcels, total)
-                    else:
-                        slots = [slot for parcel in parcels for slot in parcel.slots]
-                        await self._write_batch(tier, way, slots, total)
+                    slots = [slot for parcel in parcels for slot in parcel.slots]
+                    await self._write_batch(tier, way, slots, total)
                 finally:
                     way.queued_bytes -= total
         finally:
             self._writers[tier.rank] -= 1
-
-    async def _write_sizes(self, tier: Tier, way: Way, parcels: list[Parcel], total_bytes: int) -> None:
-        """Let the time of a write pass, unless none of its blocks is waited for any more."""
-        staged = self._staged[tier.rank]
-        waiting = [(slot, each) for parcel in parcels for slot in parcel.slots if (each := staged.get(slot))]
-        if not waiting:
-            return
-        if tier.rank == 1 and self._cache.tiers[0].name == "gpu":
-            await self._cross(self.ways[0], total_bytes, is_read=False)
-        if tier.name != "ram":
-            await self._cross(way, total_bytes, is_read=False)
-        way.num_writes += 1
-        way.written_bytes += total_bytes
-        for slot, each in waiting:
-            if staged.get(slot) is each:
-                del staged[slot]
 
     async def _write_batch(self, tier: Tier, way: Way, slots: list[int], total_bytes: int) -> None:
         cache, staged = self._cache, self._staged[tier.rank]

@@ -16,11 +16,15 @@ MOST_TOUCHES = 200_000
 
 
 class Regret(NamedTuple):
-    """Block hit ratios over the sampled blocks; the sample's size, and what part of all names it is."""
+    """Block hit ratios over the sampled blocks; the sample's size, and what part of all names it is.
+
+    `endless` is that of a cache without end: what it has beyond ours was there before, and was computed again.
+    """
 
     ours: float
     lru: float
     clairvoyant: float
+    endless: float
     sampled_blocks: int
     rate: float
 
@@ -58,6 +62,7 @@ class Sample:
             sum(self._hits) / total,
             self._lru_hits(capacity) / total,
             self._clairvoyant_hits(capacity) / total,
+            1 - len(set(self._blocks)) / total,
             total,
             rate,
         )

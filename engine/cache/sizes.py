@@ -1,0 +1,164 @@
+"""Transfers where nothing but sizes moves: what they take passes on the clock, by callbacks. That is the simulation.
+
+What goes down waits in a line for each tier, and what stands next in it of one model goes together. Nobody else is
+kept waiting: a block that is wanted before it is written is taken from memory.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from engine.cache.cache import PrefixCache
+from engine.cache.holders import Space
+from engine.cache.tier import Tier
+from engine.cache.ways import Way
+from engine.clock import Clock
+from engine.settings import GIB
+
+BATCH_BYTES = 16 << 20
+"""Blocks of one model that are written together: one extent of a store."""
+
+BATCH_S = 0.01
+"""The time of what goes together where only sizes move: as long as a read may have to wait behind it."""
+
+
+@dataclass(slots=True, eq=False)
+class Parcel:
+    """Blocks of one namespace that are to be written to a tier, each so large."""
+
+    space: Space
+    slots: list[int]
+    size_bytes: int
+
+
+class Writer:
+    """Who writes the blocks of one tier: as many lots at a time as the tier allows."""
+
+    __slots__ = (
+        "_clock",
+        "_hops",
+        "_is_called",
+        "_line",
+        "_most_bytes",
+        "_num_busy",
+        "_tier",
+        "_way",
+        "staged",
+    )
+
+    def __init__(self, tier: Tier, ways: list[Way], clock: Clock, *, is_below_gpu: bool) -> None:
+        self.staged: dict[int, Parcel] = {}  # by slot: what is booked here, and not written yet
+        self._tier = tier
+        self._way = ways[tier.rank]
+        self._clock = clock
+        # what has to be crossed: from the accelerator to memory, and from there to what is below
+        self._hops = [ways[0]] if is_below_gpu else []
+        if tier.name != "ram":
+            self._hops.append(self._way)
+        self._line: deque[Parcel] = deque()
+        self._num_busy = 0
+        self._is_called = False  # whether somebody is called who has not begun
+        # no extent bounds what goes together, but a read must not wait for long
+        self._most_bytes = max(BATCH_BYTES, round(tier.settings.gib_per_s * GIB * BATCH_S))
+
+    def write(self, space: Space, slots: list[int], size_bytes: int) -> None:
+        """Put blocks into the line of those to be written, and have somebody write them."""
+        parcel = Parcel(space, slots, size_bytes)
+        self.staged.update(dict.fromkeys(slots, parcel))
+        self._line.append(parcel)
+        self._way.queued_bytes += size_bytes * len(slots)
+        if not self._is_called:
+            self._call()
+
+    def _call(self) -> None:
+        """Have one more write, if the tier allows that; what is put into the line until then is theirs."""
+        if self._num_busy < self._tier.settings.concurrency:
+            self._num_busy += 1
+            self._is_called = True
+            self._clock.call_later(0, self._wait)
+
+    def _wait(self) -> None:
+        # reads of the same moment go first: room was made for them; and what they push out goes with the rest
+        self._clock.call_later(0, self._begin)
+
+    def _begin(self) -> None:
+        self._is_called = False
+        self._next()
+
+    def _next(self) -> None:
+        """Write what is next in the line, of one model; what nobody waits for any more takes no time."""
+        line, staged, most = self._line, self.staged, self._most_bytes
+        while line:
+            parcel = line.popleft()
+            holder, slots, total = parcel.space.holder, parcel.slots, parcel.size_bytes * len(parcel.slots)
+            parcels = [parcel]
+            while line and total < most and line[0].space.holder is holder:
+                parcel = line.popleft()
+                parcels.append(parcel)
+                total += parcel.size_bytes * len(parcel.slots)
+            if line and not self._is_called:
+                self._call()
+            for parcel in parcels:
+                slots = parcel.slots
+                if not staged.keys().isdisjoint(slots):
+                    self._hop(0, parcels, total)
+                    return
+            self._way.queued_bytes -= total
+        self._num_busy -= 1
+
+    def _hop(self, number: int, parcels: list[Parcel], total_bytes: int) -> None:
+        """Cross what comes next, or be there."""
+        if number < len(self._hops):
+            then = partial(self._hop, number + 1, parcels, total_bytes)
+            self._hops[number].cross(total_bytes, then, is_read=False)
+            return
+        way, staged = self._way, self.staged
+        way.num_writes += 1
+        way.written_bytes += total_bytes
+        way.queued_bytes -= total_bytes
+        for parcel in parcels:
+            for slot in parcel.slots:
+                if staged.get(slot) is parcel:
+                    del staged[slot]
+        self._next()
+
+
+class Sizes:
+    """All transfers between tiers in modelled time."""
+
+    def __init__(self, cache: PrefixCache, ways: list[Way], clock: Clock) -> None:
+        names = [tier.name for tier in cache.tiers]
+        self._has_gpu = names[:1] == ["gpu"]
+        self._names = names
+        self._ways = ways
+        self._clock = clock
+        self.writers = [
+            Writer(tier, ways, clock, is_below_gpu=self._has_gpu and tier.rank == 1) for tier in cache.tiers
+        ]
+
+    def is_staged(self, slot: int, rank: int) -> bool:
+        """Whether a block is booked in that tier and not written yet: it is in memory."""
+        return slot in self.writers[rank].staged
+
+    def read(self, rank: int, size_bytes: int, then: Callable[[], None], *, in_memory: bool) -> None:
+        """Bring so much up from a tier, from memory if it is there, and then call back."""
+        if in_memory:
+            self._come_up(size_bytes, then)
+            return
+        way = self._ways[rank]
+        way.reading_bytes += size_bytes
+        way.cross(size_bytes, partial(self._has_read, way, size_bytes, then), is_read=True)
+
+    def _has_read(self, way: Way, size_bytes: int, then: Callable[[], None]) -> None:
+        way.reading_bytes -= size_bytes
+        way.num_reads += 1
+        way.read_bytes += size_bytes
+        way.learn(size_bytes, way.modelled_ns(size_bytes))
+        self._come_up(size_bytes, then)
+
+    def _come_up(self, size_bytes: int, then: Callable[[], None]) -> None:
+        if self._has_gpu:
+            self._ways[0].cross(size_bytes, then, is_read=True)
+        else:
+            then()

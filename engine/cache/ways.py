@@ -1,0 +1,92 @@
+"""The way between a tier and the machine's memory: who is on it, who waits, and what it is expected to take."""
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from engine.clock import NS_PER_S, Clock, to_ns
+from engine.settings import GIB, TierSettings
+
+ALPHA = 0.2
+"""The weight of the latest transfer in what is expected of the next one."""
+
+
+class Way:
+    """So many transfers at a time, reads before writes.
+
+    `expected_ns` is learned from what transfers took; before the first one it is what the settings say.
+    """
+
+    def __init__(self, settings: TierSettings, clock: Clock) -> None:
+        self.settings = settings
+        self.queue_bytes = settings.queue_gib * GIB
+        self.queued_bytes = 0  # of writes, waiting or under way
+        self.reading_bytes = 0
+        self.busy = 0
+        self.read_bytes = 0
+        self.written_bytes = 0
+        self.waited_ns = 0
+        self.num_reads = 0
+        self.num_writes = 0
+        self._clock = clock
+        self._latency_ns = float(to_ns(settings.latency_s))
+        self._ns_per_byte = NS_PER_S / (settings.gib_per_s * GIB)
+        self._reads: deque[Callable[[], None]] = deque()
+        self._writes: deque[Callable[[], None]] = deque()
+
+    def modelled_ns(self, size_bytes: int) -> int:
+        """What a transfer takes by the settings: latency_s + bytes / gib_per_s."""
+        settings = self.settings
+        return to_ns(settings.latency_s + size_bytes / (settings.gib_per_s * GIB))
+
+    def expected_ns(self, size_bytes: int) -> float:
+        """What a read that is asked for now will take, those that wait before it included."""
+        waiting = self.reading_bytes / self.settings.concurrency
+        return self._latency_ns + (waiting + size_bytes) * self._ns_per_byte
+
+    def learn(self, size_bytes: int, took_ns: int) -> None:
+        """A transfer took so long. Its latency is taken for known unless it was shorter than that."""
+        self._latency_ns = min(self._latency_ns, float(took_ns))
+        if size_bytes:
+            seen = (took_ns - self._latency_ns) / size_bytes
+            self._ns_per_byte += ALPHA * (seen - self._ns_per_byte)
+
+    async def enter(self, *, is_read: bool) -> None:
+        """Wait for one's turn."""
+        if self.busy < self.settings.concurrency:
+            self.busy += 1
+            return
+        begun_ns, signal = self._clock.now_ns(), self._clock.signal()
+        (self._reads if is_read else self._writes).append(signal.set)
+        await signal.wait()
+        self.waited_ns += self._clock.now_ns() - begun_ns
+
+    def leave(self) -> None:
+        """Let the next one go: a read if there is one."""
+        line = self._reads or self._writes
+        if line:
+            line.popleft()()
+        else:
+            self.busy -= 1
+
+    def cross(self, size_bytes: int, then: Callable[[], None], *, is_read: bool) -> None:
+        """Wait for one's turn, let the modelled time of a transfer pass, leave, and then call back."""
+        if self.busy < self.settings.concurrency:
+            self.busy += 1
+            self._clock.call_later(self.modelled_ns(size_bytes), partial(self._crossed, then))
+        else:
+            line = self._reads if is_read else self._writes
+            line.append(partial(self._go, size_bytes, then, self._clock.now_ns()))
+
+    def _go(self, size_bytes: int, then: Callable[[], None], begun_ns: int) -> None:
+        """It is the turn of one who has waited."""
+        self.waited_ns += self._clock.now_ns() - begun_ns
+        self._clock.call_later(self.modelled_ns(size_bytes), partial(self._crossed, then))
+
+    def _crossed(self, then: Callable[[], None]) -> None:
+        line = self._reads or self._writes
+        if line:
+            line.popleft()()
+        else:
+            self.busy -= 1
+        then()
