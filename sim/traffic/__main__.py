@@ -150,7 +150,7 @@ def run(asked: Asked) -> None:
             say("fitting a generator")
             found = fit(trace, options.window_s)
             say("drawing from it")
-            described |= _regenerated(found, trace, options)
+            described |= _regenerated(found, trace, options, described["original"].block_tokens)
     if asked.command == "describe" and pool is not None:
         of_clients = {each.model: each.rows() for each in figures(pool)}
         _print(_table(f"{asked.name}: the clients, over all of their windows", of_clients), sys.stdout)
@@ -167,13 +167,13 @@ def _drawn(settings: Workload, seed: int) -> Trace:
     return draw(settings, seed, _names(settings))
 
 
-def _regenerated(found: Fit, trace: Trace, options: Options) -> dict[str, Description]:
+def _regenerated(found: Fit, trace: Trace, options: Options, block_tokens: int) -> dict[str, Description]:
     """What traffic from the fit is like; nothing where, of a trace of a few requests, none is drawn."""
     try:
         drawn = draw(found.workload, options.seed + 1, trace.asked_for)
     except BadSettings:
         return {}
-    return {"regenerated": describe(drawn, options.block_tokens)}
+    return {"regenerated": describe(drawn, block_tokens)}
 
 
 def _tell(found: Fit, name: str, described: dict[str, Description], out: str | None) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.clock import NS_PER_S
+from sim.traffic.kinship import kinship
 from sim.traffic.trace import Lengths, Times, Trace
 
 Floats = npt.NDArray[np.float64]
@@ -62,7 +63,10 @@ class Shares:
 
 @dataclass(slots=True, kw_only=True)
 class Sessions:
-    """How requests follow each other. `late` is the share of the gaps between turns above five minutes."""
+    """How requests follow each other: told by the trace, or by its names of blocks.
+
+    `late` is the share of the gaps between turns above five minutes.
+    """
 
     count: int
     turns: Spread
@@ -76,10 +80,12 @@ class Description:
 
     requests: int
     dropped_rows: int
+    failed_rows: int
     arrivals: Arrivals
     input: Spread
     output: Spread
     correlation: float | None
+    rank_correlation: float | None
     models: Shares | None
     tenants: Shares | None
     sessions: Sessions | None
@@ -91,10 +97,14 @@ class Description:
         return [
             ("requests", f"{self.requests:,}"),
             ("dropped rows", f"{self.dropped_rows:,}"),
+            *([("of these failed", f"{self.failed_rows:,}")] if self.failed_rows else []),
             *_arrival_rows(self.arrivals),
             *_spread_rows("input, tokens", self.input),
             *_spread_rows("output, tokens", self.output),
-            ("correlation of input and output", _shown(self.correlation)),
+            (
+                "correlation of input and output / of ranks",
+                f"{_shown(self.correlation)} / {_shown(self.rank_correlation)}",
+            ),
             *_share_rows("models", self.models),
             *_share_rows("tenants", self.tenants),
             *_session_rows(self.sessions),
@@ -105,16 +115,21 @@ class Description:
 def describe(trace: Trace, block_tokens: int = BLOCK_TOKENS) -> Description:
     """The figures of a trace. Takes time and memory in proportion to its requests, whatever its tokens are."""
     shared = _shares_content(trace)
+    session = trace.session
+    if session is None and trace.block_ids is not None:
+        session = kinship(trace).session
     return Description(
         requests=len(trace),
         dropped_rows=trace.dropped_rows,
+        failed_rows=trace.failed_rows,
         arrivals=arrivals(trace.arrival_ns),
         input=spread(trace.prompt_tokens),
         output=spread(trace.output_tokens),
         correlation=correlation(trace.prompt_tokens, trace.output_tokens),
+        rank_correlation=correlation(ranks(trace.prompt_tokens), ranks(trace.output_tokens)),
         models=None if trace.model_of is None else shares(trace.model_of, trace.models),
         tenants=None if trace.tenant_of is None else shares(trace.tenant_of, trace.tenants),
-        sessions=None if trace.session is None else sessions(trace.arrival_ns, trace.session),
+        sessions=None if session is None else sessions(trace.arrival_ns, session),
         ideal_token_hit_ratio=ideal_token_hit_ratio(trace, block_tokens) if shared else None,
         block_tokens=block_size(trace, block_tokens),
     )
@@ -160,12 +175,20 @@ def spread(values: npt.NDArray[np.integer] | Floats) -> Spread:
     )
 
 
-def correlation(one: Lengths, other: Lengths) -> float | None:
+def ranks(values: npt.NDArray[np.integer]) -> Floats:
+    """The place of each value among all, in the middle of its equals."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts + 1) / 2)[place])
+
+
+def correlation(
+    one: npt.NDArray[np.integer] | Floats, other: npt.NDArray[np.integer] | Floats
+) -> float | None:
     """Pearson's; None where one of the two is always the same."""
     deviations = float(one.std()) * float(other.std())
     if deviations == 0:
         return None
-    product = float(np.dot(one - one.mean(), other - other.mean())) / len(one)
+    product = float(((one - one.mean()) * (other - other.mean())).mean())  # np.dot would wake threads
     return product / deviations
 
 

@@ -5,7 +5,7 @@ and priorities are drawn independently. What such settings cannot hold, a descri
 """
 
 from dataclasses import asdict, dataclass
-from math import exp, inf, isfinite, sqrt
+from math import exp, inf, isfinite, pi, sin, sqrt
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,15 @@ import yaml
 from engine.clock import NS_PER_S
 from engine.settings import require
 from sim.traffic.arrivals import SHORTEST_S
-from sim.traffic.generator import ClassSettings, GeneratedWorkload, PrefixSettings, TenantSettings
+from sim.traffic.describe import correlation, ranks
+from sim.traffic.generator import (
+    ClassSettings,
+    GeneratedWorkload,
+    PrefixSettings,
+    TenantSettings,
+    TopTemplate,
+)
+from sim.traffic.kinship import related
 from sim.traffic.lengths import LengthSettings
 from sim.traffic.likelihood import clipped_log_normal, distance, rounded, zipf_exponent
 from sim.traffic.mixes import LARGEST_CV
@@ -32,10 +40,14 @@ POOR = 0.05  # a distance of a log-normal law from which on a histogram is bette
 SIGNIFICANT = 1.63  # over the square root of n: a distance that chance has in one of a hundred
 SIGMAS = 4.0  # beyond these, shares are not those of Zipf's law
 BINS = 100
+FEW = 50  # turns that are too few for a law of their own
+FAINT = 0.03  # a correlation that is not worth a setting
+MAX_TOP = 20  # templates by themselves
+LEAST_SHARE = 0.005  # of the sessions with a template, of one that is by itself
 OTHERS = "others"
 EXPLAINED = {
     "arrivals": ("arrivals", "curve"),
-    "prefixes": ("templates",),
+    "prefixes": ("top", "templates"),
 }
 """Under which names the findings on a setting stand, where that is not its own."""
 
@@ -75,12 +87,15 @@ def fit(trace: Trace, window_s: float | None = None) -> Fit:
         require("window_s", window_s, span_s <= MAX_NAMED * window_s, f"at least {span_s / MAX_NAMED:g} here")
     duration_s = span_s * len(trace) / (len(trace) - 1)  # with a gap before the first arrival, too
     findings: dict[str, str] = {}
+    trace = related(trace)
     sessions = _sessions(trace, findings)
     starts = _starts(trace)
     process = likeliest(starts.arrival_s, starts.tenant, span_s, window_s)
     prefixes, templates = _prefixes(trace, starts, findings)
     own = starts.added.copy()
     own[starts.rows] -= templates
+    own = np.maximum(own, 1)
+    first, later = _turns(own, starts.rows)
     models, zipf, weights = _models(trace, starts, findings)
     workload = GeneratedWorkload(
         rate=rounded(len(starts.rows) * sessions.mean_turns / duration_s),
@@ -88,8 +103,10 @@ def fit(trace: Trace, window_s: float | None = None) -> Fit:
         duration_s=rounded(duration_s),
         arrivals=as_settings(process, span_s, findings),
         tenants=_tenants(trace, starts, process, findings),
-        prompt=_lengths(np.maximum(own, 1), "prompt", findings),
+        prompt=_lengths(first, "prompt", findings),
+        follow_up=_lengths(later, "follow_up", findings) if len(later) else None,
         output=_lengths(trace.output_tokens, "output", findings),
+        correlation=_correlation(own, trace.output_tokens, findings),
         prefixes=prefixes,
         sessions=sessions,
         classes=_classes(trace, starts),
@@ -172,6 +189,37 @@ def _lengths(values: npt.NDArray[np.integer], name: str, findings: dict[str, str
     )
 
 
+def _turns(own: Ids, starts: Ids) -> tuple[Ids, Ids]:
+    """What first turns add and what later ones do; all of it and nothing, where both are alike."""
+    is_first = np.zeros(len(own), bool)
+    is_first[starts] = True
+    first, later = np.sort(own[is_first]), np.sort(own[~is_first])
+    if min(len(first), len(later)) < FEW:
+        return own, own[:0]
+    at = np.unique(own)
+    shares = (np.searchsorted(each, at, side="right") / len(each) for each in (first, later))
+    far = float(np.abs(np.subtract(*shares)).max())
+    chance = SIGNIFICANT * sqrt(1 / len(first) + 1 / len(later))
+    return (first, later) if far > max(POOR, chance) else (own, own[:0])
+
+
+def _correlation(own: Ids, output: Lengths, findings: dict[str, str]) -> float:
+    """That of the normal variables behind what turns add and their answers; 0 where chance would explain it.
+
+    From Spearman's coefficient, which the laws of the lengths do not move (Kruskal, "Ordinal measures of
+    association", 1958). Where ranks and lengths themselves disagree, there is no such pair of variables.
+    """
+    plain, spearman = correlation(own, output), correlation(ranks(own), ranks(output))
+    if plain is None or spearman is None:
+        return 0.0
+    faint = max(FAINT, SIGMAS / sqrt(len(own)))
+    if min(abs(plain), abs(spearman)) < faint or plain * spearman < 0:
+        return 0.0
+    found = rounded(2 * sin(pi / 6 * min(max(spearman, -1.0), 1.0)), 4)
+    findings["correlation"] = f"of ranks {spearman:.3f}"
+    return found
+
+
 def histogram(values: Ids, counts: Ids) -> tuple[Ids, Floats]:
     """Edges and weights of bins that are about equally full; a value that fills one alone has one for itself."""
     upto = np.cumsum(counts)
@@ -211,15 +259,50 @@ def _prefixes(trace: Trace, starts: Starts, findings: dict[str, str]) -> tuple[P
     pairs, counts = np.unique(
         np.stack((model[starts.rows][shared], prefix[shared])), axis=1, return_counts=True
     )
-    by_rank = _by_rank(pairs[0], counts)
+    templates = np.where(shared, length[prefix], 0)
+    top, others = _top(length, pairs, counts, findings)
+    by_rank = _by_rank(pairs[0][others], counts[others])
     settings = PrefixSettings(
         count=len(by_rank),
-        zipf=rounded(zipf_exponent(by_rank)),
+        zipf=rounded(zipf_exponent(by_rank)) if len(by_rank) else 1.0,
         share=rounded(float(shared.mean())),
-        tokens=_lengths(length[pairs[1]], "templates", findings),
+        top=top,
     )
-    templates = np.where(shared, length[prefix], 0)
+    if others.any():
+        settings.tokens = _lengths(length[pairs[1][others]], "templates", findings)
     return settings, np.minimum(templates, trace.prompt_tokens[starts.rows] - 1)
+
+
+def _top(
+    length: Ids, pairs: Lengths, counts: Ids, findings: dict[str, str]
+) -> tuple[list[TopTemplate], npt.NDArray[np.bool_]]:
+    """The most popular templates where Zipf's law does not tell how popular they are, and which the others are.
+
+    Of one model: those of several have lengths of their own.
+    """
+    others = np.ones(len(counts), bool)
+    if len(np.unique(pairs[0])) > 1 or _is_zipf(_by_rank(pairs[0], counts)):
+        return [], others
+    order = np.argsort(-counts, kind="stable")[:MAX_TOP]
+    listed = order[counts[order] >= LEAST_SHARE * counts.sum()]
+    others[listed] = False
+    findings["top"] = (
+        f"{len(listed)} of {len(counts)} by themselves: they are not as popular as Zipf's law would have it"
+    )
+    shares = (counts[listed] / counts.sum()).tolist()
+    return [
+        TopTemplate(share=rounded(share), tokens=int(length[pairs[1][index]]))
+        for share, index in zip(shares, listed.tolist(), strict=True)
+    ], others
+
+
+def _is_zipf(counts: Ids) -> bool:
+    """Whether a chi-square test allows Zipf's law for counts by rank."""
+    law = np.arange(1, len(counts) + 1) ** -zipf_exponent(counts)
+    expected = law / law.sum() * counts.sum()
+    chi2 = float(((counts - expected) ** 2 / expected).sum())
+    free = len(counts) - 1
+    return chi2 <= free + SIGMAS * sqrt(2 * free)
 
 
 def _by_rank(model: Lengths, counts: Ids) -> Ids:
@@ -237,14 +320,10 @@ def _models(trace: Trace, starts: Starts, findings: dict[str, str]) -> tuple[int
         return 1, None, []
     names = len(trace.models) or int(trace.model_of.max()) + 1
     counts = np.bincount(trace.model_of[starts.rows], minlength=names)
-    exponent = zipf_exponent(counts)
-    law = np.arange(1, names + 1) ** -exponent
-    expected = law / law.sum() * len(starts.rows)
-    chi2 = float(((counts - expected) ** 2 / expected).sum())
     order = ", ".join(trace.models)
-    if chi2 <= names - 1 + SIGMAS * sqrt(2 * (names - 1)):
+    if _is_zipf(counts):
         findings["models"] = f"by Zipf's law, in the order {order}"
-        return names, rounded(exponent), []
+        return names, rounded(zipf_exponent(counts)), []
     findings["models"] = f"by weight, in the order {order}"
     return names, 0.0, [rounded(share, 4) for share in (counts / counts.sum()).tolist()]
 

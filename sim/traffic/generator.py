@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.clock import NS_PER_S
 from engine.errors import BadSettings
@@ -16,7 +17,7 @@ from sim.streams import stream
 from sim.traffic.arrivals import ArrivalSettings, Floats, Pace, finite_at_least, renewals
 from sim.traffic.lengths import LengthSettings
 from sim.traffic.mixes import LARGEST_CV, MAX_MODELS, TENANT_SHARES
-from sim.traffic.popularity import Rotation, chosen, rotated, zipf, zipf_weights
+from sim.traffic.popularity import Rotation, chosen, rotated, zipf_weights
 from sim.traffic.sessions import Ids, SessionSettings, before, waits
 from sim.traffic.synthetic import MAX_SIGMA
 from sim.traffic.trace import MAX_TOKENS, Lengths, Times, Trace
@@ -31,6 +32,7 @@ from sim.traffic.workload import (
 )
 
 MAX_PREFIXES = 10_000
+ROUNDING = 1e-4  # of shares that should make 1
 SPLIT = {f"t{index}": float(share) for index, share in enumerate(TENANT_SHARES)}
 
 
@@ -68,12 +70,25 @@ class TenantSettings:
 
 
 @dataclass(slots=True, kw_only=True)
+class TopTemplate:
+    """A template that is known: how many of the sessions with one have it, as a share, and its length."""
+
+    share: float
+    tokens: int
+
+
+@dataclass(slots=True, kw_only=True)
 class PrefixSettings:
-    """Templates that sessions share: `count` for each model, chosen by Zipf's law, by a `share` of the sessions."""
+    """Templates that sessions share: `count` for each model, chosen by Zipf's law, by a `share` of the sessions.
+
+    `top`: the most popular ones of each model, by the share of the sessions with a template, and their lengths; the
+    `count` others have the rest.
+    """
 
     count: int = 0
     zipf: float = 1.0
     share: float = 1.0
+    top: list[TopTemplate] = field(default_factory=list)
     tokens: LengthSettings = field(
         default_factory=lambda: LengthSettings(median=256.0, sigma=0.6, max=131_072)
     )
@@ -83,7 +98,34 @@ class PrefixSettings:
         whole(f"{key}.count", self.count, 0, MAX_PREFIXES)
         at_least(f"{key}.zipf", self.zipf, 0)
         require(f"{key}.share", self.share, 0 <= self.share <= 1, "from 0 to 1")
+        self._check_top(key)
         self.tokens.check(f"{key}.tokens")
+
+    def _check_top(self, key: str) -> None:
+        whole(f"{key}.top", len(self.top), 0, MAX_PREFIXES)
+        for index, one in enumerate(self.top):
+            require(f"{key}.top[{index}].share", one.share, 0 < one.share <= 1, "above 0, at most 1")
+            whole(f"{key}.top[{index}].tokens", one.tokens, 1, MAX_TOKENS)
+        total, all_of_them = sum(one.share for one in self.top), self.count == 0
+        fits = not self.top or (abs(total - 1) < ROUNDING if all_of_them else total < 1)
+        allowed = (
+            "1 together, since count is 0"
+            if all_of_them
+            else "less than 1 together: the others have the rest"
+        )
+        require(f"{key}.top", [one.share for one in self.top], fits, allowed)
+
+    @property
+    def of_a_model(self) -> int:
+        """How many templates each model has."""
+        return len(self.top) + self.count
+
+    def weights(self) -> Floats:
+        """How likely each is, the known ones first."""
+        known = [one.share for one in self.top]
+        others = zipf_weights(self.count, self.zipf)
+        rest = max(1 - sum(known), 0.0) / others.sum() if self.count else 0.0
+        return np.concatenate((known, others * rest)) if known else others
 
 
 @dataclass(slots=True, kw_only=True)
@@ -120,6 +162,8 @@ class GeneratedWorkload:
         default_factory=lambda: LengthSettings(median=96.0, sigma=1.0, min=4, max=8192)
     )
     output: LengthSettings = field(default_factory=lambda: LengthSettings(median=150.0, sigma=0.9, max=2048))
+    follow_up: LengthSettings | None = None  # what later turns add, where that is another law
+    correlation: float = 0.0  # of what a turn adds and its answer, as of normal variables behind both
     prefixes: PrefixSettings = field(default_factory=PrefixSettings)
     sessions: SessionSettings = field(default_factory=SessionSettings)
     classes: list[ClassSettings] = field(default_factory=list)
@@ -135,7 +179,10 @@ class GeneratedWorkload:
         self.arrivals.check("workload.arrivals")
         self.tenants.check("workload.tenants")
         self.prompt.check("workload.prompt")
+        if self.follow_up is not None:
+            self.follow_up.check("workload.follow_up")
         self.output.check("workload.output")
+        require("workload.correlation", self.correlation, -1 <= self.correlation <= 1, "from -1 to 1")
         self.prefixes.check("workload.prefixes")
         self.sessions.check("workload.sessions")
         for index, one in enumerate(self.classes):
@@ -199,8 +246,7 @@ def trace(settings: GeneratedWorkload, seed: int, model: str) -> Trace:
     count = stream(seed, "turns").geometric(1 / settings.sessions.mean_turns, len(start_s))
     session = np.repeat(np.arange(len(start_s), dtype=np.int32), count)
     first = np.cumsum(count) - count
-    added = settings.prompt.draw(stream(seed, "prompt_tokens"), len(session))
-    output = settings.output.draw(stream(seed, "output_tokens"), len(session))
+    added, output = _said(settings, np.arange(len(session)) > first[session], seed)
     think_s = settings.sessions.think_s(stream(seed, "think"), len(session))
     arrival_s = start_s[session] + before(think_s, first, session)
     history = before((added + output).astype(np.int64), first, session)
@@ -279,6 +325,23 @@ def _laws(settings: GeneratedWorkload, count: int, seed: int) -> list[ArrivalSet
     return [ArrivalSettings(family="gamma", cv=float(cv)) for cv in cvs]
 
 
+def _said(settings: GeneratedWorkload, follows: npt.NDArray[np.bool_], seed: int) -> tuple[Lengths, Lengths]:
+    """What each turn adds, and its answer; where both go together, each is where a normal variable puts it."""
+    count, together = len(follows), settings.correlation
+    of_prompts, of_answers = stream(seed, "prompt_tokens"), stream(seed, "output_tokens")
+    if together == 0:
+        added, output = settings.prompt.draw(of_prompts, count), settings.output.draw(of_answers, count)
+        if settings.follow_up is not None:
+            later = settings.follow_up.draw(stream(seed, "follow_up_tokens"), count)
+            added = np.where(follows, later, added)
+        return added, output
+    one, other = of_prompts.standard_normal(count), of_answers.standard_normal(count)
+    added = settings.prompt.at(one)
+    if settings.follow_up is not None:
+        added = np.where(follows, settings.follow_up.at(one), added)
+    return added, settings.output.at(together * one + (1 - together**2) ** 0.5 * other)
+
+
 def _models(settings: GeneratedWorkload, start_s: Floats, seed: int) -> Lengths:
     weights = zipf_weights(settings.num_models, settings.model_zipf or 0.0)
     if settings.model_weights:
@@ -290,8 +353,9 @@ def _models(settings: GeneratedWorkload, start_s: Floats, seed: int) -> Lengths:
 def _template_tokens(settings: GeneratedWorkload, seed: int) -> Lengths:
     """The lengths of all models' templates, the first model's first. One more model changes no other's."""
     asked = settings.prefixes
+    known = np.array([one.tokens for one in asked.top], np.int32)
     each = [
-        asked.tokens.draw(stream(seed, f"templates.{model}"), asked.count)
+        np.concatenate((known, asked.tokens.draw(stream(seed, f"templates.{model}"), asked.count)))
         for model in range(settings.num_models)
     ]
     return np.concatenate(each)
@@ -300,15 +364,15 @@ def _template_tokens(settings: GeneratedWorkload, seed: int) -> Lengths:
 def _templates(settings: GeneratedWorkload, model_of: Lengths, seed: int) -> Lengths:
     """Each session's template, -1 for none."""
     asked = settings.prefixes
-    if asked.count == 0:
+    if asked.of_a_model == 0:
         return np.full(len(model_of), -1, np.int32)
-    choice = zipf(stream(seed, "prefix"), len(model_of), asked.count, asked.zipf)
+    choice = chosen(stream(seed, "prefix"), len(model_of), asked.weights())
     shares = stream(seed, "prefix_share").random(len(model_of)) < asked.share
-    return np.where(shares, model_of * asked.count + choice, -1).astype(np.int32)
+    return np.where(shares, model_of * asked.of_a_model + choice, -1).astype(np.int32)
 
 
 def _tokens_of(template_tokens: Lengths, settings: GeneratedWorkload, seed: int) -> list[Tokens]:
-    count = settings.prefixes.count
+    count = settings.prefixes.of_a_model
     return [
         stream(seed, f"template_tokens.{index // count}.{index % count}").integers(
             settings.vocab, size=length, dtype=np.int32

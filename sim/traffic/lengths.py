@@ -2,7 +2,7 @@
 
 import csv
 from dataclasses import dataclass, field
-from math import isfinite
+from math import erfc, exp, isfinite, lgamma, log
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ LAWS = {
 }
 FILE_HEADER = ["tokens", "weight"]
 MAX_CV = 7.0
+STEPS = 200_001  # of a sum over the logarithms of a Gamma law: shares are exact to 1e-6
+TINY = 1e-6
 
 
 @dataclass(slots=True, kw_only=True)
@@ -120,13 +122,31 @@ class LengthSettings:
             assert self.cv is not None
             drawn = random.standard_gamma(self.cv**-2, count) * (self.mean * self.cv**2)
             return np.clip(np.rint(drawn), self.min, self.max).astype(np.int32)
-        return np.clip(self._from_bins(random, count), self.min, self.max).astype(np.int32)
+        return np.clip(self._from_bins(random.random(count)), self.min, self.max).astype(np.int32)
 
-    def _from_bins(self, random: np.random.Generator, count: int) -> npt.NDArray[np.int64]:
+    def at(self, normal: npt.NDArray[np.float64]) -> Lengths:
+        """The lengths that have the same place in their law as the values have in the normal law."""
+        if self.law == "fixed":
+            return np.full(len(normal), self.tokens, np.int32)
+        if self.law == "lognormal":
+            assert self.median is not None
+            assert self.sigma is not None
+            drawn = np.exp(log(self.median) + self.sigma * normal)
+            return np.clip(np.rint(drawn), self.min, self.max).astype(np.int32)
+        share = np.clip(normal_shares(normal), 0.0, np.nextafter(1.0, 0.0))
+        if self.law == "uniform":
+            return (self.min + np.floor(share * (self.max - self.min + 1))).astype(np.int32)
+        if self.law == "gamma":
+            assert self.mean is not None
+            assert self.cv is not None
+            drawn = gamma_quantiles(self.cv**-2, share) * (self.mean * self.cv**2)
+            return np.clip(np.rint(drawn), self.min, self.max).astype(np.int32)
+        return np.clip(self._from_bins(share), self.min, self.max).astype(np.int32)
+
+    def _from_bins(self, drawn: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """Whole numbers of the bins: one draw chooses the bin and the place in it."""
         low, high, weights = self._bins()
         upto = np.cumsum(weights) / weights.sum()
-        drawn = random.random(count)
         chosen = np.searchsorted(upto[:-1], drawn, side="right")
         start = np.concatenate(([0.0], upto[:-1]))[chosen]
         place = (drawn - start) * (weights.sum() / np.maximum(weights[chosen], 1e-300))
@@ -140,6 +160,26 @@ class LengthSettings:
             return edges[:-1], edges[1:], np.array(self.weights, np.float64)
         values, weights = read_histogram(Path(self.file))
         return values, values + 1, weights
+
+
+def normal_shares(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The shares of the normal law below values."""
+    of_one = np.frompyfunc(erfc, 1, 1)
+    shares: npt.NDArray[np.float64] = of_one(values * -(0.5**0.5)).astype(np.float64) / 2
+    return shares
+
+
+def gamma_quantiles(shape: float, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Where the Gamma law of that shape and scale 1 has such shares below: its density added up over logarithms."""
+    low = (log(TINY) + lgamma(shape + 1)) / shape  # below, the law is a power
+    high = log(shape + 40 * shape**0.5 + 60)
+    logs = np.linspace(max(low, -700.0), high, STEPS)
+    density = np.exp(shape * logs - np.exp(logs) - lgamma(shape))
+    below = np.concatenate(([0.0], np.cumsum((density[1:] + density[:-1]) / 2) * (logs[1] - logs[0])))
+    first = exp(shape * logs[0] - lgamma(shape + 1))
+    upto = (first + below) / (first + below[-1])
+    kept = np.concatenate(([True], np.diff(upto) > 0))
+    return np.exp(np.interp(shares, upto[kept], logs[kept]))
 
 
 def read_histogram(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:

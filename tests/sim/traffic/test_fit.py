@@ -7,11 +7,17 @@ import yaml
 
 from engine.errors import BadSettings
 from sim.config import typed
-from sim.traffic import AzureWorkload, Trace, draw
+from sim.traffic import AzureWorkload, Trace, TraceWorkload, draw
 from sim.traffic.arrivals import ArrivalSettings, Flash
 from sim.traffic.describe import describe
 from sim.traffic.fit import fit, histogram, written
-from sim.traffic.generator import ClassSettings, GeneratedWorkload, PrefixSettings, TenantSettings
+from sim.traffic.generator import (
+    ClassSettings,
+    GeneratedWorkload,
+    PrefixSettings,
+    TenantSettings,
+    TopTemplate,
+)
 from sim.traffic.lengths import LengthSettings
 from sim.traffic.sessions import SessionSettings
 
@@ -270,3 +276,110 @@ def test_published_traces_are_regenerated_alike(name):
     for column in ("input", "output"):
         one, other = getattr(original, column), getattr(again, column)
         assert (other.mean, other.p50, other.p90) == pytest.approx((one.mean, one.p50, one.p90), rel=0.1)
+
+
+@pytest.mark.parametrize("together", [-0.6, 0.3, 0.8])
+@pytest.mark.parametrize("law", [log_normal(200, 1.2), LengthSettings(law="gamma", mean=300.0, cv=1.5)])
+def test_prompts_and_answers_that_go_together_are_found_to(together, law):
+    found = fitted(prompt=law, output=log_normal(90, 0.8), correlation=together)
+    assert found.correlation == pytest.approx(together, abs=0.05)
+    assert found.output.median == pytest.approx(90, rel=0.06)
+    again = describe(draw(found, 7, MODELS))
+    original = describe(generated(prompt=law, output=log_normal(90, 0.8), correlation=together))
+    assert again.rank_correlation == pytest.approx(original.rank_correlation, abs=0.05)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_prompts_and_answers_that_do_not_go_together_are_not_found_to(seed):
+    assert fitted(seed).correlation == 0
+
+
+def test_later_turns_that_add_less_have_a_law_of_their_own():
+    asked = {
+        "sessions": SessionSettings(mean_turns=3.0, think_median_s=10.0, wait=False),
+        "prompt": log_normal(3000, 0.7),
+        "follow_up": log_normal(60, 0.9),
+        "requests": None,
+        "duration_s": 1200.0,
+    }
+    found = fitted(**asked)
+    assert found.prompt.median == pytest.approx(3000, rel=0.06)
+    assert found.follow_up.median == pytest.approx(60, rel=0.06)
+    assert fitted(**asked | {"follow_up": None}).follow_up is None
+
+
+def test_templates_that_zipfs_law_does_not_tell_are_listed_with_their_lengths():
+    top = [TopTemplate(share=0.7, tokens=500), TopTemplate(share=0.1, tokens=2000)]
+    asked = PrefixSettings(count=40, zipf=0.5, share=0.8, top=top, tokens=log_normal(900, 0.3))
+    found = fitted(prefixes=asked).prefixes
+    assert [(one.tokens, one.share) for one in found.top[:2]] == [
+        (500, pytest.approx(0.7, abs=0.03)),
+        (2000, pytest.approx(0.1, abs=0.02)),
+    ]
+    assert found.count + len(found.top) == 42
+    assert found.share == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "arrivals",
+    [
+        ArrivalSettings(family="onoff", on_s=20.0, off_s=60.0),
+        ArrivalSettings(family="gamma", cv=4.0, curve=[0.3, 1.0, 2.0, 0.7], curve_s=400.0),
+        ArrivalSettings(flashes=[Flash(at_s=300.0, for_s=10.0, times=12.0)]),
+        ArrivalSettings(family="weibull", cv=3.0),
+        ArrivalSettings(family="constant"),
+    ],
+    ids=["onoff", "diurnal", "flash", "weibull", "constant"],
+)
+def test_traffic_of_another_kind_is_regenerated_alike(arrivals, seed):
+    trace = generated(seed, arrivals=arrivals, requests=30_000)
+    original = describe(trace).arrivals
+    drawn = [describe(draw(fit(trace).workload, seed, MODELS)).arrivals for seed in (11, 12, 13)]
+
+    def mean(figure):
+        return np.mean([figure(each) for each in drawn])
+
+    assert mean(lambda each: each.rate) == pytest.approx(original.rate, rel=0.1)
+    assert mean(lambda each: each.gap_cv) == pytest.approx(original.gap_cv, rel=0.25, abs=0.05)
+    for window_s in (10, 60):
+        found = mean(lambda each, window_s=window_s: each.dispersions[window_s])
+        assert found == pytest.approx(original.dispersions[window_s], rel=0.35, abs=0.3)
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_the_published_blocks_are_regenerated_with_their_sessions_and_hits(seed):
+    path = TRACES / "mooncake_conversation_first30min.jsonl.gz"
+    if not path.exists():
+        pytest.skip("the published traces are not here")
+    trace = TraceWorkload(path=str(path)).as_it_is(1)
+    original, found = describe(trace), fit(trace).workload
+    again = describe(draw(found, seed, ["m"]), original.block_tokens)
+    assert original.ideal_token_hit_ratio == pytest.approx(0.34, abs=0.01)
+    assert again.ideal_token_hit_ratio == pytest.approx(original.ideal_token_hit_ratio, abs=0.04)
+    assert again.sessions.turns.mean == pytest.approx(original.sessions.turns.mean, rel=0.05)
+    assert again.sessions.gaps_s.p50 == pytest.approx(original.sessions.gaps_s.p50, rel=0.15)
+    for column in ("input", "output"):
+        one, other = getattr(original, column), getattr(again, column)
+        assert (other.mean, other.p50, other.p90) == pytest.approx((one.mean, one.p50, one.p90), rel=0.1)
+    # as was published of them: 1.63 turns, thinking of 123 s / 1.06, a fifth of the gaps above five minutes
+    assert found.sessions.mean_turns == pytest.approx(1.63, rel=0.1)
+    assert found.sessions.think_median_s == pytest.approx(123, rel=0.15)
+    assert original.sessions.late == pytest.approx(0.21, abs=0.02)
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+@pytest.mark.parametrize("name", ["conv", "code"])
+def test_regenerated_lengths_are_those_of_the_published_traces(name, seed):
+    path = TRACES / f"azure_llm_2023_{name}_first30min.csv.gz"
+    if not path.exists():
+        pytest.skip("the published traces are not here")
+    trace = draw(AzureWorkload(path=str(path), requests=None), 1, ["m"])
+    again = draw(fit(trace).workload, seed, ["m"])
+    for column in ("prompt_tokens", "output_tokens"):
+        one, other = (np.sort(getattr(each, column)) for each in (trace, again))
+        at = np.unique(np.concatenate((one, other)))
+        far = np.abs(
+            np.searchsorted(one, at, "right") / len(one) - np.searchsorted(other, at, "right") / len(other)
+        )
+        assert far.max() < 1.63 * np.sqrt(1 / len(one) + 1 / len(other)) + 0.01

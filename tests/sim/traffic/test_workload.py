@@ -103,10 +103,9 @@ def test_every_kind_is_drawn_for_the_model_asked_for(tmp_path):
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_yaml_makes_its_settings_and_opens_with_its_command(file):
-    scenario = {"bare": "queue", "closed": "queue", "diurnal": "steady", "flash": "steady"}.get(
-        file.stem, "failover"
-    )
-    assert file.read_text().startswith(f"# python -m sim scenario={scenario} workload={file.stem} workload.")
+    queues, steady = ("bare", "classes", "closed"), ("diurnal", "flash")
+    scenario = "queue" if file.stem in queues else "steady" if file.stem in steady else "failover"
+    assert file.read_text().startswith(f"# python -m sim scenario={scenario} workload={file.stem} ")
     written = OmegaConf.load(file)
     for base in written.pop("defaults", ["_self_"])[:-1]:  # what it changes of another one
         written = OmegaConf.merge(OmegaConf.load(CONF / f"{base}.yaml"), written)
