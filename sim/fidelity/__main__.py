@@ -2,33 +2,37 @@
 
 0: within the marks. 1: one was missed. 2: the settings are no good, and nothing ran. 3: it could not be decided (a
 noise floor too large, too few requests, a load that was late). 130: interrupted; finished cases are kept, and
-`resume=FOLDER` goes on.
+`resume=FOLDER` goes on. `python -m sim.fidelity show FOLDER` prints the figures of a folder as Markdown.
 """
 
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.status import Status
 
 from engine.errors import BadSettings
+from engine.execution import executors
+from engine.settings import require
 from sim.fidelity import report
 from sim.fidelity.bench import Bench, CaseResult, systems_of
-from sim.fidelity.cases import CASES, run_settings
+from sim.fidelity.cases import CASES, run_settings, traffic
 from sim.fidelity.compare import FAIL, INCONCLUSIVE, PASS
-from sim.fidelity.folder import FidelityFolder
+from sim.fidelity.folder import FidelityFolder, read_cases
 from sim.fidelity.live import Machine
 from sim.fidelity.settings import FidelitySettings, read
 
 USAGE = """usage: python -m sim.fidelity [--quick] [SETTING=VALUE ...] [OVERRIDE ...]
+       python -m sim.fidelity show FOLDER
 
 Overrides are those of `python -m sim` and hold for both sides. Settings and what they are otherwise:"""
 WIDTH = 150  # of a table that is not shown on a terminal
 EXIT_CODES = {PASS: 0, FAIL: 1, INCONCLUSIVE: 3}
 BAD_CONFIGURATION, INTERRUPTED = 2, 130
-SYSTEM_S = 25.0  # about what a system takes besides its profiles: a burst and a calibration run
+RUN_S = 12.0  # about what a real run takes with its calibration, where requests are counted and not minutes
 
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
@@ -40,6 +44,8 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
         out.print(f"{USAGE}\n\n{OmegaConf.to_yaml(settings)}", highlight=False)
         return 0
     try:
+        if given[:1] == ["show"]:
+            return show_folder(given[1:])
         settings = read(given)
         check(settings)
         return run(settings, out)
@@ -48,10 +54,23 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
         return BAD_CONFIGURATION
 
 
+def show_folder(given: Sequence[str]) -> int:
+    """Print the figures of a folder as tables of Markdown. Raises BadSettings."""
+    require("show", list(given), len(given) == 1, "one folder of a comparison")
+    sys.stdout.write("\n".join(report.tables(read_cases(Path(given[0])))) + "\n")
+    return 0
+
+
 def check(settings: FidelitySettings) -> None:
-    """Raise BadSettings for overrides that no case can run with."""
+    """Raise BadSettings for what no case can run with."""
+    executors.find(settings.simulated)
+    if settings.profile is not None:
+        is_there = Path(settings.profile).is_file()
+        require("profile", settings.profile, is_there, "a file that python -m sim.profile has written")
     for name in settings.cases:
-        run_settings(CASES[name], 1, settings.overrides)
+        case = CASES[name]
+        run = run_settings(case, 1, settings.overrides, 1.0)
+        traffic(case, run, 1, 1.0, run.seed)
 
 
 def run(settings: FidelitySettings, out: Console) -> int:
@@ -60,14 +79,30 @@ def run(settings: FidelitySettings, out: Console) -> int:
     results = folder.finished()
     left = [name for name in settings.cases if name not in [result.name for result in results]]
     out.print(estimate(settings, left), highlight=False)
-    is_interrupted = not compare(settings, left, folder, results, out)
+    try:
+        is_interrupted = not compare(settings, left, folder, results, out)
+    except BaseException:
+        folder.drop_if_empty()
+        raise
+    if is_interrupted and not results and settings.resume is None:
+        folder.drop_if_empty()
+        out.print("interrupted before the first case was finished: nothing is kept", highlight=False)
+        return INTERRUPTED
     results.sort(key=lambda result: settings.cases.index(result.name))
     folder.write(results)
     if not is_interrupted:
         folder.publish()
     for line in (*report.closing_lines(results), f"report  {folder.path}"):
-        out.print(line, highlight=False, markup=False)
-    return INTERRUPTED if is_interrupted else EXIT_CODES[report.verdict_of(results)]
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    if is_interrupted:
+        out.print(
+            f"go on with: {report.command(settings)} resume={folder.path}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        return INTERRUPTED
+    return EXIT_CODES[report.verdict_of(results)]
 
 
 def compare(
@@ -84,8 +119,9 @@ def compare(
             if left:
                 machine = stack.enter_context(Machine())
                 stack.enter_context(status)
-                bench = Bench(settings, machine, folder.profiles, status.update)
+                bench = Bench(settings, machine, folder.profiles, status.update, folder.capacities)
                 for result in bench.results(left):
+                    folder.keep_capacities(bench.capacities)
                     folder.keep(result)
                     results.append(result)
                     show(result, out)
@@ -98,10 +134,10 @@ def estimate(settings: FidelitySettings, cases: Sequence[str]) -> str:
     """What is about to happen, and about how long it takes."""
     systems = systems_of(list(cases))
     text = f"{len(cases)} cases, {settings.repeats} real runs each, on {len(systems)} systems"
+    minutes = settings.minutes * len(cases) / len(settings.cases)
     if settings.requests is not None:
-        return f"{text}: {settings.requests:,} requests a run"
-    share = len(cases) / len(settings.cases)
-    minutes = settings.minutes * share + len(systems) * (SYSTEM_S + settings.profile_s) / 60
+        minutes = (len(cases) * settings.repeats * RUN_S + len(systems) * settings.profile_s) / 60
+        text += f", {settings.requests:,} requests a run"
     return f"{text}: about {minutes:.0f} minutes"
 
 

@@ -1,7 +1,13 @@
-"""The protocol: capacity and host first, then each case live several times and simulated, then the comparison."""
+"""The protocol: capacity first, then each case live several times and simulated, then the comparison.
+
+Every real run of a case stands between two calibration runs with other traffic, from which the simulation gets the
+host's costs: what a machine does slowly or quickly for some seconds is in all three, and nothing that is compared is
+looked at before it is compared.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -11,14 +17,23 @@ import pandas as pd
 
 from engine.clock import NS_PER_S
 from engine.settings import EngineSettings
-from sim import metrics
 from sim.config import RunSettings
-from sim.fidelity.calibrate import host_costs, predictions
-from sim.fidelity.cases import CASES, SYSTEMS, Case, at_once, faults, run_settings, traffic
+from sim.fidelity.calibrate import host_costs, predictions, residuals, turns_of
+from sim.fidelity.cases import (
+    CASES,
+    SYSTEMS,
+    Case,
+    at_once,
+    faults,
+    run_settings,
+    traffic,
+    with_burst,
+)
 from sim.fidelity.compare import (
     FAIL,
     INCONCLUSIVE,
     LATENCIES,
+    LOW_LOAD,
     PASS,
     Cell,
     Distance,
@@ -39,8 +54,12 @@ from sim.traffic import Trace
 
 CALIBRATION_LOAD = 0.6
 CALIBRATION_SEED, CAPACITY_SEED = 1_000_003, 1_000_033  # added to the run's: traffic that is not compared
-CALM_LOAD = 0.7
 STEADY_PART = (0.25, 0.75)  # of a burst: from when to when its rate is taken
+RUN_OVERHEAD_S = 1.5  # to start an engine, to warm it up, to let go of it
+LEAST_REQUESTS = 20
+MOST_RESIDUALS = 4_000  # of each source that are kept
+COST_NAMES = ("scale", "step_ns", "begin_ns", "wake_ns", "leave_ns", "keep_ns")
+DELAY_NAMES = ("in_ns", "first_ns", "end_ns")
 
 Told = Callable[[str], None]
 """Told what begins now."""
@@ -53,15 +72,6 @@ class System:
     name: str
     capacity: float  # requests a second
     models: Models
-
-
-@dataclass(slots=True, kw_only=True)
-class Calibration:
-    """What was measured of the host just before a real run, on traffic that is not compared."""
-
-    host: HostCosts
-    models: Models
-    tier_wait_s: float  # of a request whose prefix had to be brought up from a file
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,15 +88,18 @@ class CaseResult:
     cells: list[Cell]
     shares: list[Share]
     distances: list[Distance]
-    client: dict[
-        str, float | None
-    ]  # as the other process saw it, from the intended times; the socket is inside
+    engine: dict[str, float | None]  # means by the engine's own clock, real and simulated, in s
     schedule_delay: float  # p99, of the mean latency
     host: dict[str, float]  # constants that the simulation was given; means over the runs
+    turns: list[
+        float
+    ]  # for each run, what the simulation takes for the turns of the real one, over what they took
+    core_share: float  # of its core, the least that the server got just before a run
     voids: list[str]  # why nothing of it counts
     real_s: float
     simulated_s: float
     points: pd.DataFrame = field(default_factory=pd.DataFrame)
+    residuals: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def verdict(self) -> str:
@@ -113,20 +126,37 @@ class CaseResult:
 class Round:
     """One of the repetitions of a case."""
 
-    calibration: Calibration
+    host: HostCosts
+    tier_wait_s: float  # of a request whose prefix had to be brought up from a file
+    calibration: pd.DataFrame  # turns of the calibration runs, and what is said of them
     real: LiveRun
     simulated: SimulatedRun
+    compared: pd.DataFrame  # the same of the real run: nothing was fitted to it
 
 
 class Bench:
     """A machine, its systems as far as they are measured, and the settings of the comparison."""
 
-    def __init__(self, settings: FidelitySettings, machine: Machine, folder: Path, told: Told) -> None:
+    def __init__(
+        self,
+        settings: FidelitySettings,
+        machine: Machine,
+        folder: Path,
+        told: Told,
+        capacities: dict[str, float] | None = None,
+    ) -> None:
+        """`folder` is for profiles that are measured; `capacities` are known from before an interruption."""
         self.settings = settings
         self.systems: dict[str, System] = {}
         self._machine = machine
         self._folder = folder
         self._told = told
+        self._capacities = capacities or {}
+
+    @property
+    def capacities(self) -> dict[str, float]:
+        """What each system that was measured can serve, in requests a second."""
+        return self._capacities | {name: system.capacity for name, system in self.systems.items()}
 
     def results(self, names: list[str]) -> Iterator[CaseResult]:
         """One case after the other, each with the system that it needs. Raises BadSettings."""
@@ -144,69 +174,103 @@ class Bench:
         models = cost_models(
             self._machine, run.engine, settings.simulated, settings.profile, settings.profile_s, self._folder
         )
-        self._told(f"{case.system}: capacity")
-        seed = run.seed + CAPACITY_SEED
-        burst = at_once(traffic(case, run, settings.capacity_requests, 1.0, seed))
-        capacity = burst_rate(self._live(run, burst, []).tables.requests)
+        capacity = self._capacities.get(case.system)
+        if capacity is None:
+            self._told(f"{case.system}: capacity")
+            seed = run.seed + CAPACITY_SEED
+            burst = at_once(traffic(case, run, settings.capacity_requests, 1.0, seed))
+            capacity = burst_rate(self._live(run, burst, []).tables.requests)
         return System(name=case.system, capacity=capacity, models=models)
 
-    def _calibrated(self, case: Case, system: System, number: int) -> Calibration:
-        """The host's costs, from a logged run at a calm load and other traffic."""
+    def _calibration(self, case: Case, system: System, number: int) -> LiveRun:
+        """A run with traffic of the same kind that is compared with nothing: calm first, then a crowd."""
         count, overrides = self.settings.calibration_requests, self.settings.overrides
         calm, run = replace(case, cv=1.0), run_settings(case, count, overrides)
         seed = run.seed + CALIBRATION_SEED + number
-        live = self._live(
-            run, traffic(calm, run, count, CALIBRATION_LOAD * system.capacity, seed), [], logged=True
+        return self._live(
+            run, with_burst(traffic(calm, run, count, CALIBRATION_LOAD * system.capacity, seed)), []
         )
-        log = live.tables.log
-        assert log is not None, "the run was logged"
-        models = system.models or fitted(log.steps, models_of(run.engine))
-        predicted = predictions(log.steps, run.engine, models)
-        host = host_costs(log, predicted, live.tables.answer_ns)
-        return Calibration(host=host, models=models, tier_wait_s=tier_wait_s(live.tables.requests))
 
     def _compared(self, name: str, case: Case, system: System) -> CaseResult:
-        """Calibration, reality and simulation in turn: what changes on the machine meanwhile is in all of them."""
+        """Calibration and reality in turn, then the simulation of each real run from its two neighbours."""
         settings, rate = self.settings, case.load * system.capacity
-        count = self.count(rate)
-        run = run_settings(case, count, settings.overrides)
+        count = self.count(rate, case, system)
+        run = run_settings(case, count, settings.overrides, rate)
         trace = traffic(case, run, count, rate, run.seed)
         struck = faults(case, run, trace)
-        rounds = []
+        real, calibrations = [], []
         for number in range(settings.repeats):
             self._told(f"{name}: {number + 1} of {settings.repeats}, {len(trace) / rate:.0f} s of real load")
-            calibration = self._calibrated(case, system, number)
-            real = self._live(run, trace, struck)
-            engine = with_tier_wait(run.engine, calibration.tier_wait_s)
-            seed = run.seed + number
-            simulated = simulate(engine, trace, struck, calibration.models, calibration.host, seed)
-            rounds.append(Round(calibration=calibration, real=real, simulated=simulated))
+            calibrations.append(self._calibration(case, system, number))
+            real.append(self._live(run, trace, struck))
+        calibrations.append(self._calibration(case, system, settings.repeats))
+        rounds = []
+        for number, (live, around) in enumerate(zip(real, pairwise(calibrations), strict=True)):
+            self._told(f"{name}: simulation {number + 1} of {settings.repeats}")
+            rounds.append(
+                simulated_round(run.engine, trace, struck, system.models, live, around, run.seed + number)
+            )
         return result(name, case, rate, rounds, settings)
 
-    def count(self, rate: float) -> int:
-        """How many requests each run of a case has."""
+    def count(self, rate: float, case: Case, system: System) -> int:
+        """How many requests each run of a case has: its part of the time, less what goes before it."""
         settings = self.settings
         if settings.requests is not None:
             return settings.requests
-        run_s = settings.minutes * 60 / (len(settings.cases) * settings.repeats)
-        return max(1, round(run_s * rate))
+        num_systems = len(systems_of(settings.cases))
+        round_s = (settings.minutes * 60 - num_systems * settings.profile_s) / (
+            len(settings.cases) * settings.repeats
+        )
+        calm_s = settings.calibration_requests * 2 / 3 / (CALIBRATION_LOAD * system.capacity)
+        calibration_s = calm_s + settings.calibration_requests / 3 / system.capacity + RUN_OVERHEAD_S
+        run_s = round_s - RUN_OVERHEAD_S - calibration_s * (settings.repeats + 1) / settings.repeats
+        return max(LEAST_REQUESTS, round(run_s * rate))
 
-    def _live(self, run: RunSettings, trace: Trace, struck: list[Any], *, logged: bool = False) -> LiveRun:
+    def _live(self, run: RunSettings, trace: Trace, struck: list[Any]) -> LiveRun:
         store = self._folder / "store"
-        job = LiveJob(settings=with_store(run.engine, store), count=len(trace), faults=struck, logged=logged)
+        job = LiveJob(settings=with_store(run.engine, store), count=len(trace), faults=struck)
         try:
             return self._machine.run(job, trace)
         finally:
             rmtree(store, ignore_errors=True)
 
 
+def simulated_round(
+    engine: EngineSettings,
+    trace: Trace,
+    struck: list[Any],
+    models: Models,
+    live: LiveRun,
+    around: Sequence[LiveRun],
+    seed: int,
+) -> Round:
+    """The simulation of a real run, from nothing but the calibration runs `around` it."""
+    models = models or fitted([step for each in around for step in each.log.steps], models_of(engine))
+    host = host_costs(around, engine, models)
+    wait_s = tier_wait_s(pd.concat([each.tables.requests for each in around]))
+    simulated = simulate(with_tier_wait(engine, wait_s), trace, struck, models, host, seed)
+    turns = [
+        turns_of(each.log, predictions(each.log.steps, engine, models), each.arrivals_ns)
+        for each in (live, *around)
+    ]
+    return Round(
+        host=host,
+        tier_wait_s=wait_s,
+        calibration=pd.concat([residuals(each, host, "calibration") for each in turns[1:]]),
+        real=live,
+        simulated=simulated,
+        compared=residuals(turns[0], host, "compared"),
+    )
+
+
 def result(
     name: str, case: Case, rate: float, rounds: Sequence[Round], settings: FidelitySettings
 ) -> CaseResult:
-    """The comparison of a case's runs."""
+    """The comparison of a case's runs: what the client saw, live and simulated."""
     real, simulated = [each.real for each in rounds], [each.simulated for each in rounds]
-    ours, theirs = [run.tables.requests for run in real], [run.requests for run in simulated]
+    ours, theirs = [run.seen for run in real], [run.seen for run in simulated]
     late = max(schedule_delay(run) for run in real)
+    is_judged = case.marks is not None
     return CaseResult(
         name=name,
         title=case.title,
@@ -216,16 +280,30 @@ def result(
         requests=len(ours[0]),
         repeats=len(real),
         cells=cells(ours, theirs, case.marks, settings.max_floor),
-        shares=shares(ours, theirs, is_calm=case.load <= CALM_LOAD),
+        shares=shares(ours, theirs, is_calm=case.load <= LOW_LOAD, is_judged=is_judged),
         distances=distances(ours, theirs),
-        client=client_figures(real),
+        engine=engine_figures(rounds),
         schedule_delay=late,
         host=host_figures(rounds),
+        turns=[float(each.compared["foreseen_ns"].sum() / each.compared["took_ns"].sum()) for each in rounds],
+        core_share=min(run.tables.core_share for run in real),
         voids=voids(late, settings.max_schedule_delay),
         real_s=float(np.mean([run.wall_s for run in real])),
         simulated_s=float(np.mean([run.wall_s for run in simulated])),
         points=points(name, ours, theirs),
+        residuals=pd.concat(
+            [
+                thinned(pd.concat([getattr(each, source) for each in rounds]))
+                for source in ("calibration", "compared")
+            ]
+        ),
     )
+
+
+def thinned(rows: pd.DataFrame) -> pd.DataFrame:
+    """So many rows as are kept, evenly over all of them."""
+    chosen = np.linspace(0, len(rows) - 1, min(MOST_RESIDUALS, len(rows))).astype(np.int64)
+    return rows.iloc[chosen]
 
 
 def voids(late: float, most: float) -> list[str]:
@@ -238,11 +316,11 @@ def voids(late: float, most: float) -> list[str]:
 
 
 def host_figures(rounds: Sequence[Round]) -> dict[str, float]:
-    """The host's constants, in the mean over the calibration runs."""
-    hosts = [each.calibration.host for each in rounds]
-    names = ("step_ns", "begin_ns", "retire_ns", "answer_ns", "scale")
-    figures = {name: float(np.mean([getattr(host, name) for host in hosts])) for name in names}
-    figures["tier_wait_s"] = float(np.mean([each.calibration.tier_wait_s for each in rounds]))
+    """What the simulation was given of the host, in the mean over the runs."""
+    figures = {name: float(np.mean([getattr(each.host, name) for each in rounds])) for name in COST_NAMES}
+    for name in DELAY_NAMES:
+        figures[name] = float(np.mean([getattr(each.host, name).mean() for each in rounds]))
+    figures["tier_wait_s"] = float(np.mean([each.tier_wait_s for each in rounds]))
     return figures
 
 
@@ -260,18 +338,20 @@ def schedule_delay(run: LiveRun) -> float:
     return float(run.schedule_delay_s.quantile(0.99) / latency_s)
 
 
-def client_figures(real: list[LiveRun]) -> dict[str, float | None]:
-    """TTFT and E2E on the client's side, in s, from the intended time on; means over the runs."""
+def engine_figures(rounds: Sequence[Round]) -> dict[str, float | None]:
+    """Means by the engine's own clock, real and simulated, in s: without the way to another process and back."""
     figures: dict[str, float | None] = {}
-    for name, column in (("TTFT", "first_ns"), ("E2E", "last_ns")):
-        spans = [
-            ((run.client[column] - run.client["intended_ns"]).dropna() / NS_PER_S).to_numpy(dtype=np.float64)
-            for run in real
-        ]
-        figures[f"{name} mean"] = float(np.mean([span.mean() for span in spans]))
-        tails = [metrics.percentile(span, 99.0) for span in spans]
-        known = [tail for tail in tails if tail is not None]
-        figures[f"{name} p99"] = float(np.mean(known)) if known else None
+    for side in ("real", "simulated"):
+        for metric, latency in LATENCIES.items():
+            found = []
+            for each in rounds:
+                table = each.real.tables.requests if side == "real" else each.simulated.requests
+                table = done(table)
+                if side == "real":  # a simulated engine settles a request at once
+                    table = table.assign(finished_ns=table["last_token_ns"])
+                found.append(latency(table))
+            values = np.concatenate(found)
+            figures[f"{side} {metric}"] = float(values.mean()) if len(values) else None
     return figures
 
 

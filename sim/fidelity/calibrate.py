@@ -1,71 +1,238 @@
-"""The host's costs: what the real engine does around its steps, from a log of a run that is not compared."""
+"""The host's costs: what the real engine does around its steps, from logs of runs that are not compared."""
 
 from collections.abc import Sequence as Listing
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from engine.errors import BadSettings
-from engine.execution import Batch, Chunk, Machine, Modelled, Sequence
-from engine.request import Stream
+from engine.execution import Machine, Modelled
 from engine.settings import EngineSettings, ExecutorSettings
-from sim.fidelity.device import HostCosts, Shape, Step, StepLog, make_inner
-from sim.fidelity.steps import non_negative
+from sim.fidelity.device import HostCosts, Spread, Step, StepLog, make_inner
+from sim.fidelity.live import LiveRun
+from sim.fidelity.steps import batch_of
+from sim.least_squares import Floats, non_negative
 from sim.world import SimClock
 
-Floats = npt.NDArray[np.float64]
-
 FEWEST_STEPS = 50
-MOST_RATIOS = 4_096
+MOST_DELAYS = 4_096
+
+Flags = npt.NDArray[np.bool_]
 
 
-def host_costs(log: StepLog, predicted_ns: Floats, answer_ns: float) -> HostCosts:
-    """Costs that make a cost model's steps those of the log, in the mean and in their spread.
+@dataclass(slots=True, kw_only=True)
+class Turns:
+    """The turns of a machine that never was without work between them, a row each, in ns and counts.
 
-    `predicted_ns`: what the cost model says of each step of the log, which is of one replica. Raises BadSettings when
-    there are too few steps to tell.
+    A turn lasts from the end of one step to the end of the next: the host's work for both lies in it.
     """
-    if len(log.steps) < FEWEST_STEPS:
+
+    took_ns: Floats
+    said_ns: Floats  # by the cost model, of the step alone
+    beginners: Floats
+    arrivals: Floats
+    leavers: Floats
+    kept_tokens: Floats
+    is_prefill: Flags
+    batch: Floats  # sequences in the step
+
+    def __len__(self) -> int:
+        return len(self.took_ns)
+
+
+@dataclass(slots=True, kw_only=True)
+class Starts:
+    """Steps before which the machine had nothing to do: a row each."""
+
+    took_ns: Floats  # from the arrival that ended the rest to the end of the step
+    said_ns: Floats
+    beginners: Floats
+
+
+def host_costs(
+    runs: Listing[LiveRun], settings: EngineSettings, models: dict[str, ExecutorSettings]
+) -> HostCosts:
+    """Costs that make turns by the cost models those of the logs of `runs`, in the mean and in their spread.
+
+    Raises BadSettings when there are too few steps to tell.
+    """
+    logs = [run.log for run in runs]
+    count = sum(len(log.steps) for log in logs)
+    if count < FEWEST_STEPS:
         raise BadSettings(
-            f"the calibration run had {len(log.steps)} steps, but needs at least {FEWEST_STEPS}"
+            f"calibration saw {count} steps, but needs at least {FEWEST_STEPS}: give it more requests"
         )
-    durations = np.array([step.duration_ns for step in log.steps], dtype=np.float64)
-    scale = float(durations.sum() / predicted_ns.sum())
-    ratios = durations / (predicted_ns * scale)
-    prefills = np.array([step.shape.has_prefill for step in log.steps])
-    step_ns, begin_ns, retire_ns = gap_costs(log)
-    return HostCosts(
-        step_ns=step_ns,
-        begin_ns=begin_ns,
-        retire_ns=retire_ns,
-        answer_ns=answer_ns,
-        scale=scale,
-        decode_ratios=pool(ratios[~prefills]),
-        prefill_ratios=pool(ratios[prefills]),
+    said = [predictions(log.steps, settings, models) for log in logs]
+    arrivals = [run.arrivals_ns for run in runs]
+    found = joined([turns_of(*each) for each in zip(logs, said, arrivals, strict=True)])
+    costs = turn_costs(found)
+    starts = [starts_of(*each) for each in zip(logs, said, arrivals, strict=True)]
+    costs.wake_ns = waking_ns(starts, costs)
+    costs.in_ns = delays([idle_delays(run) for run in runs])
+    costs.first_ns = delays([between(run, "first_token_ns", "first_ns") for run in runs])
+    costs.end_ns = delays([between(run, "last_token_ns", "last_ns") for run in runs])
+    return costs
+
+
+def turns_of(log: StepLog, said_ns: Floats, arrivals_ns: Floats) -> Turns:
+    """The turns of a log; `said_ns` is what a cost model says of each of its steps.
+
+    The machine had work all the time when the step is asked for before the one before it ends, or does something for
+    somebody who was there already.
+    """
+    steps = log.steps
+    over = [each.steps_over for each in log.left]
+    left = np.bincount(over, minlength=len(steps) + 1)
+    kept = np.bincount(over, weights=[each.kept_tokens for each in log.left], minlength=len(steps) + 1)
+    arrived = np.searchsorted(np.sort(arrivals_ns), [step.ended_ns for step in steps], side="right")
+    rows = [number for number in range(1, len(steps)) if follows(steps[number - 1], steps[number])]
+    ended = np.array([step.ended_ns for step in steps], dtype=np.float64)
+    shapes = [steps[number].shape for number in rows]
+    before = np.array(rows, dtype=np.int64) - 1
+    return Turns(
+        took_ns=ended[rows] - ended[before],
+        said_ns=said_ns[rows],
+        beginners=np.array([shape.beginners for shape in shapes], dtype=np.float64),
+        arrivals=(arrived[rows] - arrived[before]).astype(np.float64),
+        leavers=left[rows].astype(np.float64),
+        kept_tokens=kept[rows].astype(np.float64),
+        is_prefill=np.array([shape.has_prefill for shape in shapes], dtype=np.bool_),
+        batch=np.array([len(shape.chunks) + len(shape.decodes) for shape in shapes], dtype=np.float64),
     )
 
 
-def pool(ratios: Floats) -> Floats:
-    """Ratios to draw from, the last so many; 1 where there are none."""
-    return ratios[-MOST_RATIOS:] if len(ratios) else np.ones(1)
+def follows(before: Step, step: Step) -> bool:
+    """Whether the machine had something to do between these two."""
+    shape = step.shape
+    return step.asked_ns <= before.ended_ns or bool(shape.decodes) or shape.beginners < len(shape.chunks)
 
 
-def gap_costs(log: StepLog) -> tuple[float, float, float]:
-    """What lies between two steps that follow at once, in ns: always, for who begins, for who has left.
+def starts_of(log: StepLog, said_ns: Floats, arrivals_ns: Floats) -> Starts:
+    """The steps of a log that ended a rest, where the request is known that ended it."""
+    arrivals = np.sort(arrivals_ns)
+    rows, took = [], []
+    for number in range(1, len(log.steps)):
+        before, step = log.steps[number - 1], log.steps[number]
+        if follows(before, step):
+            continue
+        first = int(np.searchsorted(arrivals, before.ended_ns))
+        if first < len(arrivals) and arrivals[first] < step.asked_ns:
+            rows.append(number)
+            took.append(step.ended_ns - arrivals[first])
+    return Starts(
+        took_ns=np.array(took, dtype=np.float64),
+        said_ns=said_ns[rows],
+        beginners=np.array([log.steps[number].shape.beginners for number in rows], dtype=np.float64),
+    )
 
-    A step follows at once when it has to do for somebody who was there before it.
+
+def joined(parts: Listing[Turns]) -> Turns:
+    """The turns of several runs as those of one."""
+    return Turns(
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in Turns.__slots__}
+    )
+
+
+def turn_costs(turns: Turns) -> HostCosts:
+    """What turns are made of: least squares without negative costs, weighted so that their sum is met.
+
+    What an arrival costs is charged with the step in which its request begins: it delays that request in any case.
     """
-    left = np.bincount(np.array(log.retired, dtype=np.int64), minlength=len(log.steps) + 1)
-    rows, gaps = [], []
-    for number, (step, after) in enumerate(zip(log.steps, log.steps[1:], strict=False), 1):
-        shape = after.shape
-        if shape.decodes or shape.beginners < len(shape.chunks):
-            rows.append((1, shape.beginners, int(left[number])))
-            gaps.append(after.begun_ns - step.begun_ns - step.duration_ns)
-    if not rows:
-        return 0.0, 0.0, 0.0
-    costs = non_negative(np.array(rows, dtype=np.float64), np.array(gaps, dtype=np.float64))
-    return float(costs[0]), float(costs[1]), float(costs[2])
+    columns = (
+        turns.said_ns,
+        np.ones(len(turns)),
+        turns.beginners,
+        turns.arrivals,
+        turns.leavers,
+        turns.kept_tokens,
+    )
+    rows = np.stack(columns, axis=1)
+    weights = 1 / np.sqrt(np.maximum(turns.said_ns, 1.0))
+    scale, step, begin, arrive, leave, keep = non_negative(
+        rows * weights[:, None], turns.took_ns * weights
+    ).tolist()
+    costs = HostCosts(scale=scale or 1.0, step_ns=step, begin_ns=begin + arrive, leave_ns=leave, keep_ns=keep)
+    whole_ns = rows @ np.array([costs.scale, step, begin, arrive, leave, keep])
+    ratios = turns.took_ns / np.maximum(whole_ns, 1.0)
+    said_ns = said_of(turns.said_ns, turns.beginners, costs)
+    costs.decode_spread = spread(said_ns[~turns.is_prefill], ratios[~turns.is_prefill])
+    costs.prefill_spread = spread(said_ns[turns.is_prefill], ratios[turns.is_prefill])
+    return costs
+
+
+def said_of(said_ns: Floats, beginners: Floats, costs: HostCosts) -> Floats:
+    """What is said of turns before chance: the step and the host's work for it."""
+    return said_ns * costs.scale + costs.step_ns + beginners * costs.begin_ns
+
+
+def foreseen_ns(turns: Turns, costs: HostCosts) -> Floats:
+    """What the simulation takes for such turns, in the mean over chance."""
+    said_ns = said_of(turns.said_ns, turns.beginners, costs)
+    spreads = (costs.prefill_spread, costs.decode_spread)
+    means = [
+        spreads[0 if is_prefill else 1].mean(said)
+        for said, is_prefill in zip(said_ns, turns.is_prefill, strict=True)
+    ]
+    leaving_ns = turns.leavers * costs.leave_ns + turns.kept_tokens * costs.keep_ns
+    foreseen: Floats = said_ns * np.array(means) + leaving_ns
+    return foreseen
+
+
+def spread(said_ns: Floats, ratios: Floats) -> Spread:
+    """Ratios in the order of what was said."""
+    order = np.argsort(said_ns, kind="stable")
+    return Spread(said_ns[order].tolist(), ratios[order].tolist())
+
+
+def waking_ns(starts: Listing[Starts], costs: HostCosts) -> float:
+    """What a step takes more when the machine had rested; may be negative. The median, as rests are few."""
+    found = [each.took_ns - said_of(each.said_ns, each.beginners, costs) for each in starts]
+    all_ns = np.concatenate(found)
+    return float(np.median(all_ns)) if len(all_ns) else 0.0
+
+
+def between(run: LiveRun, told: str, heard: str) -> Floats:
+    """From a time of the engine's to the client's for it, of each completed request."""
+    table = run.both
+    table = table[table["outcome"] == "completed"]
+    found: Floats = (table[heard] - table[told]).dropna().to_numpy(dtype=np.float64)
+    return found
+
+
+def idle_delays(run: LiveRun) -> Floats:
+    """From the intended time to the arrival at the engine, of requests that found it resting; of all if none did."""
+    table, steps = run.both, run.log.steps
+    intended = table["intended_ns"].to_numpy(dtype=np.float64)
+    late: Floats = table["arrival_ns"].to_numpy(dtype=np.float64) - intended
+    rests = [(a.ended_ns, b.asked_ns) for a, b in pairwise(steps) if not follows(a, b)]
+    if not rests:
+        return late
+    begins, ends = np.array(rests, dtype=np.float64).T
+    rest = np.searchsorted(begins, intended) - 1
+    is_idle = (rest >= 0) & (intended < ends[rest])
+    return late[is_idle] if is_idle.any() else late
+
+
+def delays(found: Listing[Floats]) -> Floats:
+    """Delays to draw from; none where there are none."""
+    values = np.concatenate(found)[-MOST_DELAYS:]
+    return values if len(values) else np.zeros(1)
+
+
+def residuals(turns: Turns, costs: HostCosts, source: str) -> pd.DataFrame:
+    """What turns took beside what the simulation takes for them: a row each, for pictures."""
+    return pd.DataFrame(
+        {
+            "source": source,
+            "kind": np.where(turns.is_prefill, "prefill", "decode"),
+            "batch": turns.batch.astype(np.int64),
+            "foreseen_ns": foreseen_ns(turns, costs),
+            "took_ns": turns.took_ns,
+        }
+    )
 
 
 def predictions(
@@ -83,18 +250,3 @@ def predictions(
         assert isinstance(model, Modelled), "a cost model foresees"
         predicted.append(model.duration_ns(batch_of(step.shape)))
     return np.array(predicted, dtype=np.float64)
-
-
-def batch_of(shape: Shape) -> Batch:
-    """A batch of that shape, of sequences without content."""
-    chunks = [
-        Chunk(_sequence(prompt_tokens, computed, cached), num_tokens)
-        for computed, cached, prompt_tokens, num_tokens in shape.chunks
-    ]
-    return Batch(chunks, [_sequence(computed, computed, 0) for computed in shape.decodes])
-
-
-def _sequence(prompt_tokens: int, computed: int, cached: int) -> Sequence:
-    tokens = np.zeros(prompt_tokens, dtype=np.int32)
-    done = SimClock().signal()
-    return Sequence(0, tokens, 1, Stream(), done, cached_tokens=cached, computed_tokens=computed)

@@ -16,19 +16,17 @@ from sim.traffic.synthetic import log_normal_tokens
 from sim.traffic.trace import Lengths, Times
 
 COMMON = ("scenario=steady", "executor=torch", "workload=chat", "quotas=off", "report.plots=false")
+NO_LINE = ("quotas=concurrent", "quotas.queue_capacity=0")  # whom a limit keeps out is refused at once
+LIMIT_BURST = 5
+
+SMALL_TIERS = ("tiers=ram_ssd", "tiers.ssd.write=back", "tiers.load=always")
 
 SYSTEMS: dict[str, tuple[str, ...]] = {
     "one": ("fleet=three_small", "fleet.replicas=1"),
     "three": ("fleet=three_small", "fleet.replicas=3", "strategy=least_loaded"),
-    "five": ("fleet=reference_five", "workload.model_zipf=1.0"),
-    "tiered": (
-        "fleet=three_small",
-        "fleet.replicas=1",
-        "tiers=ram_ssd",
-        "tiers.ram.gib=0.004",
-        "tiers.ssd.write=back",
-        "tiers.load=always",
-    ),
+    "routed": ("fleet=three_small", "fleet.replicas=3", "strategy=cache_aware", *NO_LINE),
+    "five": ("fleet=reference_five", "workload.model_zipf=1.0", *SMALL_TIERS, "tiers.ram.gib=0.016"),
+    "tiered": ("fleet=three_small", "fleet.replicas=1", *SMALL_TIERS, "tiers.ram.gib=0.004"),
 }
 """What serves: overrides over the common ones. Capacity and the host's costs are measured once for each."""
 
@@ -60,15 +58,25 @@ class Case:
     cv: float = 1.0  # of the gaps between arrivals: 1 is Poisson
     is_conversation: bool = False
     fails: bool = False  # a replica dies at half time and comes back after another quarter
+    limit: float | None = None  # how much of its rate a tenant's limit lets in
 
 
 CASES = {
+    "decisions": Case(
+        title="three replicas by cache_aware, a tenant at its limit, 25 % load",
+        load=0.25,
+        marks=CALM,
+        system="routed",
+        limit=0.9,
+    ),
     "poisson50": Case(title="Poisson, 50 % load", load=0.5, marks=CALM),
     "poisson70": Case(title="Poisson, 70 % load", load=0.7, marks=CALM),
     "poisson85": Case(title="Poisson, 85 % load", load=0.85, marks=BUSY),
     "poisson100": Case(title="Poisson, 100 % load", load=1.0, marks=None),
     "bursty": Case(title="Gamma arrivals of CV 3, 70 % load", load=0.7, marks=STRESSED, cv=3.0),
-    "five": Case(title="five models by Zipf 1, 70 % load", load=0.7, marks=STRESSED, system="five"),
+    "five": Case(
+        title="five models by Zipf 1, cache pressure, ssd, 70 % load", load=0.7, marks=STRESSED, system="five"
+    ),
     "conversations": Case(
         title="conversations, cache pressure, ssd, 70 % load",
         load=0.7,
@@ -86,9 +94,16 @@ CASES = {
 }
 
 
-def run_settings(case: Case, count: int, overrides: Sequence[str]) -> RunSettings:
-    """What runs on both sides, with a workload of so many requests. Raises BadSettings."""
-    return read_run([*COMMON, *SYSTEMS[case.system], f"workload.requests={count}", *overrides])
+def run_settings(case: Case, count: int, overrides: Sequence[str], rate: float | None = None) -> RunSettings:
+    """What runs on both sides, with a workload of so many requests; with its limits if it comes at that `rate`.
+
+    Raises BadSettings.
+    """
+    limits = []
+    if case.limit is not None and rate is not None:
+        limit = f"tenant: '*', requests_per_s: {case.limit * rate:.6f}, burst_requests: {LIMIT_BURST}"
+        limits = [f"quotas.limits=[{{{limit}}}]"]
+    return read_run([*COMMON, *SYSTEMS[case.system], f"workload.requests={count}", *limits, *overrides])
 
 
 def traffic(case: Case, run: RunSettings, count: int, rate: float, seed: int) -> Trace:
@@ -106,6 +121,14 @@ def traffic(case: Case, run: RunSettings, count: int, rate: float, seed: int) ->
 def at_once(trace: Trace) -> Trace:
     """The same requests, all at time zero: what a machine makes of as much as it can take."""
     return replace(trace, arrival_ns=np.zeros(len(trace), dtype=np.int64))
+
+
+def with_burst(trace: Trace) -> Trace:
+    """The same requests, the last third of them at once: calm and crowded, a machine shows all that it does."""
+    arrival_ns = trace.arrival_ns.copy()
+    first = len(trace) - len(trace) // 3
+    arrival_ns[first:] = arrival_ns[min(first, len(trace) - 1)]
+    return replace(trace, arrival_ns=arrival_ns)
 
 
 def arrivals(count: int, rate: float, cv: float, seed: int) -> Times:

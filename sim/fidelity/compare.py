@@ -1,7 +1,9 @@
-"""The comparison: a simulated run held against several real ones, decision by decision and figure by figure.
+"""The comparison: simulated runs held against real ones, decision by decision and figure by figure.
 
 Errors are signed: positive where the simulation says more than the real system. The noise floor of a figure is how
-far two real runs of the same load lie apart, in the mean over all pairs, as a share of the figure itself.
+far two real runs of the same load lie apart, in the mean over all pairs, as a share of the figure itself. An error
+passes up to its mark, or up to two noise floors where that is more; a floor of many marks lets nothing
+pass: what is not further off than two such floors is not decided.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +29,8 @@ ENOUGH = 5_000  # requests: with fewer, the interval of the error of p99 is show
 RESAMPLES = 400
 COVERAGE = (2.5, 97.5)
 FLOORS = 2.0  # an error up to so many noise floors is within the mark
-LEAST_EQUAL = 0.99  # share of decisions, up to 70 % load
+LOW_LOAD = 0.5  # up to here decisions are held against a mark
+LEAST_EQUAL = 0.99  # share of decisions
 MOST_POINTS = 0.005  # of the hit ratio
 MOST_REFUSALS = 0.01  # of all requests
 
@@ -53,6 +56,11 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.metric} {self.statistic}".strip()
+
+    @property
+    def limit(self) -> float | None:
+        """What the error may be."""
+        return None if self.mark is None else max(self.mark, FLOORS * (self.floor or 0.0))
 
     @property
     def floors(self) -> float | None:
@@ -89,9 +97,15 @@ class Distance:
 
 
 def cells(
-    real: Sequence[pd.DataFrame], simulated: Sequence[pd.DataFrame], marks: Marks | None, max_floor: float
+    real: Sequence[pd.DataFrame],
+    simulated: Sequence[pd.DataFrame],
+    marks: Marks | None,
+    max_floor: float = 2.0,
 ) -> list[Cell]:
-    """Every figure of latency and throughput. Figures are means over the runs of a side."""
+    """Every figure of latency and throughput. Figures are means over the runs of a side.
+
+    A floor above `max_floor` marks is too large.
+    """
     made = []
     for metric, latency in LATENCIES.items():
         ours, theirs = [latency(done(run)) for run in real], [latency(done(run)) for run in simulated]
@@ -102,7 +116,7 @@ def cells(
             )
             cell.n = min((len(each) for each in (*ours, *theirs)), default=0)
             if statistic == "p99" and cell.n < ENOUGH and cell.error is not None:
-                cell.interval = error_interval(np.concatenate(ours), np.concatenate(theirs), 99.0)
+                cell.interval = error_interval(matched(real, simulated, latency), 99.0)
             made.append(judged(cell, mark, max_floor))
     rates = [[throughput(run) for run in runs] for runs in (real, simulated)]
     cell = figure("throughput", "", *rates)
@@ -136,15 +150,17 @@ def figure(
     return cell
 
 
-def judged(cell: Cell, mark: float | None, max_floor: float) -> Cell:
+def judged(cell: Cell, mark: float | None, max_floor: float = 2.0) -> Cell:
     """The cell with its verdict: against the mark, or twice the noise floor where that is larger."""
     cell.mark = mark
     if mark is None:
         cell.verdict = SHOWN
-    elif cell.error is None or cell.floor is None or cell.floor > max_floor:
+    elif cell.error is None or cell.floor is None:
         cell.verdict = INCONCLUSIVE
+    elif abs(cell.error) > max(mark, FLOORS * cell.floor):
+        cell.verdict = FAIL
     else:
-        cell.verdict = PASS if abs(cell.error) <= max(mark, FLOORS * cell.floor) else FAIL
+        cell.verdict = PASS if cell.floor <= max_floor * mark else INCONCLUSIVE
     return cell
 
 
@@ -176,29 +192,52 @@ def throughput(requests: pd.DataFrame) -> float | None:
     return len(done(requests)) / duration_s if duration_s else None
 
 
-def error_interval(real: Floats, simulated: Floats, q: float) -> tuple[float, float]:
-    """Where the error of a percentile lies in 95 of 100 resamples of both runs.
+def error_interval(pairs: Sequence[tuple[Floats, Floats]], q: float) -> tuple[float, float]:
+    """Where the error of a percentile lies in 95 of 100 resamples of the requests; each stays with its own twin.
 
-    Requests are drawn one by one, so neighbours that were slow together count as independent: the truth is wider.
+    `pairs`: for each run, the real and the simulated latency of the same requests. Requests are drawn one by one, so
+    neighbours that were slow together count as independent: the truth is wider.
     """
     random = stream(0, "fidelity.bootstrap")
     errors = []
     for _ in range(RESAMPLES):
-        ours = np.percentile(random.choice(real, len(real)), q)
-        errors.append(np.percentile(random.choice(simulated, len(simulated)), q) / ours - 1)
+        ours = theirs = 0.0
+        for real, simulated in pairs:
+            chosen = random.integers(len(real), size=len(real))
+            ours += float(np.percentile(real[chosen], q))
+            theirs += float(np.percentile(simulated[chosen], q))
+        errors.append(theirs / ours - 1 if ours else 0.0)
     low, high = np.percentile(errors, COVERAGE)
     return float(low), float(high)
 
 
-def shares(real: Sequence[pd.DataFrame], simulated: Sequence[pd.DataFrame], *, is_calm: bool) -> list[Share]:
-    """Decisions one by one, then counts; held against marks where the load is calm."""
+def matched(
+    real: Sequence[pd.DataFrame],
+    simulated: Sequence[pd.DataFrame],
+    latency: Callable[[pd.DataFrame], Floats],
+) -> list[tuple[Floats, Floats]]:
+    """For each run, a latency of the requests that both sides completed: real and simulated, in the same order."""
+    found = []
+    for one, other in zip(real, simulated, strict=True):
+        left, right = by_request(one, latency), by_request(other, latency)
+        both = left.index.intersection(right.index)
+        if len(both):
+            found.append((np.asarray(left[both], np.float64), np.asarray(right[both], np.float64)))
+    return found
+
+
+def shares(
+    real: Sequence[pd.DataFrame], simulated: Sequence[pd.DataFrame], *, is_calm: bool, is_judged: bool = True
+) -> list[Share]:
+    """Decisions one by one, held against a mark where the load `is_calm`; then counts.
+
+    Nothing is held against a mark where nothing `is_judged`.
+    """
     made = []
     for name in (*DECISIONS, ALL_DECISIONS):
         value = _mean(equal_share(a, b, name) for a, b in zip(real, simulated, strict=True))
         floor = _mean(equal_share(a, b, name) for a, b in combinations(real, 2))
-        limit = min(LEAST_EQUAL, floor) if is_calm else None  # reality is no better at repeating itself
-        verdict = SHOWN if limit is None else (PASS if value >= limit else FAIL)
-        made.append(Share(name=name, value=value, floor=floor, op=">=", limit=limit, verdict=verdict))
+        made.append(equal_enough(name, value, floor, LEAST_EQUAL if is_calm and is_judged else None))
     for name, count, most in (
         ("hit ratio", hit_ratio, MOST_POINTS),
         ("refused", refused_share, MOST_REFUSALS),
@@ -206,19 +245,41 @@ def shares(real: Sequence[pd.DataFrame], simulated: Sequence[pd.DataFrame], *, i
         ours = [count(run) for run in real]
         value = _mean(map(count, simulated)) - _mean(ours)
         floor = _mean(abs(a - b) for a, b in combinations(ours, 2))
-        limit = max(most, FLOORS * floor)
-        verdict = PASS if abs(value) <= limit else FAIL
-        made.append(Share(name=name, value=value, floor=floor, op="+-", limit=limit, verdict=verdict))
+        made.append(near_enough(name, value, floor, most if is_judged else None))
     return made
+
+
+def equal_enough(name: str, value: float, floor: float, least: float | None) -> Share:
+    """A share of equal decisions with its verdict. Where reality repeats itself less, a low one decides nothing.
+
+    It fails all the same when simulation and reality differ more than twice as often as reality and itself.
+    """
+    if least is None:
+        verdict = SHOWN
+    elif value >= least:
+        verdict = PASS
+    else:
+        verdict = FAIL if 1 - value > max(1 - least, FLOORS * (1 - floor)) else INCONCLUSIVE
+    return Share(name=name, value=value, floor=floor, op=">=", limit=least, verdict=verdict)
+
+
+def near_enough(name: str, value: float, floor: float, most: float | None) -> Share:
+    """A difference of two shares with its verdict; a noise floor above the mark decides nothing."""
+    if most is None:
+        verdict = SHOWN
+    elif abs(value) > max(most, FLOORS * floor):
+        verdict = FAIL
+    else:
+        verdict = PASS if floor <= most else INCONCLUSIVE
+    return Share(name=name, value=value, floor=floor, op="+-", limit=most, verdict=verdict)
 
 
 def equal_share(one: pd.DataFrame, other: pd.DataFrame, what: str) -> float:
     """The share of requests about which two runs decided the same. One that is missing in a run is not the same."""
     left, right = decisions(one), decisions(other)
     both = left.index.intersection(right.index)
-    columns = (
-        list(left.columns) if what == "all decisions" else [name for name in left if name.startswith(what)]
-    )
+    names = list(map(str, left.columns))
+    columns = names if what == ALL_DECISIONS else [name for name in names if name.startswith(what)]
     same = (left.loc[both, columns] == right.loc[both, columns]).all(axis=1)
     total = max(len(left), len(right))
     return float(same.sum()) / total if total else 1.0

@@ -299,7 +299,7 @@ class SimulatedTurns(Delegating):
         await self._clock.sleep(ends_ns - now_ns)
         answer = self._modelled.answer
         return StepResult(
-            round(turn_ns),
+            ends_ns - now_ns,  # the wait for its turn included: a replica with work is busy
             [answer(*spoken(each.sequence), 0, 1)[0] if each.is_last else None for each in batch.chunks],
             [answer(*spoken(each), each.num_new, 1)[0] for each in batch.decodes],
         )

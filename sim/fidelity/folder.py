@@ -1,10 +1,14 @@
 """The folder of a comparison: cases are kept as they finish, and its name says `.partial` until it is whole."""
 
 import json
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from shutil import rmtree
+from typing import Any
 
 import pandas as pd
 
@@ -12,7 +16,9 @@ from engine.clock import utc_now
 from engine.errors import BadSettings
 from sim.fidelity import pictures, report
 from sim.fidelity.bench import CaseResult
+from sim.fidelity.cases import CASES
 from sim.fidelity.settings import FidelitySettings
+from sim.folder import claim
 
 PARTIAL = ".partial"
 INCIDENTAL = ("folder", "resume", "plots")  # settings that change no figure
@@ -27,8 +33,7 @@ class FidelityFolder:
         mark = fingerprint(settings)
         if settings.resume is None:
             stamp = utc_now().strftime("%Y%m%dT%H%M%SZ")
-            self.path = Path(settings.folder) / f"{stamp}_fidelity_{mark}{PARTIAL}"
-            self._make(mark)
+            self.path = self._made(f"{stamp}_fidelity_{mark}", mark)
             return
         self.path = Path(settings.resume)
         try:
@@ -40,14 +45,19 @@ class FidelityFolder:
         if before != mark:
             raise BadSettings(f"resume is {settings.resume!r}, but that comparison had other settings")
 
-    def _make(self, mark: str) -> None:
+    def _made(self, name: str, mark: str) -> Path:
+        """A new folder with what says to which settings it belongs."""
+        given = Path(self._settings.folder)
         try:
-            (self.path / "cases").mkdir(parents=True)
-            (self.path / "settings.sha256").write_text(mark + "\n")
+            given.mkdir(parents=True, exist_ok=True)
+            path = claim(given, name)
+            (path / "cases").mkdir()
+            (path / "settings.sha256").write_text(mark + "\n")
         except OSError as error:
             raise BadSettings(
                 f"folder is {self._settings.folder!r}, but nothing can be written there: {error.strerror}"
             ) from error
+        return path
 
     @property
     def profiles(self) -> Path:
@@ -64,19 +74,32 @@ class FidelityFolder:
             if path.exists():
                 case = report.from_json(json.loads(path.read_text(encoding="utf-8")))
                 case.points = pd.read_parquet(path.with_suffix(".parquet"))
+                case.residuals = pd.read_parquet(residuals_beside(path))
                 found.append(case)
         return found
+
+    @property
+    def capacities(self) -> dict[str, float]:
+        """What systems were found to serve before the comparison was interrupted."""
+        path = self.path / "capacities.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def keep_capacities(self, capacities: dict[str, float]) -> None:
+        """What systems can serve: who goes on later compares at the same rates."""
+        write_json(self.path / "capacities.json", capacities)
 
     def keep(self, case: CaseResult) -> None:
         """A case that is finished; its figures last, so that what is there is whole."""
         path = self.path / "cases" / f"{case.name}.json"
         case.points.to_parquet(path.with_suffix(".parquet"), compression="zstd", index=False)
+        case.residuals.to_parquet(residuals_beside(path), compression="zstd", index=False)
         write_json(path, report.as_json(case))
 
     def write(self, results: Sequence[CaseResult]) -> None:
         """The report of what there is."""
         whole = {
             "schema_version": report.SCHEMA_VERSION,
+            "machine": machine(),
             "verdict": report.verdict_of(results),
             "median_error": report.median_error(results),
             "settings": asdict(self._settings),
@@ -87,14 +110,58 @@ class FidelityFolder:
             "cases": [report.as_json(result) for result in results],
         }
         write_json(self.path / "fidelity.json", whole)
-        made = pictures.save_all(results, self.path) if self._settings.plots else []
-        (self.path / "report.md").write_text(report.markdown(results, made), encoding="utf-8")
+        made = pictures.save_all(results, self.path / "plots") if self._settings.plots else []
+        settings = self._settings
+        (self.path / "report.md").write_text(report.markdown(results, made, settings), encoding="utf-8")
+        (self.path / "report.html").write_text(
+            report.html(results, made, settings, self.path), encoding="utf-8"
+        )
+
+    def drop_if_empty(self) -> None:
+        """Leave nothing behind of a comparison that got nowhere."""
+        if self._settings.resume is None and not any((self.path / "cases").iterdir()):
+            rmtree(self.path)
 
     def publish(self) -> None:
         """Give it its final name: nothing is missing."""
         final = self.path.with_name(self.path.name.removesuffix(PARTIAL))
         if final != self.path:
             self.path = self.path.rename(final)
+
+
+def read_cases(folder: Path) -> list[CaseResult]:
+    """The cases of a folder, whole or interrupted, without single requests. Raises BadSettings."""
+    try:
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in (folder / "cases").glob("*.json")]
+        results = [report.from_json(each) for each in found]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadSettings(f"{str(folder)!r} has a case that cannot be read: {error}") from error
+    if not results:
+        raise BadSettings(f"{str(folder)!r} is no folder of a comparison, or none of its cases is finished")
+    return sorted(results, key=lambda result: list(CASES).index(result.name) if result.name in CASES else 99)
+
+
+def residuals_beside(path: Path) -> Path:
+    """Where the turns of a case are, whose figures are in `path`."""
+    return path.with_suffix(".turns.parquet")
+
+
+def machine() -> dict[str, Any]:
+    """What the comparison ran on."""
+    return {
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def fingerprint(settings: FidelitySettings) -> str:

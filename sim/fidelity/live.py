@@ -7,10 +7,13 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from engine.clock import NS_PER_S, stopwatch_ns
 from engine.errors import EngineError
+from sim.fidelity.device import StepLog
 from sim.fidelity.load import send_loads
 from sim.fidelity.server import LiveJob, LiveTables, MeasureJob, serve_jobs
 from sim.traffic import Trace
@@ -31,6 +34,29 @@ class LiveRun:
         """How late each request was sent."""
         late_ns = self.client["sent_ns"] - self.client["intended_ns"]
         return late_ns.astype("float64") / NS_PER_S
+
+    @property
+    def log(self) -> StepLog:
+        """The steps, in times from the load's start."""
+        return self.tables.log
+
+    @property
+    def arrivals_ns(self) -> "npt.NDArray[np.float64]":
+        """When each request came to the engine."""
+        return self.tables.requests["arrival_ns"].to_numpy(dtype=np.float64)
+
+    @property
+    def both(self) -> pd.DataFrame:
+        """What the engine recorded of each request, and what the client saw of it."""
+        return self.tables.requests.merge(self.client, on="request_id")
+
+    @property
+    def seen(self) -> pd.DataFrame:
+        """The requests table with the client's times: from the intended time to the news in another process."""
+        both = self.both
+        both["arrival_ns"], both["finished_ns"] = both["intended_ns"], both["last_ns"]
+        both["first_token_ns"] = both["first_ns"]
+        return both[list(self.tables.requests.columns)]
 
 
 class Machine:
@@ -82,8 +108,11 @@ class Machine:
 
 
 def received(end: Connection) -> Any:
-    """What the other process says; an error of the engine is raised here."""
-    answer = end.recv()
+    """What the other process says; an error of the engine is raised here, and so is its end."""
+    try:
+        answer = end.recv()
+    except EOFError as error:
+        raise RuntimeError("a process of the comparison has died; what it said stands above") from error
     if isinstance(answer, EngineError):
         raise answer
     return answer

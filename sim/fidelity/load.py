@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from engine.clock import stopwatch_ns
-from sim.fidelity.server import pin
+from sim.fidelity.server import settle_in
 from sim.fidelity.wire import FIRST, frame, packed
 from sim.traffic import Trace
 
@@ -42,7 +42,7 @@ class Sent:
 
 def send_loads(pipe: Connection, cores: list[int]) -> None:
     """The process: for each trace and port that come, a load and its table, until None comes."""
-    pin(cores)
+    settle_in(cores)
     while (job := pipe.recv()) is not None:
         trace, port = job
         pipe.send(send(trace, port))

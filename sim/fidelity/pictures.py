@@ -12,23 +12,47 @@ from sim.fidelity.bench import CaseResult
 from sim.fidelity.compare import LATENCIES
 from sim.plots import COLOURS, DPI
 
+CAPTIONS = {
+    "errors.png": "Signed errors of means and p99 by case: simulated over real, less 1; lines are two noise floors.",
+    "by_load.png": "Signed errors of the Poisson cases by load, with two noise floors to both sides.",
+    "floors.png": "Every judged cell: its error against its noise floor. Below the line it is within two floors.",
+    "pairs.png": "Each request in both worlds: simulated against real, y = x, and 5 % to both sides.",
+    "distributions.png": "Share of requests that took at most so long: a line for each run.",
+    "residuals.png": "Turns of the machine: what they took over what the simulation takes for them, calibration and "
+    "compared runs (to which nothing is fitted). Dots are turns, lines medians of a hundred of about the same size.",
+}
+"""What pictures show, by their kind."""
+
 MARGIN = 0.05
 MOST_POINTS = 4_000
+BY_LOAD = "poisson"
+TOGETHER = 100  # turns whose median is drawn
 REAL, SIMULATED = COLOURS[0], COLOURS[1]
 
 
 def save_all(results: Sequence[CaseResult], folder: Path) -> list[str]:
-    """Write every picture; the names of the files."""
+    """Write every picture into `folder`; the names of the files."""
     made = {}
+    if results:
+        made["errors.png"] = errors(results)
+        made["floors.png"] = floors(results)
+    if steps := [result for result in results if result.name.startswith(BY_LOAD)]:
+        made["by_load.png"] = by_load(steps)
     for result in results:
         if not result.points.empty:
             made[f"{result.name}_pairs.png"] = pairs(result)
             made[f"{result.name}_distributions.png"] = distributions(result)
-    if results:
-        made["errors.png"] = errors(results)
+        if not result.residuals.empty:
+            made[f"{result.name}_residuals.png"] = residuals(result)
+    folder.mkdir(exist_ok=True)
     for name, figure in made.items():
         figure.savefig(folder / name, dpi=DPI)
     return list(made)
+
+
+def kind_of(name: str) -> str:
+    """What sort of picture a file has."""
+    return name if name in CAPTIONS else name.rpartition("_")[2]
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -100,4 +124,72 @@ def errors(results: Sequence[CaseResult]) -> Figure:
     panels[0].set_title("Simulated over real, less 1; the lines are two noise floors to both sides")
     panels[0].legend(frameon=False, ncols=len(LATENCIES))
     panels[1].set_xticks(np.arange(len(names)) + width, names)
+    return figure
+
+
+def by_load(results: Sequence[CaseResult]) -> Figure:
+    """Signed errors against load: means to the left, p99 to the right."""
+    figure = new_figure(12, 4.2)
+    for axes, statistic in zip(figure.subplots(1, 2, sharey=True), ("mean", "p99"), strict=True):
+        for position, metric in enumerate(LATENCIES):
+            found = [
+                (100 * result.load + position - 1, 100 * cell.error, 200 * (cell.floor or 0.0))
+                for result in results
+                for cell in result.cells
+                if (cell.metric, cell.statistic) == (metric, statistic) and cell.error is not None
+            ]
+            if found:
+                loads, heights, spans = zip(*found, strict=True)
+                axes.errorbar(
+                    loads, heights, spans, fmt="o-", capsize=2, label=metric, color=COLOURS[position]
+                )
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set(xlabel="load, % of the measured capacity", ylabel=f"error of the {statistic}, %")
+        axes.legend(frameon=False)
+    return figure
+
+
+def floors(results: Sequence[CaseResult]) -> Figure:
+    """Errors of judged cells against their noise floors, and the line up to which one is within two floors."""
+    figure = new_figure(7, 5)
+    axes = figure.subplots()
+    found = [
+        (100 * cell.floor, 100 * abs(cell.error), cell.statistic == "p99")
+        for result in results
+        for cell in result.cells
+        if cell.mark is not None and cell.error is not None and cell.floor is not None
+    ]
+    for position, (is_tail, label) in enumerate(((False, "means and throughput"), (True, "p99"))):
+        dots = [(floor, error) for floor, error, tail in found if tail is is_tail]
+        if dots:
+            places, heights = zip(*dots, strict=True)
+            axes.scatter(places, heights, s=22, color=COLOURS[position], label=label)
+    most = max([1.0, *(max(floor, error) for floor, error, _ in found)])
+    axes.plot([0, most], [0, 2 * most], color="black", linewidth=0.8, label="two floors")
+    axes.set(xlabel="noise floor, %", ylabel="|error|, %", xlim=(0, 1.05 * most), ylim=(0, 1.05 * most))
+    axes.legend(frameon=False)
+    return figure
+
+
+def residuals(result: CaseResult) -> Figure:
+    """Turns against what is foreseen of them, for the runs that were fitted to and for those that were not."""
+    figure = new_figure(12, 4.2)
+    figure.suptitle(f"{result.title}: turns of the machine, real over simulated")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, source in zip(panels, ("calibration", "compared"), strict=True):
+        for position, kind in enumerate(("decode", "prefill")):
+            rows = result.residuals
+            rows = rows[(rows["source"] == source) & (rows["kind"] == kind)].sort_values("foreseen_ns")
+            said_ms = rows["foreseen_ns"].to_numpy() / 1e6
+            ratios = rows["took_ns"].to_numpy() / rows["foreseen_ns"].to_numpy()
+            axes.scatter(said_ms, ratios, s=4, alpha=0.25, linewidths=0, color=COLOURS[position])
+            parts = range(0, len(rows), TOGETHER)
+            at = [float(np.median(said_ms[first : first + TOGETHER])) for first in parts]
+            medians = [float(np.median(ratios[first : first + TOGETHER])) for first in parts]
+            axes.plot(at, medians, color=COLOURS[position], linewidth=1.5, label=kind)
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set(xlabel="foreseen, ms", ylabel="took / foreseen", ylim=(0, 3), title=source)
+        if source in set(result.residuals["source"]):
+            axes.set_xscale("log")
+        axes.legend(frameon=False)
     return figure

@@ -10,6 +10,9 @@ from sim.fidelity.steps import FITTED, models_of
 PROFILE = "profile"
 """The executor that runs by a profile."""
 
+MEANS_ONLY = {"spread": False, "copies": False}
+"""What a profile says here: the mean of a step. Its spread and what copying out takes come from calibration runs."""
+
 Models = dict[str, ExecutorSettings]
 
 
@@ -23,8 +26,8 @@ def cost_models(
 ) -> Models:
     """An executor for each model of the fleet that has a replica; none where calibration runs make them.
 
-    Profiles are measured on the core that serves, `budget_s` for each model, and kept in `folder`. The spread of the
-    steps comes from the calibration run, so a profile says the mean. Raises BadSettings.
+    Profiles are measured on the core that serves, `budget_s` for each model, and kept in `folder`.
+    Raises BadSettings.
     """
     names = models_of(settings)
     if simulated == FITTED:
@@ -36,5 +39,5 @@ def cost_models(
         path = Path(given) if given is not None else folder / f"{name}.json"
         if given is None and not path.exists():
             machine.measure(MeasureJob(settings=settings, model=name, budget_s=budget_s, path=str(path)))
-        made[name] = ExecutorSettings(name=PROFILE, options={"path": str(path), "spread": False})
+        made[name] = ExecutorSettings(name=PROFILE, options={"path": str(path), **MEANS_ONLY})
     return made

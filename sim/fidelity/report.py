@@ -1,16 +1,23 @@
 """What is said of a comparison: every cell, real and simulated, with its error, the noise floor and the mark."""
 
+import base64
+import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, Field, asdict, fields
+from html import escape
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sim.fidelity.bench import CaseResult
-from sim.fidelity.compare import FAIL, INCONCLUSIVE, PASS, Cell, Distance, Share
+from sim.fidelity.compare import ALL_DECISIONS, FAIL, INCONCLUSIVE, LATENCIES, PASS, Cell, Distance, Share
+from sim.fidelity.pictures import CAPTIONS, kind_of
+from sim.fidelity.settings import FidelitySettings
+from sim.report import STYLE
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 PUBLISHED: tuple[tuple[str, str, str], ...] = (
     ("Vidur", "request latency below 9 %, worst near capacity", "arXiv 2405.05465"),
@@ -26,8 +33,15 @@ PUBLISHED: tuple[tuple[str, str, str], ...] = (
 """Errors that others report of their own systems, on other engines, machines and loads: beside ours, not instead."""
 
 LEGEND = (
-    "Errors are signed: positive where the simulation says more. The noise floor is how far two real runs of the "
-    "same load lie apart, in the mean over pairs; an error is within its mark up to twice the floor."
+    "Times are a client's, in another process: from the intended time of the request to the news of its first token "
+    "and of its end. Errors are signed: positive where the simulation says more. The noise floor is how far two real "
+    "runs of the same load lie apart, in the mean over pairs. An error may be its mark, or two floors where that is "
+    "more; where the floor is above so many marks as max_floor says, nothing passes. The last column: where the "
+    "error of the p99 lies in 95 of 100 resamples of the requests, where a run has fewer than 5,000."
+)
+NOT_DONE = (
+    "Not done: the ranking of strategies (Kendall's tau, regret of the simulated winner) is not held against "
+    "reality."
 )
 
 Rows = list[tuple[str, ...]]
@@ -75,6 +89,7 @@ CELL_HEADS = (
     "floor",
     "floors",
     "mark",
+    "limit",
     "n",
     "verdict",
     "95 %",
@@ -102,6 +117,7 @@ def cell_rows(cells: Sequence[Cell]) -> Rows:
                 percent(cell.floor, sign=""),
                 "" if cell.floors is None else f"{cell.floors:.1f}",
                 percent(cell.mark, sign=""),
+                percent(cell.limit, sign=""),
                 f"{cell.n:,}",
                 cell.verdict,
                 interval,
@@ -109,6 +125,12 @@ def cell_rows(cells: Sequence[Cell]) -> Rows:
         )
     return rows
 
+
+SUMMARY_CELLS = ("TTFT mean", "TPOT mean", "E2E mean", "TTFT p99", "TPOT p99", "E2E p99", "throughput")
+SUMMARY_HEADS = ("case", "load", *SUMMARY_CELLS, "equal decisions", "verdict")
+PUBLISHED_HEADS = ("system", "error", "source")
+OTHERS = "Other engines, machines and loads: beside these figures, never instead of them."
+WIDER = "body { max-width: 80rem; } table { font-size: .85rem; }"
 
 SHARE_HEADS = ("decisions and counts", "simulated to real", "real to real", "limit", "verdict")
 
@@ -141,36 +163,69 @@ def percent(value: float | None, sign: str = "+") -> str:
 
 def headline(result: CaseResult) -> str:
     """What a case was, in one line."""
-    return (
-        f"{result.title}: {result.repeats} x {result.requests:,} requests at {result.rate:.2f}/s, "
-        f"{result.speed_up:.0f} times real time"
-    )
+    return f"{result.title}: {result.repeats} x {result.requests:,} requests at {result.rate:.2f}/s"
 
 
 def notes(result: CaseResult) -> list[str]:
     """What has to be known besides the tables."""
-    client = result.client
-    seen = (
-        f"client's side, from intended times, socket included: TTFT mean {number(client['TTFT mean'], 1e3)} ms, E2E "
-        f"mean {number(client['E2E mean'], 1e3)} ms; p99 of the schedule delay "
-        f"{percent(result.schedule_delay, '')} of that"
-    )
     apart = [
         f"{each.metric}: Wasserstein {percent(each.wasserstein, '')} of the mean (floor {percent(each.floor, '')}), "
         f"median |error| a request {percent(each.median_error, '')} (floor {percent(each.median_floor, '')})"
         for each in result.distances
     ]
-    return [seen, *apart, host_line(result), *(f"void: {why}" for why in result.voids)]
+    return [
+        *apart,
+        engine_line(result),
+        turns_line(result),
+        host_line(result),
+        way_line(result),
+        *voids(result),
+    ]
+
+
+def voids(result: CaseResult) -> list[str]:
+    return [f"void: {why}" for why in result.voids]
+
+
+def engine_line(result: CaseResult) -> str:
+    """The means by the engine's own clock, in one line."""
+    told = []
+    for metric in LATENCIES:
+        real, simulated = (result.engine[f"{side} {metric}"] for side in ("real", "simulated"))
+        error = simulated / real - 1 if real and simulated is not None else None
+        told.append(f"{metric} {number(real, 1e3)} and {number(simulated, 1e3)} ms ({percent(error)})")
+    return f"means by the engine's own clock, up to the last token, real and simulated: {', '.join(told)}"
+
+
+def turns_line(result: CaseResult) -> str:
+    """Whether turns took what calibration said: what is off here is the machine's speed, not the queueing."""
+    each = ", ".join(percent(ratio - 1) for ratio in result.turns)
+    return (
+        f"turns of the compared runs, to which nothing was fitted: simulated over real {each}; the least that the "
+        f"server got of its core just before a run: {100 * result.core_share:.1f} %"
+    )
 
 
 def host_line(result: CaseResult) -> str:
     """The constants that the simulation was given, in one line."""
     host = result.host
     return (
-        f"measured just before each run: {host['step_ns'] / 1e3:.0f} us of the host a step, "
-        f"{host['begin_ns'] / 1e3:.0f} us a sequence that begins, {host['retire_ns'] / 1e3:.0f} us one that leaves, "
-        f"{host['answer_ns'] / 1e3:.0f} us to answer, {host['tier_wait_s'] * 1e3:.2f} ms for a prefix on ssd; steps "
-        f"take {host['scale']:.3f} times what the cost model says"
+        f"measured around each run: {host['step_ns'] / 1e3:.0f} us of the host a step, "
+        f"{host['begin_ns'] / 1e3:.0f} us a request that begins, {host['wake_ns'] / 1e3:+.0f} us after a rest, "
+        f"{host['leave_ns'] / 1e3:.0f} us one that leaves and {host['keep_ns']:.0f} ns a token kept of it, "
+        f"{host['tier_wait_s'] * 1e3:.2f} ms for a prefix on ssd; steps take {host['scale']:.3f} times what the cost "
+        f"model says"
+    )
+
+
+def way_line(result: CaseResult) -> str:
+    """The delays between the processes and how late the load was, in one line."""
+    host = result.host
+    return (
+        f"on the way: {host['in_ns'] / 1e3:.0f} us to the engine, {host['first_ns'] / 1e3:.0f} us back with the "
+        f"first token, {host['end_ns'] / 1e3:.0f} us from the last token to the client; p99 of the schedule delay "
+        f"{percent(result.schedule_delay, '')} of the mean latency; simulated {result.speed_up:.0f} times as fast as "
+        f"real"
     )
 
 
@@ -202,32 +257,126 @@ def closing_lines(results: Sequence[CaseResult]) -> list[str]:
     return lines
 
 
-def markdown(results: Sequence[CaseResult], pictures: Sequence[str]) -> str:
-    """report.md, whole."""
-    parts = ["# Simulation against reality", "", *(f"{line}.  " for line in closing_lines(results)), ""]
-    parts += ["## Capacity", ""]
-    parts += [f"- {name}: {capacity:.2f} requests/s" for name, capacity in capacities(results).items()]
+def tables(results: Sequence[CaseResult]) -> list[str]:
+    """The summary and the tables of every case, as lines of Markdown."""
+    parts = [
+        *(f"{line}.  " for line in closing_lines(results)),
+        "",
+        *grid(SUMMARY_HEADS, summary_rows(results)),
+        "",
+    ]
+    parts += [
+        f"- {name}: {capacity:.2f} requests/s at most" for name, capacity in capacities(results).items()
+    ]
     parts.append("")
     for result in results:
         parts += [f"## {result.name}: {result.verdict}", "", f"{headline(result)}.", ""]
-        parts += [
-            *grid(CELL_HEADS, cell_rows(result.cells)),
-            "",
-            *grid(SHARE_HEADS, share_rows(result.shares)),
-            "",
-        ]
+        parts += [*grid(CELL_HEADS, cell_rows(result.cells)), ""]
+        parts += [*grid(SHARE_HEADS, share_rows(result.shares)), ""]
         parts += [*(f"- {note}" for note in notes(result)), ""]
-    parts += [f"![{name}]({name})" for name in pictures]
-    parts += ["", "## What others report of theirs", ""]
-    parts += grid(("system", "error", "source"), PUBLISHED)
+    return parts
+
+
+def markdown(results: Sequence[CaseResult], pictures: Sequence[str], settings: FidelitySettings) -> str:
+    """report.md, whole."""
+    parts = ["# Simulation against reality", "", *tables(results)]
+    parts += [f"![{CAPTIONS[kind_of(name)]}](plots/{name})" for name in pictures]
     parts += [
         "",
-        "Other engines, machines and loads: beside these figures, never instead of them.",
+        "## What others report of theirs",
+        "",
+        *grid(PUBLISHED_HEADS, PUBLISHED),
+        "",
+        OTHERS,
         "",
         LEGEND,
         "",
     ]
+    parts += [NOT_DONE, "", "```bash", command(settings), "```", ""]
     return "\n".join(parts)
+
+
+def html(
+    results: Sequence[CaseResult], pictures: Sequence[str], settings: FidelitySettings, folder: Path
+) -> str:
+    """report.html, whole: one page, pictures inside."""
+    title = "Simulation against reality"
+    parts = [f"<h1>{title}</h1>", *(f"<p>{escape(line)}.</p>" for line in closing_lines(results))]
+    parts += [html_grid(SUMMARY_HEADS, summary_rows(results)), "<ul>"]
+    parts += [
+        f"<li>{escape(name)}: {most:.2f} requests/s at most</li>"
+        for name, most in capacities(results).items()
+    ]
+    parts.append("</ul>")
+    for name in (each for each in pictures if kind_of(each) == each):
+        parts.append(html_picture(name, folder))
+    for result in results:
+        parts.append(
+            f'<h2>{escape(result.name)}: <span class="verdict {result.verdict}">{result.verdict}</span></h2>'
+        )
+        parts.append(f"<p>{escape(headline(result))}.</p>")
+        parts.append(html_grid(CELL_HEADS, cell_rows(result.cells)))
+        parts.append(html_grid(SHARE_HEADS, share_rows(result.shares)))
+        parts += ["<ul>", *(f"<li>{escape(note)}</li>" for note in notes(result)), "</ul>"]
+        for name in (each for each in pictures if each.startswith(f"{result.name}_")):
+            parts.append(html_picture(name, folder))
+    parts += ["<h2>What others report of theirs</h2>", html_grid(PUBLISHED_HEADS, PUBLISHED)]
+    parts += [f"<p>{escape(text)}</p>" for text in (OTHERS, LEGEND, NOT_DONE)]
+    parts.append(f"<h2>Run it again</h2><pre>{escape(command(settings))}</pre>")
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}{WIDER}</style>'
+    body = "\n".join(parts)
+    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
+
+
+def html_grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of HTML; everything but names and verdicts is a figure."""
+    lines = ["<table>", "<tr>" + "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr>"]
+    for row in rows:
+        cells = [f"<td{html_class(cell)}>{escape(cell)}</td>" for cell in row]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return "\n".join([*lines, "</table>"])
+
+
+def html_class(cell: str) -> str:
+    if cell in (PASS, FAIL, INCONCLUSIVE):
+        return f' class="verdict {cell}"'
+    return ' class="figure"' if cell[:1] in "+-0123456789" and cell else ""
+
+
+def html_picture(name: str, folder: Path) -> str:
+    data = base64.b64encode((folder / "plots" / name).read_bytes()).decode()
+    caption = escape(CAPTIONS[kind_of(name)])
+    image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def command(settings: FidelitySettings) -> str:
+    """The line that compares again."""
+    values = asdict(settings)
+    own = [
+        f"{each.name}={','.join(value) if each.name == 'cases' else value}"
+        for each in fields(settings)
+        if each.name not in ("overrides", "resume", "quick")
+        and (value := values[each.name]) != default_of(each)
+    ]
+    return shlex.join(["python", "-m", "sim.fidelity", *own, *settings.overrides])
+
+
+def default_of(field: "Field[Any]") -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def summary_rows(results: Sequence[CaseResult]) -> Rows:
+    """A line a case: the signed errors of its means and p99, and whether they are within their limits."""
+    rows: Rows = []
+    for result in results:
+        found = {cell.name: cell for cell in result.cells}
+        errors = [percent(found[name].error) for name in SUMMARY_CELLS]
+        equal = next(share for share in result.shares if share.name == ALL_DECISIONS)
+        rows.append(
+            (result.name, f"{100 * result.load:.0f} %", *errors, f"{100 * equal.value:.1f} %", result.verdict)
+        )
+    return rows
 
 
 def grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -253,9 +402,11 @@ PLAIN = (
     "rate",
     "requests",
     "repeats",
-    "client",
+    "engine",
     "schedule_delay",
     "host",
+    "turns",
+    "core_share",
     "voids",
     "real_s",
     "simulated_s",

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
+from signal import SIG_IGN, SIGINT, signal
 from typing import Any
 
 import pandas as pd
 
-from engine.clock import WallClock, stopwatch_ns, to_ns
+from engine.clock import WallClock, processor_ns, stopwatch_ns, to_ns
 from engine.engine import Engine
 from engine.errors import EngineError
 from engine.request import Request, Stream
@@ -22,6 +23,7 @@ from sim.fidelity.wire import END, FIRST, HEAD, news, request_of
 from sim.recorder import Recorder
 
 WARM_UP_TOKENS = 48
+LOOK_NS = 200_000_000  # how long a core is looked at
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,7 +33,6 @@ class LiveJob:
     settings: EngineSettings
     count: int  # requests that will come
     faults: list[TimedFault] = field(default_factory=list)
-    logged: bool = False  # whether each step is noted
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,13 +47,15 @@ class MeasureJob:
 
 @dataclass(slots=True, kw_only=True)
 class LiveTables:
-    """What the server's side of a run leaves: the engine's own tables, times counted from the load's start."""
+    """What the server's side of a run leaves: the engine's own tables and its steps, times from the load's start.
+
+    The requests table has a column more: `last_token_ns`.
+    """
 
     requests: pd.DataFrame
     decisions: pd.DataFrame
-    timeseries: pd.DataFrame
-    answer_ns: float  # from a request's last token to its end, in the mean
-    log: StepLog | None
+    log: StepLog
+    core_share: float  # what the server got of its core when it asked for all of it, just before the load
 
 
 def pin(cores: Iterable[int]) -> None:
@@ -62,9 +65,15 @@ def pin(cores: Iterable[int]) -> None:
         os.sched_setaffinity(0, wanted)
 
 
+def settle_in(cores: Iterable[int]) -> None:
+    """Begin as a process of a machine: on these cores, and ended by who started it, not by Ctrl-C."""
+    signal(SIGINT, SIG_IGN)
+    pin(cores)
+
+
 def serve_jobs(pipe: Connection, cores: list[int]) -> None:
     """The process: one job after the other, until None comes. An error of the engine is an answer."""
-    pin(cores)
+    settle_in(cores)
     while (job := pipe.recv()) is not None:
         try:
             pipe.send(measured(job) if isinstance(job, MeasureJob) else asyncio.run(serve(job, pipe)))
@@ -83,17 +92,15 @@ def measured(job: MeasureJob) -> str:
 
 async def serve(job: LiveJob, pipe: Connection) -> LiveTables:
     """One run, from a new engine to its tables. Says the port on which it listens, over `pipe`."""
-    log = StepLog() if job.logged else None
+    log = StepLog()
     clock, settings = WallClock(), in_turns(job.settings, log)
     engine = Engine(settings, clock)
     try:
         engine.start()
         await warm_up(engine, list(settings.fleet.replicas.values()))
         recorder = fresh_recorder(engine)
-        if log is not None:
-            log.steps.clear()
-            log.retired.clear()
-        session = Session(engine, job)
+        log.clear()
+        session, share = Session(engine, job), core_share()
         listener = await asyncio.start_server(session.talk, "127.0.0.1", 0)
         pipe.send(listener.sockets[0].getsockname()[1])
         await session.over.wait()
@@ -101,17 +108,27 @@ async def serve(job: LiveJob, pipe: Connection) -> LiveTables:
     finally:
         await clock.close()
         engine.close()
-    zero_ns = session.zero_ns
+    zero_ns, requests = session.zero_ns, recorder.requests()
+    requests["last_token_ns"] = pd.array(
+        list(map(session.last_ns.get, requests["request_id"])), dtype="Int64"
+    )
     return LiveTables(
-        requests=shifted(recorder.requests(), zero_ns),
+        requests=shifted(requests, zero_ns),
         decisions=shifted(recorder.decisions(), zero_ns),
-        timeseries=shifted(recorder.timeseries(), zero_ns),
-        answer_ns=session.answer_ns(recorder.requests()),
-        log=log,
+        log=log.since(session.start_ns),
+        core_share=share,
     )
 
 
-def in_turns(settings: EngineSettings, log: StepLog | None) -> EngineSettings:
+def core_share() -> float:
+    """What this process gets of a core when it asks for all of it: 1 on a machine that does nothing else."""
+    begun_ns, before_ns = stopwatch_ns(), processor_ns()
+    while (took_ns := stopwatch_ns() - begun_ns) < LOOK_NS:
+        pass
+    return min(1.0, (processor_ns() - before_ns) / took_ns)
+
+
+def in_turns(settings: EngineSettings, log: StepLog) -> EngineSettings:
     """The same engine, its replicas taking turns at the machine."""
     options = {"inner": settings.executor, "turns": asyncio.Lock(), "log": log}
     return replace(settings, executor=ExecutorSettings(name=LIVE, options=options))
@@ -147,10 +164,11 @@ class Session:
 
     def __init__(self, engine: Engine, job: LiveJob) -> None:
         self.over = asyncio.Event()
-        self.zero_ns = 0
+        self.zero_ns = 0  # the load's start, by the engine's clock
+        self.start_ns = 0  # and by the stopwatch
+        self.last_ns: dict[int, int] = {}  # of each request's tokens
         self._engine = engine
         self._job = job
-        self._last_ns: dict[int, int] = {}  # of each request's tokens
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -165,16 +183,10 @@ class Session:
         writer.close()
         self.over.set()
 
-    def answer_ns(self, requests: pd.DataFrame) -> float:
-        """From the last token to the end, in the mean over completed requests."""
-        done = requests[requests["outcome"] == "completed"]
-        ends = zip(done["request_id"], done["finished_ns"], strict=True)
-        waits = [finished_ns - self._last_ns[number] for number, finished_ns in ends]
-        return float(sum(waits) / len(waits)) if waits else 0.0
-
     def _take(self, columns: dict[str, Any], tokens: bytes, writer: asyncio.StreamWriter) -> None:
         clock = self._engine.clock
         if "start_ns" in columns:
+            self.start_ns = columns["start_ns"]
             self.zero_ns = clock.now_ns() + columns["start_ns"] - stopwatch_ns()
             for fault in self._job.faults:
                 self._spawn(self._strike(fault))
@@ -201,7 +213,7 @@ class Session:
         except EngineError as error:
             outcome = error.outcome
         if stream.last_token_ns is not None:
-            self._last_ns[request.id] = stream.last_token_ns
+            self.last_ns[request.id] = stream.last_token_ns
         writer.write(news(END, request.id, outcome))
 
     async def _strike(self, timed: TimedFault) -> None:

@@ -13,9 +13,9 @@ from sim.fidelity.cases import CASES
 
 QUICK = {
     "cases": ["poisson70"],
-    "requests": 120,
-    "repeats": 2,
-    "profile_s": 4.0,
+    "requests": 150,
+    "repeats": 3,
+    "profile_s": 10.0,
     "calibration_requests": 60,
     "capacity_requests": 60,
 }
@@ -26,22 +26,23 @@ QUICK = {
 class FidelitySettings:
     """Which cases, how long and how often the real system runs, and where the evidence goes.
 
-    `minutes` of real load are divided between the cases and their `repeats`, unless `requests` says how many each
-    run has. `simulated` is the executor of the simulated side. `profile` is a file that `python -m sim.profile` has
-    written; without one, each model is measured for `profile_s` first. A cell whose noise floor is above `max_floor`
-    proves nothing. `overrides` are lines as `python -m sim` takes them, and hold for both sides.
+    `minutes`, all that goes before included, are divided between the cases and their `repeats`, unless `requests`
+    says how many each run has. `simulated` is the executor of the simulated side. `profile` is a file that
+    `python -m sim.profile` has written; without one, each model is measured for `profile_s` first. A cell whose noise
+    floor is above `max_floor` marks passes nothing. `overrides` are lines as `python -m sim` takes them, and hold for
+    both sides.
     """
 
     cases: list[str] = field(default_factory=lambda: list(CASES))
     minutes: float = 20.0
     repeats: int = 5
     requests: int | None = None
-    capacity_requests: int = 200
-    calibration_requests: int = 150
+    capacity_requests: int = 150
+    calibration_requests: int = 90
     simulated: str = "profile"
     profile: str | None = None
-    profile_s: float = 30.0
-    max_floor: float = 0.1
+    profile_s: float = 20.0
+    max_floor: float = 2.0  # marks
     max_schedule_delay: float = 0.01  # its p99, as a share of the mean latency
     folder: str = "fidelity"
     resume: str | None = None

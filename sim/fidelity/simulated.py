@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from engine.clock import NS_PER_S, stopwatch_ns
@@ -10,16 +12,19 @@ from engine.settings import CacheSettings, EngineSettings, ExecutorSettings
 from sim.config import TimedFault
 from sim.fidelity.device import SIMULATED, HostCosts, Ledger, SimulatedOptions
 from sim.stage import Stage
+from sim.streams import stream
 from sim.traffic import Trace
+from sim.traffic.trace import Times
 
 SAMPLE_EVERY_S = 3_600.0  # nobody looks at the series
 
 
 @dataclass(slots=True, kw_only=True)
 class SimulatedRun:
-    """The tables of a simulated run, and how long the simulation took."""
+    """What the engine recorded in a simulated run, what a client saw, and how long the simulation took."""
 
     requests: pd.DataFrame
+    seen: pd.DataFrame
     decisions: pd.DataFrame
     wall_s: float
 
@@ -32,9 +37,9 @@ def simulate(
     host: HostCosts,
     seed: int,
 ) -> SimulatedRun:
-    """One run. `seed` draws the spread of the steps, and nothing else. Raises BadSettings."""
+    """One run. `seed` draws the spread of the steps and the delays on the way, nothing else. Raises BadSettings."""
     begun_ns = stopwatch_ns()
-    stage = Stage(twin(settings, models, host, seed), trace, SAMPLE_EVERY_S)
+    stage = Stage(twin(settings, models, host, seed), on_the_way(trace, host, seed), SAMPLE_EVERY_S)
     try:
         for number, timed in enumerate(faults):
             stage.at(timed.at_s, timed.fault, f"faults[{number}].replica")
@@ -42,9 +47,34 @@ def simulate(
         requests, decisions = stage.recorder.requests(), stage.recorder.decisions()
     finally:
         stage.close()
-    done = requests["outcome"] == "completed"
-    requests.loc[done, "finished_ns"] += round(host.answer_ns)
-    return SimulatedRun(requests=requests, decisions=decisions, wall_s=(stopwatch_ns() - begun_ns) / NS_PER_S)
+    seen = seen_by_client(requests, trace, host, seed)
+    wall_s = (stopwatch_ns() - begun_ns) / NS_PER_S
+    return SimulatedRun(requests=requests, seen=seen, decisions=decisions, wall_s=wall_s)
+
+
+def on_the_way(trace: Trace, host: HostCosts, seed: int) -> Trace:
+    """The same requests at the times at which they come to the engine; on one line nobody overtakes."""
+    came_ns = trace.arrival_ns + drawn(host.in_ns, len(trace), seed, "in")
+    return replace(trace, arrival_ns=np.maximum.accumulate(came_ns))
+
+
+def seen_by_client(requests: pd.DataFrame, trace: Trace, host: HostCosts, seed: int) -> pd.DataFrame:
+    """The requests table with a client's times: from the intended time to the news of first token and end."""
+    number = requests["request_id"].to_numpy(dtype=np.int64)
+    seen = requests.copy()
+    seen["arrival_ns"] = trace.arrival_ns[number]
+    seen["first_token_ns"] = (
+        requests["first_token_ns"] + drawn(host.first_ns, len(trace), seed, "first")[number]
+    )
+    seen["finished_ns"] = requests["finished_ns"] + drawn(host.end_ns, len(trace), seed, "end")[number]
+    return seen
+
+
+def drawn(delays: "npt.NDArray[np.float64]", count: int, seed: int, name: str) -> Times:
+    """So many of these delays, by chance, in whole ns."""
+    found = stream(seed, f"fidelity.{name}").choice(delays, count)
+    whole: Times = np.maximum(np.rint(found), 0).astype(np.int64)
+    return whole
 
 
 def twin(

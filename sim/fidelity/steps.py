@@ -1,84 +1,51 @@
-"""Steps as a cost model of their own: fitted to the steps of the calibration run, where no profile is wanted."""
+"""Steps as a cost model of their own: fitted to the steps of calibration runs, where no profile is wanted."""
 
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from engine.execution import Batch, Machine, Modelled, executors
+from engine.execution import Batch, Chunk, Machine, Modelled, Sequence, executors
+from engine.execution.modelled import Durations
+from engine.execution.terms import TERMS, counts, counts_ahead, counts_of_prefill
+from engine.request import Stream
 from engine.settings import Architecture, EngineSettings, ExecutorSettings, ModelSettings
-from sim.fidelity.device import Shape, Step, shape_of
+from sim.fidelity.device import Shape, Step
+from sim.least_squares import relative
+from sim.world import SimClock
 
 FITTED = "twin_steps"
 """What the executor is called."""
 
-Floats = npt.NDArray[np.float64]
-
-TERMS = (
-    "a step",
-    "a step with prefill",
-    "a chunk",
-    "a token of prefill",
-    "a token of prefill by its context",
-    "a step that decodes",
-    "a sequence that decodes",
-    "a token of context of those",
-)
 KV_BYTES = 4.0  # of a number: the torch executor computes in float32 unless it is told otherwise
-
-
-def terms(shape: Shape) -> tuple[float, ...]:
-    """What a step's time is made of, in the order of `TERMS`."""
-    tokens = pairs = 0
-    for computed, _, _, new in shape.chunks:
-        tokens += new
-        pairs += new * computed + new * (new + 1) // 2
-    decodes, context = len(shape.decodes), sum(shape.decodes)
-    return (
-        1.0,
-        float(bool(shape.chunks)),
-        len(shape.chunks),
-        tokens,
-        pairs,
-        float(decodes > 0),
-        decodes,
-        context,
-    )
 
 
 def fitted(steps: Listing[Step], models: Listing[str]) -> dict[str, ExecutorSettings]:
     """A cost model for each model from its steps: least squares of relative errors, no negative cost."""
     made = {}
     for name in models:
-        own = [step for step in steps if step.model == name]
-        rows = np.array([terms(step.shape) for step in own], dtype=np.float64).reshape(len(own), len(TERMS))
+        own = [step for step in steps if step.model == name and step.duration_ns > 0]
+        rows = np.array([counts(batch_of(step.shape)) for step in own], dtype=np.float64)
         times = np.array([step.duration_ns for step in own], dtype=np.float64)
-        made[name] = ExecutorSettings(name=FITTED, options={"costs_ns": relative_fit(rows, times).tolist()})
+        costs = relative(rows, times) if own else np.zeros(len(TERMS))
+        made[name] = ExecutorSettings(name=FITTED, options={"costs_ns": costs.tolist()})
     return made
 
 
-def relative_fit(rows: Floats, times: Floats) -> Floats:
-    """Costs that make the sum of squared relative errors least; zero where nothing was measured."""
-    if not len(rows):
-        return np.zeros(rows.shape[1])
-    weights = 1 / np.maximum(times, 1.0)
-    return non_negative(rows * weights[:, None], times * weights)
+def batch_of(shape: Shape) -> Batch:
+    """A batch of that shape, of sequences without content."""
+    chunks = [
+        Chunk(_sequence(prompt_tokens, computed, cached), num_tokens)
+        for computed, cached, prompt_tokens, num_tokens in shape.chunks
+    ]
+    return Batch(chunks, [_sequence(prompt_tokens, computed, 0) for computed, prompt_tokens in shape.decodes])
 
 
-def non_negative(rows: Floats, values: Floats) -> Floats:
-    """Least squares without negative costs: what would be negative leaves, the most negative first."""
-    costs = np.zeros(rows.shape[1])
-    sizes = np.sqrt((rows**2).sum(axis=0))
-    kept = [column for column in range(rows.shape[1]) if sizes[column] > 0]
-    while kept:
-        found = np.linalg.lstsq(rows[:, kept] / sizes[kept], values, rcond=None)[0]
-        if (found >= 0).all():
-            costs[kept] = found / sizes[kept]
-            break
-        del kept[int(found.argmin())]
-    return costs
+def _sequence(prompt_tokens: int, computed: int, cached: int) -> Sequence:
+    tokens = np.zeros(prompt_tokens, dtype=np.int32)
+    done = SimClock().signal()
+    return Sequence(0, tokens, 1, Stream(), done, cached_tokens=cached, computed_tokens=computed)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,15 +73,14 @@ class FittedSteps(Modelled):
         self._costs = options.costs_ns
 
     def duration_ns(self, batch: Batch) -> int:
-        return self._sum(terms(shape_of(batch)))
+        return self._sum(counts(batch))
 
-    def decode_ns(self, batch: Batch, steps: int) -> "npt.NDArray[np.int64]":
-        decodes = shape_of(batch).decodes
-        shapes = (Shape((), tuple(each + ahead for each in decodes)) for ahead in range(steps))
-        return np.array([self._sum(terms(shape)) for shape in shapes], dtype=np.int64)
+    def decode_ns(self, batch: Batch, steps: int) -> Durations:
+        units = counts_ahead(batch.decodes, steps).T.tolist()
+        return np.array([self._sum(each) for each in units], dtype=np.int64)
 
     def prefill_ns(self, start: int, end: int) -> int:
-        return self._sum(terms(Shape(((start, start, end, end - start),), ())))
+        return self._sum(counts_of_prefill(start, end))
 
     @classmethod
     def weights_bytes(cls, model: ModelSettings, options: Any) -> int:
@@ -124,8 +90,8 @@ class FittedSteps(Modelled):
     def vocab_of(cls, model: ModelSettings) -> int:
         return architecture_of(model).vocab
 
-    def _sum(self, values: tuple[float, ...]) -> int:
-        return max(1, round(sum(cost * value for cost, value in zip(self._costs, values, strict=True))))
+    def _sum(self, units: Listing[float]) -> int:
+        return max(1, round(sum(cost * count for cost, count in zip(self._costs, units, strict=True))))
 
 
 def architecture_of(model: ModelSettings) -> Architecture:

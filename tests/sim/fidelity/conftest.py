@@ -4,6 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sim.fidelity.bench import CaseResult, points
+from sim.fidelity.cases import CASES
+from sim.fidelity.compare import cells, distances, shares
+
 MS = 1_000_000
 
 
@@ -34,3 +38,60 @@ def drawn():
 @pytest.fixture
 def make_run():
     return made_run
+
+
+def slower(run, factor):
+    """The same run, each of its times so much longer."""
+    longer = run.copy()
+    for name in ("first_token_ns", "finished_ns"):
+        longer[name] = run["arrival_ns"] + ((run[name] - run["arrival_ns"]) * factor).astype("int64")
+    return longer
+
+
+def made_case(run, name="poisson70", factor=1.0, real_factor=1.0, voids=()):
+    """A case that ran twice, whose second real run was so much slower and whose simulation by another factor."""
+    case = CASES[name]
+    real, simulated = [run, slower(run, real_factor)], [slower(run, factor)] * 2
+    turns = pd.DataFrame({"source": "compared", "kind": "decode", "batch": 1}, index=range(300))
+    turns["foreseen_ns"], turns["took_ns"] = np.arange(300) * 1e4 + 1e6, np.arange(300) * 1.1e4 + 1e6
+    figures = {
+        f"{side} {metric}": 0.02 for side in ("real", "simulated") for metric in ("TTFT", "TPOT", "E2E")
+    }
+    costs = ("scale", "step_ns", "begin_ns", "wake_ns", "leave_ns", "keep_ns", "in_ns", "first_ns", "end_ns")
+    return CaseResult(
+        name=name,
+        title=case.title,
+        system=case.system,
+        load=case.load,
+        rate=20.0 * case.load,
+        requests=len(run),
+        repeats=2,
+        cells=cells(real, simulated, case.marks),
+        shares=shares(real, simulated, is_calm=False, is_judged=case.marks is not None),
+        distances=distances(real, simulated),
+        engine=figures,
+        schedule_delay=0.001,
+        host=dict.fromkeys(costs, 1.0) | {"tier_wait_s": 0.0},
+        turns=[0.99, 1.02],
+        core_share=0.98,
+        voids=list(voids),
+        real_s=10.0,
+        simulated_s=0.1,
+        points=points(name, real, simulated),
+        residuals=turns,
+    )
+
+
+@pytest.fixture
+def run(make_run, drawn):
+    return make_run(drawn(20.0), drawn(3.0, seed=2))
+
+
+@pytest.fixture
+def make_case(run):
+    return lambda *given, **settings: made_case(run, *given, **settings)
+
+
+@pytest.fixture(name="slower")
+def slower_fixture():
+    return slower

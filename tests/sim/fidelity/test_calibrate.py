@@ -1,67 +1,178 @@
+from types import SimpleNamespace
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from engine.errors import BadSettings
 from engine.execution import Machine
+from engine.execution.terms import TERMS, counts
 from engine.settings import ExecutorSettings
 from sim.config import read
-from sim.fidelity.calibrate import batch_of, gap_costs, host_costs, predictions
-from sim.fidelity.device import Shape, Step, StepLog, make_inner, shape_of
-from sim.fidelity.steps import TERMS, fitted, non_negative, terms
+from sim.fidelity.calibrate import (
+    Starts,
+    foreseen_ns,
+    host_costs,
+    idle_delays,
+    joined,
+    predictions,
+    residuals,
+    starts_of,
+    turn_costs,
+    turns_of,
+    waking_ns,
+)
+from sim.fidelity.device import (
+    NEIGHBOURS,
+    HostCosts,
+    Leaving,
+    Shape,
+    Spread,
+    Step,
+    StepLog,
+    make_inner,
+    shape_of,
+)
+from sim.fidelity.steps import batch_of, fitted
 from sim.world import SimClock
 
-US = 1_000
+US, MS = 1_000, 1_000_000
+BEGINNER = Shape(((0, 0, 64, 64),), ())
 
 
-def made_log(count=400, step_us=200, begin_us=100, retire_us=300, duration_us=1_000):
-    """A log of a replica that is never idle, with these costs between its steps."""
-    log, now_ns = StepLog(), 0
+def made_log(
+    count=400, step_us=200, begin_us=100, arrive_us=50, leave_us=300, keep_ns=20, scale=1.0, rest_at=()
+):
+    """A log with these costs between steps of 1 to 3 ms, the times of arrivals, and what is said of the steps.
+
+    Before the steps of `rest_at` the machine rests until somebody comes, and then takes 2 ms more.
+    """
+    log, now_ns, arrivals, said = StepLog(), 0, [], []
     for number in range(count):
-        begins, left = number % 5 == 0, number % 7 == 0
-        chunks = ((0, 0, 64, 64),) * begins
-        now_ns += (step_us + begin_us * begins + retire_us * left) * US
-        took_ns = duration_us * US * (2 if begins else 1)
-        log.retired += [number] * left
-        log.steps.append(Step("m", now_ns, now_ns, now_ns + took_ns, took_ns, Shape(chunks, (100, 200))))
+        begins, left, arrives = number % 5 == 0, number % 7 == 0, number % 3 == 0
+        if number in rest_at:
+            now_ns += 10 * MS
+            arrivals.append(now_ns)
+            now_ns += 2 * MS + (step_us + begin_us + arrive_us) * US
+            asked_ns, shape, took_ns = now_ns, BEGINNER, 2 * MS
+        else:
+            kept = 32 * left
+            now_ns += (step_us + begin_us * begins + leave_us * left) * US + keep_ns * kept
+            context = 1_000 + number * 37 % 101 * 10
+            shape = Shape(((0, 0, 64, 64),) * begins, ((context, 8), (200, 8)))
+            asked_ns, took_ns = now_ns, MS * begins + (context + 202) * US
+            log.left += [Leaving(number, kept)] * left
+            arrivals += [now_ns + US] * arrives
+            now_ns += arrive_us * US * arrives
+        log.steps.append(Step("m", asked_ns, asked_ns, now_ns + took_ns, took_ns, shape))
+        said.append(took_ns / scale)
         now_ns += took_ns
-    return log
+    return log, np.array(said), np.array(arrivals, dtype=float)
 
 
-def test_costs_between_steps_are_found_again():
-    assert gap_costs(made_log()) == pytest.approx((200 * US, 100 * US, 300 * US), rel=1e-6)
+def test_costs_of_turns_are_found_again():
+    costs = turn_costs(turns_of(*made_log()))
+    assert costs.scale == pytest.approx(1.0, rel=1e-3)
+    assert costs.step_ns == pytest.approx(200 * US, rel=1e-3)
+    assert costs.begin_ns == pytest.approx(150 * US, rel=1e-3)  # what its arrival has cost is in it
+    assert costs.leave_ns + 32 * costs.keep_ns == pytest.approx(300 * US + 32 * 20, rel=1e-3)
 
 
-def test_time_in_which_nobody_had_work_is_no_cost():
-    log = made_log()
-    beginner = Shape(((0, 0, 64, 64),), ())
-    last = log.steps[-1]
-    late_ns = last.ended_ns + 10**9
-    log.steps.append(Step("m", late_ns, late_ns, late_ns + 10**6, 10**6, beginner))
-    assert gap_costs(log) == pytest.approx((200 * US, 100 * US, 300 * US), rel=1e-6)
+def test_a_cost_model_that_says_half_is_scaled():
+    assert turn_costs(turns_of(*made_log(scale=2.0))).scale == pytest.approx(2.0, rel=1e-3)
 
 
-def test_a_cost_model_that_says_half_is_scaled_and_the_spread_is_kept():
-    log = made_log()
-    durations = np.array([step.duration_ns for step in log.steps], dtype=float)
-    costs = host_costs(log, durations / 2, 5_000.0)
-    assert costs.scale == pytest.approx(2.0)
-    assert costs.decode_ratios == pytest.approx(1.0)
-    assert len(costs.decode_ratios) + len(costs.prefill_ratios) == len(log.steps)
-    assert costs.answer_ns == 5_000.0
+def test_turns_are_foreseen_to_the_sum_that_they_took():
+    turns = turns_of(*made_log())
+    turns.took_ns = turns.took_ns * np.random.default_rng(1).gamma(4, 1 / 4, len(turns))
+    costs = turn_costs(turns)
+    assert foreseen_ns(turns, costs).sum() == pytest.approx(turns.took_ns.sum(), rel=0.03)
+    table = residuals(turns, costs, "compared")
+    assert set(table["kind"]) == {"prefill", "decode"}
+    assert table["batch"].tolist() == [3 if kind == "prefill" else 2 for kind in table["kind"]]
+
+
+def test_time_in_which_nobody_had_work_is_in_no_turn():
+    with_rests, without = turns_of(*made_log(rest_at=(100, 200))), turns_of(*made_log())
+    assert len(with_rests) == len(without) - 2
+    assert with_rests.took_ns.max() <= without.took_ns.max()
+
+
+def test_what_a_step_takes_more_after_a_rest_is_found():
+    made = made_log(rest_at=(100, 150, 200))
+    costs, starts = turn_costs(turns_of(*made)), starts_of(*made)
+    assert len(starts.took_ns) == 3
+    assert waking_ns([starts], costs) == pytest.approx(2 * MS, rel=0.02)
+    nobody = np.empty(0)
+    assert waking_ns([Starts(took_ns=nobody, said_ns=nobody, beginners=nobody)], costs) == 0.0
+
+
+def test_a_replica_that_waited_for_its_turn_makes_a_turn_of_the_machine():
+    log = StepLog([Step("m", 0, 0, 100, 100, BEGINNER), Step("m", 40, 110, 260, 150, BEGINNER)])
+    turns = turns_of(log, np.array([100.0, 150.0]), np.empty(0))
+    assert turns.took_ns.tolist() == [160.0]
+
+
+def test_runs_are_calibrated_as_one_and_in_times_of_the_load():
+    log, said, arrivals = made_log()
+    turns = turns_of(log, said, arrivals)
+    assert len(joined([turns, turns])) == 2 * len(turns)
+    moved = StepLog([step._replace(ended_ns=step.ended_ns + 5) for step in log.steps]).since(5)
+    assert [step.ended_ns for step in moved.steps] == [step.ended_ns for step in log.steps]
+
+
+def made_run(log, arrivals_ns, intended_ns):
+    count = len(arrivals_ns)
+    both = pd.DataFrame({"request_id": range(count), "arrival_ns": arrivals_ns, "intended_ns": intended_ns})
+    both["first_token_ns"], both["first_ns"] = 10, 17
+    both["last_token_ns"], both["last_ns"], both["outcome"] = 20, 31, "completed"
+    return SimpleNamespace(log=log, arrivals_ns=np.asarray(arrivals_ns, dtype=float), both=both)
+
+
+def test_the_way_to_the_engine_is_measured_on_requests_that_find_it_resting():
+    steps = [Step("m", at, at, at + 50, 50, BEGINNER) for at in (0, 200, 300)]
+    run = made_run(StepLog(steps), [20, 130, 290], [10, 100, 220])
+    assert idle_delays(run).tolist() == [30.0]
+    busy = made_run(StepLog(steps[:1]), [20, 30], [10, 10])
+    assert idle_delays(busy).tolist() == [10.0, 20.0]
 
 
 def test_a_calibration_run_of_a_few_steps_is_refused():
-    with pytest.raises(BadSettings, match="had 20 steps, but needs at least 50"):
-        host_costs(made_log(20), np.ones(20), 0.0)
+    engine = read(["scenario=steady", "executor=roofline", "fleet=three_small"]).engine
+    log, _, arrivals = made_log(20)
+    with pytest.raises(BadSettings, match="saw 20 steps, but needs at least 50"):
+        host_costs([made_run(log, arrivals, arrivals)], engine, {})
 
 
-def test_no_cost_is_negative():
-    rows = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
-    assert non_negative(rows, np.array([3.0, 2.0, 1.0])).tolist() == [pytest.approx(2.0), 0.0]
+def test_the_host_is_calibrated_from_whole_runs():
+    engine = read(["scenario=steady", "executor=roofline", "fleet=three_small"]).engine
+    name = engine.fleet.models[0].name
+    log, _, arrivals = made_log()
+    log.steps = [step._replace(model=name) for step in log.steps]
+    costs = host_costs([made_run(log, arrivals, arrivals - 3)] * 2, engine, fitted(log.steps, [name]))
+    assert costs.first_ns.tolist() == [7.0] * 2 * len(arrivals)
+    assert costs.end_ns.tolist() == [11.0] * 2 * len(arrivals)
+    assert set(costs.in_ns.tolist()) == {3.0}
+    assert costs.scale == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_ratio_is_drawn_among_steps_of_about_the_same_size():
+    said = [float(each) for each in range(1_000)]
+    spread = Spread(said, [1.0] * 500 + [3.0] * 500)
+    chances = np.linspace(0, 0.999, 50)
+    assert {spread.ratio(100.0, chance) for chance in chances} == {1.0}
+    assert {spread.ratio(9_999.0, chance) for chance in chances} == {3.0}
+    assert {spread.ratio(500.0, chance) for chance in chances} == {1.0, 3.0}
+    assert spread.mean(-5.0) == 1.0
+    assert spread.mean(500.0) == pytest.approx(1.0 + 2.0 * (NEIGHBOURS - NEIGHBOURS // 2) / NEIGHBOURS)
+
+
+def test_without_a_spread_steps_take_what_is_said():
+    assert HostCosts().decode_spread.ratio(5.0, 0.5) == HostCosts().decode_spread.mean(5.0) == 1.0
 
 
 def test_a_batch_made_of_a_shape_has_that_shape():
-    shape = Shape(((32, 16, 100, 20), (0, 0, 8, 8)), (5, 70))
+    shape = Shape(((32, 16, 100, 20), (0, 0, 8, 8)), ((5, 3), (70, 70)))
     assert shape_of(batch_of(shape)) == shape
     assert (shape.has_prefill, shape.beginners) == (True, 1)
 
@@ -69,7 +180,7 @@ def test_a_batch_made_of_a_shape_has_that_shape():
 def test_predictions_are_those_of_the_cost_model_step_by_step():
     engine = read(["scenario=steady", "executor=roofline", "fleet=three_small"]).engine
     name = engine.fleet.models[0].name
-    short, long = Shape((), (10,)), Shape((), (100_000,) * 8)
+    short, long = Shape((), ((10, 5),)), Shape((), ((100_000, 5),) * 8)
     steps = [Step(name, 0, 0, 0, 0, shape) for shape in (short, long, short)]
     found = predictions(steps, engine, {name: ExecutorSettings(name="roofline")})
     assert found[0] == found[2] < found[1]
@@ -78,18 +189,16 @@ def test_predictions_are_those_of_the_cost_model_step_by_step():
 def test_costs_of_steps_that_are_sums_of_their_terms_are_found_again():
     engine = read(["scenario=steady", "executor=roofline", "fleet=three_small"]).engine
     name, random = engine.fleet.models[0].name, np.random.default_rng(1)
-    costs = np.array([100_000, 50_000, 20_000, 800, 0.5, 60_000, 9_000, 12])
+    costs = random.gamma(4, 1_000, len(TERMS))
     steps = []
     for _ in range(400):
         chunks = tuple(
             (16 * int(c), 16 * int(c), 999, int(n))
             for c, n in random.integers(1, 90, (random.integers(3), 2))
         )
-        decodes = (
-            tuple(random.integers(1, 900, random.integers(1, 9)).tolist()) if random.random() < 0.8 else ()
-        )
-        shape = Shape(chunks, decodes)
-        steps.append(Step(name, 0, 0, 0, round(float(costs @ terms(shape))), shape))
+        some = random.integers(1, 900, random.integers(1, 9)).tolist() if random.random() < 0.8 else []
+        shape = Shape(chunks, tuple((each, 1) for each in some))
+        steps.append(Step(name, 0, 0, 0, round(float(costs @ counts(batch_of(shape)))), shape))
     models = fitted(steps, [name])
     found = predictions(steps, engine, models)
     assert len(models[name].options["costs_ns"]) == len(TERMS)
@@ -99,8 +208,10 @@ def test_costs_of_steps_that_are_sums_of_their_terms_are_found_again():
 def test_steps_are_foreseen_as_they_come_one_by_one():
     engine = read(["scenario=steady", "executor=roofline", "fleet=three_small"]).engine
     name = engine.fleet.models[0].name
-    settings = ExecutorSettings(name="twin_steps", options={"costs_ns": [1e5, 0, 0, 0, 0, 0, 1e3, 7.0]})
+    costs = [1e3 * (number + 1) for number in range(len(TERMS))]
+    settings = ExecutorSettings(name="twin_steps", options={"costs_ns": costs})
     model = make_inner(settings, Machine(engine.fleet.models[0], engine.hardware, SimClock(), 8, 1))
-    ahead = model.decode_ns(batch_of(Shape((), (10, 500))), 4).tolist()
-    assert ahead == [model.duration_ns(batch_of(Shape((), (10 + n, 500 + n)))) for n in range(4)]
+    ahead = model.decode_ns(batch_of(Shape((), ((10, 10), (510, 2)))), 4).tolist()
+    expected = [model.duration_ns(batch_of(Shape((), ((10 + n, 10), (510 + n, 2))))) for n in range(4)]
+    assert ahead == expected
     assert fitted([], [name])[name].options["costs_ns"] == [0.0] * len(TERMS)

@@ -1,14 +1,19 @@
 import json
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from threading import Event
 
 import numpy as np
 import pytest
 
+from engine.errors import BadSettings
 from engine.request import Request
 from sim.fidelity.__main__ import main
 from sim.fidelity.bench import burst_rate, systems_of
 from sim.fidelity.folder import FidelityFolder, fingerprint
-from sim.fidelity.report import closing_lines, markdown, percent, verdict_of
 from sim.fidelity.settings import read
 from sim.fidelity.wire import HEAD, frame, news, request_of
 
@@ -48,13 +53,6 @@ def test_a_system_is_measured_once_for_all_its_cases():
     assert systems_of(["bursty", "failover", "poisson50"]) == ["one", "three"]
 
 
-def test_without_a_finished_case_nothing_is_decided():
-    assert verdict_of([]) == "inconclusive"
-    assert closing_lines([]) == ["INCONCLUSIVE  0 cases"]
-    assert "LLMServingSim" in markdown([], [])
-    assert (percent(0.0123), percent(None)) == ("+1.23 %", "")
-
-
 def test_settings_that_change_no_figure_do_not_keep_a_comparison_from_going_on(tmp_path):
     one, other = read(["--quick", f"folder={tmp_path}"]), read(["--quick", "plots=false"])
     assert fingerprint(one) == fingerprint(other) != fingerprint(read(["--quick", "seed=2"]))
@@ -63,31 +61,108 @@ def test_settings_that_change_no_figure_do_not_keep_a_comparison_from_going_on(t
     assert path.name.endswith(".partial")
 
 
+def test_a_folder_that_was_made_in_the_same_second_is_another_one(tmp_path):
+    settings = read([f"folder={tmp_path}"])
+    paths = {FidelityFolder(settings).path for _ in range(3)}
+    assert len(paths) == 3
+
+
+class Interrupted:
+    """A bench whose second case is interrupted."""
+
+    def __init__(self, cases):
+        self._cases = cases
+        self.capacities = {"one": 20.0}
+
+    def __call__(self, settings, machine, folder, told, capacities):
+        self.known = capacities
+        return self
+
+    def results(self, names):
+        self.names = names
+        yield self._cases[names[0]]
+        raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupted(make_case, monkeypatch):
+    bench = Interrupted({name: make_case(name) for name in ("poisson50", "poisson70")})
+    monkeypatch.setattr("sim.fidelity.__main__.Bench", bench)
+    monkeypatch.setattr("sim.fidelity.__main__.Machine", nullcontext)
+    return bench
+
+
+def test_an_interrupted_comparison_keeps_what_is_finished_and_goes_on_there(interrupted, tmp_path, capsys):
+    given = ["cases=poisson50,poisson70", f"folder={tmp_path}", "simulated=twin_steps"]
+    assert main(given) == 130
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.endswith(".partial")
+    assert json.loads((folder / "fidelity.json").read_text())["cases"][0]["name"] == "poisson50"
+    assert "poisson50: pass" in (folder / "report.md").read_text()
+    assert main([*given, f"resume={folder}"]) == 130
+    assert (interrupted.names, interrupted.known) == (["poisson70"], {"one": 20.0})
+    assert "go on with: " in capsys.readouterr().out
+    assert main([*given, f"resume={folder}"]) == 0
+    (folder,) = tmp_path.iterdir()
+    assert not folder.name.endswith(".partial")
+    assert main(["show", str(folder)]) == 0
+    assert "## poisson70: pass" in capsys.readouterr().out
+
+
+def test_a_comparison_that_is_interrupted_before_its_first_case_leaves_nothing(interrupted, tmp_path):
+    interrupted.results = lambda names: interrupted_at_once()
+    assert main(["cases=poisson50", f"folder={tmp_path}", "simulated=twin_steps"]) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def interrupted_at_once():
+    raise KeyboardInterrupt
+    yield
+
+
+def test_a_comparison_that_cannot_go_on_leaves_nothing(interrupted, tmp_path, capsys):
+    interrupted.results = lambda names: refused()
+    assert main(["cases=poisson50", f"folder={tmp_path}", "simulated=twin_steps"]) == 2
+    assert "too few" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def refused():
+    raise BadSettings("too few")
+    yield
+
+
 @pytest.mark.slow
 @pytest.mark.torch
-def test_a_quick_comparison_runs_both_worlds_and_keeps_all_of_it(tmp_path, capsys):
-    exit_code = main([*QUICK, f"folder={tmp_path}", "fleet.max_batch=8"])
+def test_a_comparison_runs_both_worlds_is_interrupted_and_goes_on(tmp_path):
+    given = [*QUICK, f"folder={tmp_path}", "cases=decisions,poisson70", "fleet.max_batch=8"]
+    command = [sys.executable, "-m", "sim.fidelity", *given]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob("*/cases/decisions.json")) and process.poll() is None:
+            Event().wait(0.2)
+        process.send_signal(signal.SIGINT)
+        said, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130, complaint
+    assert "Traceback" not in complaint
+    assert "three replicas by cache_aware" in said
     (folder,) = tmp_path.iterdir()
-    whole = json.loads((folder / "fidelity.json").read_text())
-    (case,) = whole["cases"]
-    assert exit_code == {"pass": 0, "fail": 1, "inconclusive": 3}[whole["verdict"]]
+    assert folder.name.endswith(".partial")
+    exit_code = main([*given, f"resume={folder}"])
+    (folder,) = tmp_path.iterdir()
     assert not folder.name.endswith(".partial")
-    assert (case["name"], case["requests"], case["repeats"]) == ("poisson70", 100, 2)
-    equal = {share["name"]: share["value"] for share in case["shares"]}
-    assert (equal["replica"], equal["outcome"], equal["refused"]) == (1.0, 1.0, 0.0)
-    figures = [(cell["metric"], cell["statistic"]) for cell in case["cells"]]
-    assert len(figures) == 13
-    assert all(cell["real"] > 0 and cell["simulated"] > 0 for cell in case["cells"])
-    assert case["client"]["E2E mean"] > 0
-    assert case["host"]["step_ns"] > 0
-    assert case["speed_up"] > 1
-    assert {path.name for path in folder.glob("*.png")} == {
-        "errors.png",
-        "poisson70_pairs.png",
-        "poisson70_distributions.png",
-    }
+    whole = json.loads((folder / "fidelity.json").read_text())
+    assert exit_code == {"pass": 0, "fail": 1, "inconclusive": 3}[whole["verdict"]]
+    decisions, poisson = whole["cases"]
+    assert [case["name"] for case in whole["cases"]] == ["decisions", "poisson70"]
+    assert (poisson["requests"], poisson["repeats"]) == (100, 2)
+    shares = {share["name"]: share for share in decisions["shares"]}
+    assert shares["outcome"]["value"] > 0.9
+    assert all(cell["real"] > 0 and cell["simulated"] > 0 for cell in poisson["cells"])
+    assert len(poisson["cells"]) == 13
+    assert len(poisson["turns"]) == 2
+    assert poisson["host"]["step_ns"] + poisson["host"]["scale"] > 0
+    assert 0 < poisson["core_share"] <= 1
+    assert poisson["speed_up"] > 1
     assert "| E2E mean, ms |" in (folder / "report.md").read_text()
-    assert "Poisson, 70 % load" in capsys.readouterr().out
-    again = main([*QUICK, f"resume={folder}", "fleet.max_batch=8"])
-    assert again == exit_code
+    assert main([*given, f"resume={folder}"]) == exit_code
     assert json.loads((folder / "fidelity.json").read_text())["cases"] == whole["cases"]

@@ -22,7 +22,7 @@ def test_quick_fills_in_what_is_not_given():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["cases=nope"], "cases is 'nope', but must be some of poisson50"),
+        (["cases=nope"], "cases is 'nope', but must be some of decisions, poisson50"),
         (["cases=[]"], "cases is []"),
         (["repeats=1"], "repeats is 1, but must be at least 2"),
         (["minutes=0"], "minutes is 0"),
@@ -54,8 +54,32 @@ def test_a_folder_to_resume_must_be_one_of_these_settings(tmp_path, capsys):
 
 
 def test_how_long_it_takes_is_said_before():
-    assert "about 2" in estimate(read(["minutes=20", "profile_s=10"]), list(CASES))
+    assert "about 20 minutes" in estimate(read(["minutes=20"]), list(CASES))
+    assert "about 10 minutes" in estimate(read(["minutes=30"]), list(CASES)[:3])
     assert "7 requests a run" in estimate(read(["requests=7"]), list(CASES))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["simulated=nope"], "no executor is called 'nope'"),
+        (["profile=nowhere.json"], "profile is 'nowhere.json', but must be a file"),
+        (["show"], "show is [], but must be one folder"),
+        (["show", "nowhere"], "'nowhere' is no folder of a comparison"),
+    ],
+)
+def test_what_cannot_be_run_or_shown_ends_with_2_and_nothing_is_written(arguments, said, tmp_path, capsys):
+    folder = [] if arguments[0] == "show" else [f"folder={tmp_path / 'out'}"]
+    assert main([*arguments, *folder]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_case_that_cannot_be_read_is_named(tmp_path, capsys):
+    (tmp_path / "cases").mkdir()
+    (tmp_path / "cases" / "bursty.json").write_text("{")
+    assert main(["show", str(tmp_path)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
 
 
 def test_help_names_every_setting(capsys):

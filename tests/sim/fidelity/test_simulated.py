@@ -8,19 +8,23 @@ from engine.clock import WallClock
 from engine.engine import Engine
 from engine.settings import ExecutorSettings
 from sim.fidelity.cases import CASES, at_once, faults, run_settings, traffic
-from sim.fidelity.device import HostCosts, Ledger, StepLog
+from sim.fidelity.device import HostCosts, Ledger, Spread, StepLog
 from sim.fidelity.server import in_turns, warm_up
-from sim.fidelity.simulated import simulate, without_stores
+from sim.fidelity.simulated import on_the_way, simulate, without_stores
 
 
-def played(case="poisson70", host=None, seed=1, overrides=(), count=60, rate=20.0):
+def run_of(case="poisson70", host=None, seed=1, overrides=(), count=60, rate=20.0):
     case = CASES[case]
     run = run_settings(case, count, overrides)
     names = [model.name for model in run.engine.fleet.models]
     models = {name: ExecutorSettings(name="roofline") for name in names}
     trace = traffic(case, run, count, rate, run.seed)
     struck = faults(case, run, trace)
-    return simulate(run.engine, trace, struck, models, host or HostCosts(), seed).requests
+    return simulate(run.engine, trace, struck, models, host or HostCosts(), seed)
+
+
+def played(*given, **settings):
+    return run_of(*given, **settings).requests
 
 
 def e2e_ns(requests):
@@ -34,19 +38,45 @@ def test_what_the_host_takes_for_each_step_is_in_every_answer():
     assert np.median(slow - plain) > 20e6
 
 
-@pytest.mark.parametrize("cost", ["begin_ns", "retire_ns", "answer_ns"])
+@pytest.mark.parametrize("cost", [{"begin_ns": 3e6}, {"leave_ns": 3e6}, {"keep_ns": 3e4}, {"wake_ns": 3e6}])
 def test_each_other_cost_of_the_host_makes_answers_later(cost):
-    assert e2e_ns(played(host=HostCosts(**{cost: 3e6}))).mean() > e2e_ns(played()).mean()
+    assert e2e_ns(played(host=HostCosts(**cost))).mean() > e2e_ns(played()).mean()
 
 
-def test_an_answer_is_told_so_long_after_its_last_token_and_nothing_else_moves():
-    plain, told = played(), played(host=HostCosts(answer_ns=5e6))
-    assert (e2e_ns(told) - e2e_ns(plain)).tolist() == [5e6] * 60
-    assert (told["first_token_ns"] == plain["first_token_ns"]).all()
+def test_a_machine_that_rested_is_slower_and_one_that_did_not_is_not():
+    host = HostCosts(step_ns=5e6)
+    slow = HostCosts(step_ns=5e6, wake_ns=4e6)
+    alone = {"count": 1}
+    assert (e2e_ns(played(host=slow, **alone)) - e2e_ns(played(host=host, **alone))).tolist() == [4e6]
+    crowd = {"count": 40, "rate": 1e6}
+    longer = played(host=slow, **crowd)["finished_ns"].max() - played(host=host, **crowd)["finished_ns"].max()
+    assert longer == 4e6
+
+
+def test_a_client_sees_what_is_on_the_way_and_the_engine_does_not():
+    plain = run_of()
+    host = HostCosts(in_ns=np.array([2e6]), first_ns=np.array([3e6]), end_ns=np.array([5e6]))
+    told = run_of(host=host)
+    later = told.requests["first_token_ns"] - plain.requests["first_token_ns"]
+    assert later.to_numpy() == pytest.approx(2e6, abs=1e3)  # steps are rounded to whole ns
+    later = told.seen["first_token_ns"] - plain.seen["first_token_ns"]
+    assert later.to_numpy() == pytest.approx(5e6, abs=1e3)
+    assert e2e_ns(told.seen) - e2e_ns(plain.seen) == pytest.approx(7e6, abs=1e3)
+    assert (told.seen["arrival_ns"] == plain.requests["arrival_ns"]).all()
+
+
+def test_on_one_line_nobody_overtakes():
+    case = CASES["poisson70"]
+    trace = traffic(case, run_settings(case, 200, []), 200, 1_000.0, 1)
+    came = on_the_way(trace, HostCosts(in_ns=np.array([0.0, 50e6])), seed=1).arrival_ns
+    assert (np.diff(came) >= 0).all()
+    assert (came >= trace.arrival_ns).all()
 
 
 def test_the_spread_of_steps_depends_on_the_seed_alone():
-    spread = HostCosts(decode_ratios=np.array([0.5, 1.5]), prefill_ratios=np.array([0.8, 1.2]))
+    spread = HostCosts(
+        decode_spread=Spread([1.0, 2.0], [0.5, 1.5]), prefill_spread=Spread([1.0, 2.0], [0.8, 1.2])
+    )
     one, same, other = (e2e_ns(played(host=spread, seed=seed)).tolist() for seed in (1, 1, 2))
     assert one == same != other
     assert np.mean(one) == pytest.approx(e2e_ns(played()).mean(), rel=0.25)
@@ -104,4 +134,4 @@ def test_live_replicas_compute_one_at_a_time_and_every_step_is_noted():
     steps = sorted(log.steps, key=lambda step: step.begun_ns)
     assert all(step.ended_ns <= after.begun_ns for step, after in pairwise(steps))
     assert any(after.asked_ns < step.ended_ns for step, after in pairwise(steps))
-    assert len(log.retired) >= 12
+    assert len(log.left) >= 12

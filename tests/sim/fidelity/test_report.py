@@ -1,0 +1,95 @@
+import json
+
+import pytest
+
+from sim.fidelity.compare import FAIL
+from sim.fidelity.folder import FidelityFolder, read_cases
+from sim.fidelity.pictures import CAPTIONS, kind_of
+from sim.fidelity.report import (
+    cell_rows,
+    closing_lines,
+    command,
+    html,
+    markdown,
+    percent,
+    summary_rows,
+    tables,
+    verdict_of,
+)
+from sim.fidelity.settings import read
+
+
+def test_without_a_finished_case_nothing_is_decided():
+    assert verdict_of([]) == "inconclusive"
+    assert closing_lines([]) == ["INCONCLUSIVE  0 cases"]
+    assert "LLMServingSim" in markdown([], [], read([]))
+    assert (percent(0.0123), percent(None)) == ("+1.23 %", "")
+
+
+def test_a_planted_error_of_ten_percent_fails_the_case_and_is_the_worst_cell(make_case):
+    good, bad = make_case("poisson50"), make_case("poisson70", factor=0.9)
+    assert (good.verdict, bad.verdict, verdict_of([good, bad])) == ("pass", "fail", "fail")
+    assert "FAIL  2 cases" in closing_lines([good, bad])[0]
+    assert "of poisson70, -10.00 %" in closing_lines([good, bad])[-1]
+    assert [row[-1] for row in summary_rows([good, bad])] == ["pass", "fail"]
+
+
+def test_a_load_that_was_late_decides_nothing(make_case):
+    late = make_case(factor=2.0, voids=["the load was late"])
+    assert FAIL in [cell.verdict for cell in late.cells]
+    assert late.verdict == "inconclusive"
+
+
+def test_every_cell_stands_there_with_sign_absolute_error_floor_mark_and_limit(make_case):
+    rows = cell_rows(make_case(factor=0.95, real_factor=1.04).cells)
+    assert len(rows) == 13
+    by_name = {row[0]: row for row in rows}
+    _, real, simulated, off, error, floor, floors, mark, limit, n, verdict, interval = by_name["E2E p99, ms"]
+    assert float(simulated) - float(real) == pytest.approx(float(off), abs=0.002)
+    assert off.startswith("-")
+    assert error.startswith("-")
+    assert (floor, mark, limit, n, verdict) == ("3.92 %", "4.00 %", "7.84 %", "400", "pass")
+    assert float(floors) == pytest.approx(abs(float(error[:-2])) / 3.92, abs=0.1)
+    assert " to " in interval
+    assert by_name["throughput, /s"][-2] == "pass"
+
+
+def test_a_case_without_marks_is_shown_whole_and_held_against_nothing(make_case):
+    case = make_case("poisson100", factor=3.0)
+    assert case.verdict == "pass"
+    assert {cell.verdict for cell in case.cells} == {"shown"}
+    assert "+200.00 %" in "\n".join(tables([case]))
+
+
+def test_a_folder_holds_the_report_in_every_form_and_can_be_shown_again(make_case, tmp_path):
+    cases = [make_case("poisson50"), make_case("poisson70", factor=0.9)]
+    settings = read([f"folder={tmp_path}", "cases=poisson50,poisson70", "fleet.max_batch=8"])
+    folder = FidelityFolder(settings)
+    for case in reversed(cases):
+        folder.keep(case)
+    folder.write(cases)
+    folder.publish()
+    assert not folder.path.name.endswith(".partial")
+    whole = json.loads((folder.path / "fidelity.json").read_text())
+    assert (whole["verdict"], [case["name"] for case in whole["cases"]]) == (
+        "fail",
+        ["poisson50", "poisson70"],
+    )
+    page = (folder.path / "report.html").read_text()
+    text = (folder.path / "report.md").read_text()
+    for said in ("TTFT p99, ms", "BLIS", "twice", "-10.00 %"):
+        assert (said in page) == (said in text)
+    assert page.count("data:image/png;base64,") == len(list((folder.path / "plots").glob("*.png"))) == 9
+    assert 'src="plots' not in page
+    assert text.count("](plots/") == 9
+    assert tables(read_cases(folder.path)) == tables(cases)
+    assert "python -m sim.fidelity cases=poisson50,poisson70" in text
+    assert read(command(settings).split()[3:]).overrides == ["fleet.max_batch=8"]
+
+
+def test_every_picture_has_a_caption(make_case, tmp_path):
+    folder = FidelityFolder(read([f"folder={tmp_path}"]))
+    folder.write([make_case("bursty")])
+    names = [path.name for path in (folder.path / "plots").glob("*.png")]
+    assert {kind_of(name) for name in names} == set(CAPTIONS) - {"by_load.png"}
+    assert html([], [], read([]), tmp_path).startswith("<!DOCTYPE html>")
