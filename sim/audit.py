@@ -64,7 +64,8 @@ class Census:
             self._end(event)
         elif isinstance(event, Arrived):
             self.arrived += 1
-            _require(event.request_id not in self._prompts, f"request {event.request_id} has arrived twice")
+            if event.request_id in self._prompts:
+                raise Broken(f"request {event.request_id} has arrived twice")
             self._prompts[event.request_id] = event.prompt_tokens
             self.inside[event.model] = self.inside.get(event.model, 0) + 1
 

@@ -209,6 +209,7 @@ class Leaping(Loop):
         self._steps_ahead = 0  # of it, which are not counted yet
         self._at_ns = 0  # when those began
         self._at = 0  # the same in ticks
+        self._ends = 0  # when the last of them will be over, in ticks
         self._first = 0  # ticks of the next step
         self._growth = 0  # by how many ticks each one takes longer than the one before it
         self._ends_ns: list[int] | None = None  # of the steps ahead, where they do not grow evenly
@@ -303,7 +304,7 @@ class Leaping(Loop):
             self._timer = None
             return
         self._batch = batch
-        self._timer = self._clock.call_last(self._end_ns() - now_ns, self._land, self._rank)
+        self._timer = self._clock.call_last(self._look_ahead() - now_ns, self._land, self._rank)
 
     def _make_way(self, preempted: Listing[Sequence]) -> None:
         """These have to give their KV back, and are no longer among those who decode."""
@@ -345,12 +346,19 @@ class Leaping(Loop):
         left = leaving[0][0] - self._decoded
         return min(left, self._leap_steps, 1 + self._scheduler.kv_free_tokens // num)
 
-    def _end_ns(self) -> int:
-        """When the last of the steps ahead is over."""
+    def _look_ahead(self) -> int:
+        """When the last of the steps ahead is over, in ns."""
         if self._ends_ns is not None:
             return self._ends_ns[-1]
-        steps = self._steps_ahead
-        return self._at + steps * self._first + self._growth * (steps * (steps - 1) >> 1) >> TICK_BITS
+        self._ends = ends = self._after(self._steps_ahead)
+        return ends >> TICK_BITS
+
+    def _after(self, steps: int) -> int:
+        """When so many of the steps ahead are over, in ticks."""
+        growth = self._growth
+        if growth:
+            return self._at + steps * self._first + growth * (steps * (steps - 1) >> 1)
+        return self._at + steps * self._first
 
     def _land(self) -> None:
         """The last step of the leap is over."""
@@ -426,8 +434,11 @@ class Leaping(Loop):
         batch = self._batch
         assert batch is not None
         if self._ends_ns is None:
-            self._at += steps * self._first + self._growth * (steps * (steps - 1) >> 1)
-            self._first += steps * self._growth
+            if steps == self._steps_ahead:
+                self._at = self._ends
+            else:
+                self._at = self._after(steps)
+                self._first += steps * self._growth
             now_ns = self._at >> TICK_BITS
         else:
             now_ns = self._ends_ns[steps - 1]
@@ -472,7 +483,7 @@ class Leaping(Loop):
                 del self._ends_ns[last + 1 :]
             assert self._timer is not None
             self._timer.cancel()
-            after_ns = max(0, self._end_ns() - self._clock.now_ns())
+            after_ns = max(0, self._look_ahead() - self._clock.now_ns())
             self._timer = self._clock.call_last(after_ns, self._land, self._rank)
 
     def _num_over(self) -> int:

@@ -90,7 +90,12 @@ class Scheduler:
 
     def next_batch(self, now_ns: int) -> Batch:
         """The work of the next step; empty when there is none. `preempted` have lost their KV and wait again."""
-        preempted = self._make_room() if self._decoding else []
+        num_decoding = len(self._decoding)
+        preempted: list[Sequence] = []
+        if self.kv_used_tokens + num_decoding > self.kv_capacity_tokens:
+            preempted = self._make_room()
+        else:
+            self.kv_used_tokens += num_decoding
         if self.waiting:
             self._admit(now_ns)
         batch = Batch([], self._decoding, preempted)
@@ -131,14 +136,20 @@ class Scheduler:
 
     def settle_prefill(self) -> list[Sequence]:
         """The same of those who prefill alone."""
-        left = [each for each in self._prefilling if each.has_ended]
-        if left:
-            self._prefilling = [each for each in self._prefilling if not each.has_ended]
-            for sequence in left:
-                self._give_back(sequence)
-        if self._prefilling and self._prefilling[0].is_prefilled:
-            self._decoding = self._decoding + [each for each in self._prefilling if each.is_prefilled]
-            self._prefilling = [each for each in self._prefilling if not each.is_prefilled]
+        left: list[Sequence] = []
+        still: list[Sequence] = []
+        done: list[Sequence] = []
+        for each in self._prefilling:
+            if each.has_ended:
+                self._give_back(each)
+                left.append(each)
+            elif each.computed_tokens >= len(each.tokens):
+                done.append(each)
+            else:
+                still.append(each)
+        self._prefilling = still
+        if done:
+            self._decoding = self._decoding + done
         return left
 
     def leave(self, left: list[Sequence]) -> None:
@@ -170,15 +181,17 @@ class Scheduler:
         return preempted
 
     def _admit(self, now_ns: int) -> None:
-        while self.waiting and self.num_running < self.max_batch:
-            sequence = self.waiting[0]
-            needed = len(sequence.tokens)
-            if self.num_running:
-                needed += GROWTH_TOKENS * (self.num_running + 1)
+        waiting, num_running = self.waiting, len(self._prefilling) + len(self._decoding)
+        while waiting and num_running < self.max_batch:
+            sequence = waiting[0]
+            num_tokens = needed = len(sequence.tokens)
+            if num_running:
+                needed += GROWTH_TOKENS * (num_running + 1)
             if self.kv_used_tokens + needed > self.kv_capacity_tokens:
                 break  # first come, first served: a smaller one behind it must not starve it
-            self.waiting.popleft()
-            self.kv_used_tokens += len(sequence.tokens)
+            waiting.popleft()
+            num_running += 1
+            self.kv_used_tokens += num_tokens
             sequence.is_running = True
             if sequence.started_ns is None:
                 sequence.started_ns = now_ns

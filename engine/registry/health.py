@@ -45,9 +45,10 @@ class ErrorRate:
 
     def count(self, now_ns: int, *, is_good: bool) -> None:
         part = now_ns // self._part_ns
-        for passed in range(max(self._latest + 1, part - PARTS + 1), part + 1):
-            self._good[passed % PARTS] = self._bad[passed % PARTS] = 0
-        self._latest = max(part, self._latest)
+        if part > self._latest:
+            for passed in range(max(self._latest + 1, part - PARTS + 1), part + 1):
+                self._good[passed % PARTS] = self._bad[passed % PARTS] = 0
+            self._latest = part
         (self._good if is_good else self._bad)[part % PARTS] += 1
 
     def clear(self) -> None:
@@ -143,8 +144,11 @@ class HealthMonitor:
     def served(self, replica: str, now_ns: int) -> None:
         """A request ended well on it."""
         record = self._records.get(replica)
-        if record is None or not record.is_judged:
+        if record is None:
             return
+        if record.is_on_trial or record.health is Health.UNHEALTHY:  # else it is judged: the way of nearly all
+            if not record.is_judged:
+                return
         record.errors_in_a_row = 0
         record.errors.count(now_ns, is_good=True)
         if record.is_on_trial:
@@ -199,7 +203,8 @@ class HealthMonitor:
         record = self._records.get(replica)
         if record is not None and record.in_flight:
             record.in_flight -= 1
-            record.earlier = max(0, record.earlier - 1)  # nobody knows which one it was: the cautious guess
+            if record.earlier:
+                record.earlier -= 1  # nobody knows which one it was: the cautious guess
 
     def _open(self, replica: str, record: _Record, cause: str, now_ns: int) -> None:
         if now_ns < record.retry_ns:

@@ -108,11 +108,13 @@ class Story:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         end = self.end
-        if isinstance(error, EngineError):
+        if error is None:
+            pass  # completed, as it was told
+        elif isinstance(error, EngineError):
             end.outcome, end.reason = error.outcome, error.reason
         elif isinstance(error, Exception):
             end.outcome, end.reason = "failed", "internal_error"
-        elif error is not None:
+        else:
             end.outcome, end.reason = "cancelled", "cancelled"
         end.at_ns = self._telemetry.clock.now_ns()
         end.first_token_ns = self._stream.first_token_ns
