@@ -2,7 +2,7 @@
 
     import sim
     run = sim.run("failover", overrides=["strategy=least_loaded", "seed=7"])
-    run.requests, run.summary, run.checks, run.path
+    run.requests, run.summary, run.checks, run.findings, run.path
     sim.load("runs/**")
 
 What is exported here stays; modules below may move.
@@ -13,18 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sim.compare import compare
+    from sim.detectors import Finding, findings
+    from sim.hindsight import regret
     from sim.play import run
     from sim.replicate import replicate
     from sim.runs import Run, load, open_run
     from sim.sweep import sweep
 
-__all__ = ["Run", "compare", "load", "open_run", "replicate", "run", "sweep"]
+__all__ = ["Finding", "Run", "compare", "findings", "load", "open_run", "regret", "replicate", "run", "sweep"]
 
 _HOMES = {
+    "Finding": "sim.detectors",
     "Run": "sim.runs",
     "compare": "sim.compare",
+    "findings": "sim.detectors",
     "load": "sim.runs",
     "open_run": "sim.runs",
+    "regret": "sim.hindsight",
     "replicate": "sim.replicate",
     "run": "sim.play",
     "sweep": "sim.sweep",

@@ -71,7 +71,7 @@ def play_and_show(config: DictConfig, overrides: list[str], *, progress: bool) -
 
 
 def show(run: Run) -> None:
-    """The checks, the figures that say how much they rest on, and where the rest is."""
+    """The checks, the figures that say how much they rest on, what else stands out, and where the rest is."""
     manifest, summary = run.manifest, run.summary
     print(table(run.checks))
     print(
@@ -81,6 +81,8 @@ def show(run: Run) -> None:
     )
     if manifest["interrupted"]:
         print(f"interrupted with {manifest['in_flight']} requests in flight; the finished ones are kept")
+    for finding in run.findings:
+        print(f"look at  {finding.line()}")
     print(f"digest  {manifest['digest']}\nrun     {run.path}")
 
 

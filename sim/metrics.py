@@ -28,6 +28,8 @@ class RunLike(Protocol):
 
     @property
     def replicas(self) -> list[str]: ...
+    @property
+    def parts(self) -> pd.DataFrame: ...
 
 
 def ttft_s(requests: pd.DataFrame) -> Floats:
@@ -125,7 +127,7 @@ def summary(run: RunLike) -> dict[str, float | int | None]:
     }
     for name, latency in (("ttft", ttft_s), ("tpot", tpot_s), ("e2e", e2e_s), ("queue", queue_s)):
         figures |= _spread(name, latency(completed))
-    phases = means_s(completed).iloc[0] if len(completed) else None
+    phases = means_s(run.parts.loc[completed.index]).iloc[0] if len(completed) else None
     for name in PHASES:
         figures[f"mean_phase_{name}_s"] = float(phases[f"{name}_s"]) if phases is not None else None
     served = np.array([(completed["replica"] == replica).sum() for replica in run.replicas], dtype=np.float64)

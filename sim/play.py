@@ -16,6 +16,7 @@ from engine.cache import tables
 from engine.clock import NS_PER_S, stopwatch_ns
 from engine.telemetry import JsonLines, Meter
 from sim.config import RunSettings, read
+from sim.facts import Facts
 from sim.folder import RunFolder
 from sim.progress import Progress
 from sim.runs import Run
@@ -63,6 +64,8 @@ def _play(settings: RunSettings, stage: Stage, folder: RunFolder, progress: bool
     meter.sources.append(stage.engine.figures)
     stage.engine.telemetry.add(JsonLines(folder.events))
     stage.engine.telemetry.add(meter)
+    facts = Facts()
+    stage.engine.telemetry.add(facts)
     begun_ns = stopwatch_ns()
     with Progress(stage.trace, shown=progress) as bar, interruptible(bar.stop):
         stage.play(bar.advance)
@@ -76,6 +79,7 @@ def _play(settings: RunSettings, stage: Stage, folder: RunFolder, progress: bool
         recorder.requests(),
         recorder.timeseries(),
         recorder.decisions(),
+        facts=facts.table(),
     )
     run.checks = list(settings.story.checks(run, settings.scenario))
     folder.write(run, meter.exposition(), settings.overrides, settings.report.plots)

@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from engine.clock import NS_PER_S
 from sim import metrics
-from sim.breakdown import PHASES, means_s
+from sim.breakdown import PHASES, by_slowness, means_s
 from sim.metrics import Floats
 from sim.runs import Run
 
@@ -28,7 +28,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 STYLES = ("-", "--", "-.", ":")
 MARKS = {"crash": "#D55E00", "unhealthy": "#000000", "recover": "#009E73", "healthy": "#0072B2"}
 LOADS = ["running", "waiting", "tokens_in_flight"]
-PHASE_COLOURS = ("#999999", "#F0E442", "#D55E00", "#56B4E9", "#E69F00", "#009E73", "#0072B2")
+PHASE_COLOURS = ("#000000", "#999999", "#F0E442", "#D55E00", "#56B4E9", "#E69F00", "#009E73", "#0072B2")
 MOST_BARS_OF_REPLICAS = 20
 MOST_POINTS = 10_000
 MOST_BINS = 240
@@ -113,7 +113,9 @@ def where_time_goes(run: Run) -> Figure:
     done = run.whole.completed
     if len(done):
         busiest = done["replica"].value_counts().index[:MOST_BARS_OF_REPLICAS]
-        means = pd.concat([means_s(done), means_s(done[done["replica"].isin(busiest)], "replica")])
+        parts, by = run.parts.loc[done.index], done["replica"]
+        shown = by.isin(busiest)
+        means = pd.concat([means_s(parts), means_s(parts[shown], by[shown])])
         left = np.zeros(len(means))
         places = np.arange(len(means))[::-1]
         for index, name in enumerate(PHASES):
@@ -124,6 +126,31 @@ def where_time_goes(run: Run) -> Figure:
         axes.set_yticks(places, [str(name) for name in means.index])
     _legend(figure, axes)
     axes.set_xlabel("mean time, s")
+    return figure
+
+
+def what_the_slow_wait_for(run: Run) -> Figure:
+    """The parts of the time of completed requests, by how slow they were: each bar sums to 100 %."""
+    figure, (axes,) = _panels(run, "What completed requests spend their time on, by how slow they were", 1)
+    done = run.whole.completed
+    if len(done):
+        buckets = by_slowness(run.parts.loc[done.index])
+        totals = buckets.drop(columns="count").sum(axis=1).to_numpy()
+        left, places = np.zeros(len(buckets)), np.arange(len(buckets))[::-1]
+        for index, name in enumerate(PHASES):
+            part = buckets[f"{name}_s"].to_numpy()
+            widths = np.divide(100 * part, totals, out=np.zeros(len(part)), where=totals > 0)
+            if widths.any():
+                axes.barh(places, widths, left=left, color=PHASE_COLOURS[index], label=name, height=0.8)
+            left += widths
+        means = [f"mean {_time(total)}" for total in totals]
+        counts = [f"n={count}" for count in buckets["count"]]
+        rows = zip(buckets.index, counts, means, strict=True)
+        axes.set_yticks(places, ["\n".join((str(name), f"{count}, {mean}")) for name, count, mean in rows])
+        axes.tick_params(axis="y", labelsize=8)
+    axes.set_xlim(0, 100)
+    _legend(figure, axes)
+    axes.set_xlabel("share of the end-to-end time, %")
     return figure
 
 
@@ -229,6 +256,7 @@ plots: dict[str, Callable[[Run], Figure]] = {
     "latency_over_time": latency_over_time,
     "latency_cdf": latency_cdf,
     "where_time_goes": where_time_goes,
+    "what_the_slow_wait_for": what_the_slow_wait_for,
     "load_over_time": load_over_time,
     "cache_over_time": cache_over_time,
     "gantt": gantt,
@@ -238,6 +266,7 @@ CAPTIONS = {
     "latency_over_time": "Every request by its arrival; a cross is a request that a second replica had to finish.",
     "latency_cdf": "The share of requests that were at least so fast.",
     "where_time_goes": "The parts of the mean time; those of a request sum to its time exactly.",
+    "what_the_slow_wait_for": "The parts of the time by how slow requests were; the slowest percent stands lowest.",
     "load_over_time": "Sequences and tokens on each replica; in a long run their means, and a line for the most.",
     "cache_over_time": "The part of the prompts that needed no prefill, and the memory that this takes.",
     "gantt": "Single requests on the replica that had them last.",
@@ -253,6 +282,14 @@ def save_all(run: Run, folder: Path) -> list[Path]:
         plot(run).savefig(path, dpi=DPI, metadata={"Software": None})
         paths.append(path)
     return paths
+
+
+def _time(seconds: float) -> str:
+    """A duration in the unit in which people would say it."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
 
 
 def pack(begin: Floats, end: Floats) -> npt.NDArray[np.intp]:

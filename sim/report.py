@@ -7,8 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sim.breakdown import PHASES
+from sim.breakdown import PHASES, by_slowness
 from sim.checks import Check, number
+from sim.detectors.finding import some
 from sim.plots import CAPTIONS, plots
 from sim.runs import Run
 
@@ -43,6 +44,8 @@ KEY_FIGURES = (
     ("p99_e2e_s", "E2E p99, s"),
     *((f"mean_phase_{name}_s", f"of the mean E2E, {name}, s") for name in PHASES),
 )
+FINDING_HEADS = ("finding", "who", "how much", "when, s", "what", "requests that show it", "told from")
+SLOW_HEADS = ("completed requests", "count", "mean time, s", "spent on, s")
 CHECK_HEADS = ("verdict", "check", "value", "bound", "rests on")
 
 
@@ -59,6 +62,10 @@ def html(run: Run, pictures: Path) -> str:
         *(f"<p>{escape(sentence)}</p>" for sentence in facts(run)),
         "<h2>Checks</h2>",
         _html_table(CHECK_HEADS, [_check_cells(check) for check in run.checks]),
+        "<h2>What to look at</h2>",
+        *(f"<p>{escape(sentence)}</p>" for sentence in looked_at(run)),
+        _html_table(FINDING_HEADS, found(run)) if run.findings else "",
+        _html_table(SLOW_HEADS, slow_and_fast(run)),
         "<h2>Key figures</h2>",
         _html_table(("figure", "value"), figures(run)),
         "<h2>Pictures</h2>",
@@ -80,6 +87,10 @@ def markdown(run: Run) -> str:
         *facts(run),
         "## Checks",
         _markdown_table(CHECK_HEADS, [_check_cells(check) for check in run.checks]),
+        "## What to look at",
+        *looked_at(run),
+        *([_markdown_table(FINDING_HEADS, found(run))] if run.findings else []),
+        _markdown_table(SLOW_HEADS, slow_and_fast(run)),
         "## Key figures",
         _markdown_table(("figure", "value"), figures(run)),
         "## Pictures",
@@ -119,6 +130,52 @@ def figures(run: Run) -> list[tuple[str, ...]]:
     shares = [(f"share_{replica}", f"share of replica {replica}") for replica in run.replicas]
     summary = run.summary
     return [(label, number(summary[key])) for key, label in (*KEY_FIGURES, *shares)]
+
+
+def looked_at(run: Run) -> list[str]:
+    """What the detectors and the estimate of regret say, in sentences."""
+    detectors = "herding, priority inversion, head-of-line blocking and thrashing"
+    count = len(run.findings)
+    first = f"Looked for were {detectors}; "
+    first += f"{some(count, 'finding')}, the worst first." if count else "nothing of that was found."
+    summary = run.summary
+    if not summary["n_regret"]:
+        return [first]
+    regret = (
+        f"In hindsight, another replica would have saved {number(summary['mean_regret_e2e_s'])} s a request, "
+        f"{100 * (summary['regret_e2e_ratio'] or 0.0):.3g} % of the end-to-end time: an estimate over "
+        f"{summary['n_regret']} choices, of which {100 * summary['best_choice_ratio']:.3g} % were the best ones."
+    )
+    return [first, regret]
+
+
+def found(run: Run) -> list[tuple[str, ...]]:
+    """The findings, a row each."""
+    return [
+        (
+            one.detector,
+            one.subject,
+            f"{one.severity:.1%} of {one.measure}",
+            f"{one.begin_s:.4g} to {one.end_s:.4g}",
+            one.says,
+            ", ".join(map(str, one.requests)),
+            f"at least {one.threshold:.0%}: {one.reason}",
+        )
+        for one in run.findings
+    ]
+
+
+def slow_and_fast(run: Run) -> list[tuple[str, ...]]:
+    """What completed requests spent their time on, by how slow they were: the mean of each part that took any."""
+    done = run.whole.completed
+    buckets = by_slowness(run.parts.loc[done.index])
+    rows: list[tuple[str, ...]] = []
+    for name, bucket in buckets.iterrows():
+        total = sum(bucket[f"{part}_s"] for part in PHASES)
+        took = [(bucket[f"{part}_s"], part) for part in PHASES if bucket[f"{part}_s"] > 0]
+        parts = ", ".join(f"{part} {number(float(seconds))}" for seconds, part in sorted(took, reverse=True))
+        rows.append((str(name), f"{bucket['count']:.0f}", number(float(total)), parts))
+    return rows
 
 
 def command(run: Run) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,29 @@ import yaml
 
 from engine.clock import NS_PER_S, to_ns
 from engine.errors import BadSettings
-from sim import metrics
+from sim import hindsight, metrics
+from sim.breakdown import breakdown, routed_ns
 from sim.checks import Check, overall
 
+if TYPE_CHECKING:
+    from sim.detectors import Finding
+
 Floats = npt.NDArray[np.float64]
+
+FACT_COLUMNS = {
+    "at_ns": "int64",
+    "kind": "str",
+    "request_id": "int64",
+    "subject": "str",
+    "value": "int64",
+    "detail": "str",
+}
+"""Of the table of rare facts (`sim/facts.py`): `request_id` is -1 and `value` 0 where a fact has none."""
+
+
+def no_facts() -> pd.DataFrame:
+    """The table of a run of which none are known."""
+    return pd.DataFrame(columns=list(FACT_COLUMNS)).astype(FACT_COLUMNS)
 
 
 @dataclass(slots=True)
@@ -79,6 +98,7 @@ class Run:
     timeseries: pd.DataFrame
     decisions: pd.DataFrame
     checks: list[Check] = field(default_factory=list)
+    facts: pd.DataFrame = field(default_factory=no_facts)
 
     @property
     def name(self) -> str:
@@ -97,8 +117,25 @@ class Run:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """Figures of the whole run, with units in their names; definitions in `sim.metrics`."""
-        return metrics.summary(self)
+        """Figures of the whole run, with units in their names; definitions in `sim.metrics` and `sim.hindsight`."""
+        return metrics.summary(self) | hindsight.figures(self.regret)
+
+    @cached_property
+    def parts(self) -> pd.DataFrame:
+        """Where the time of each request went, in integer nanoseconds; the parts are those of `sim.breakdown`."""
+        return breakdown(self.requests, routed_ns(self.requests, self.decisions, self.facts))
+
+    @cached_property
+    def regret(self) -> pd.DataFrame:
+        """What each routing choice cost against the best replica in hindsight, by the estimate of `sim.hindsight`."""
+        return hindsight.regret(self)
+
+    @cached_property
+    def findings(self) -> "list[Finding]":
+        """What the detectors have to say of the run, the worst first."""
+        from sim.detectors import findings  # noqa: PLC0415  they look at runs
+
+        return findings(self)
 
     @cached_property
     def whole(self) -> Window:
@@ -161,15 +198,17 @@ def open_run(path: Path | str) -> Run:
         )
     except FileNotFoundError as error:
         raise BadSettings(f"{folder} is not a run folder: it has no {Path(error.filename).name}") from error
-    return Run(folder, config, manifest, requests, timeseries, decisions, checks)
+    facts = folder / "facts.parquet"
+    rare = pd.read_parquet(facts) if facts.is_file() else no_facts()  # a folder of before they were kept
+    return Run(folder, config, manifest, requests, timeseries, decisions, checks, rare)
 
 
 def load(pattern: str | Path, table: str = "summary") -> pd.DataFrame:
     """Many runs as one DataFrame, with scenario, overrides and seed as columns.
 
     `pattern` is a glob over run folders, such as `runs/**`; folders that are not finished are left out. `table`
-    is `summary` (one row a run) or `requests`, `timeseries`, `decisions`, `checks` (their rows, one run after
-    the other). Raises BadSettings for another table, or when no run matches.
+    is `summary` (one row a run) or `requests`, `timeseries`, `decisions`, `checks`, `facts` (their rows, one run
+    after the other). Raises BadSettings for another table, or when no run matches.
     """
     if table not in TABLES:
         raise BadSettings(f"table is {table!r}, but must be one of {', '.join(TABLES)}")
@@ -179,7 +218,7 @@ def load(pattern: str | Path, table: str = "summary") -> pd.DataFrame:
     return pd.concat([_labelled(run, table) for run in runs], ignore_index=True)
 
 
-TABLES = ("summary", "requests", "timeseries", "decisions", "checks")
+TABLES = ("summary", "requests", "timeseries", "decisions", "checks", "facts")
 
 
 def matching(pattern: str | Path) -> list[Path]:

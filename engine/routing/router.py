@@ -56,7 +56,7 @@ class RouterChange:
 Observer = Callable[[Choice], None]
 ChangeObserver = Callable[[RouterChange], None]
 Overrule = Callable[[Request, int, Sequence[Seat], Seat], Seat]
-"""Somebody above the strategy: of a request, its attempt, the candidates and the one chosen, who is chosen instead."""
+"""Somebody above the strategy: of a request, its attempt, the candidates and the one chosen, who it is instead."""
 Later = Callable[[int, Callable[[], None]], object]
 """Calls back so many nanoseconds later."""
 

@@ -98,9 +98,9 @@ def test_an_error_in_the_pictures_leaves_the_tables_in_a_partial_folder(tmp_path
 
 def test_what_was_played_is_all_in_its_folder(played):
     names = {str(path.relative_to(played.path)) for path in played.path.rglob("*") if path.is_file()}
-    tables = {f"{name}.parquet" for name in ("requests", "timeseries", "decisions")}
+    tables = {f"{name}.parquet" for name in ("requests", "timeseries", "decisions", "facts")}
     texts = {"config.yaml", "overrides.yaml", "events.jsonl", "metrics.prom", "report.html", "report.md"}
-    facts = {"manifest.json", "checks.json", "summary.json", "trace.json.gz"}
+    facts = {"manifest.json", "checks.json", "summary.json", "findings.json", "trace.json.gz"}
     assert names == tables | texts | facts | {f"plots/{name}.png" for name in plots.plots}
 
 
