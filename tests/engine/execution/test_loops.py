@@ -144,3 +144,38 @@ def test_tokens_told_at_once_are_those_told_one_by_one(vocab, length):
     assert executor.answer(work.tokens, length, 250, 20) == expected[250:270]
     assert [executor.answer(work.tokens, length, place, 1)[0] for place in range(50)] == expected[:50]
     world.clock.close()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_steps_that_are_over_are_counted_from_their_formula_as_one_by_one(seed):
+    """Of a leap under way at any nanosecond, those on the edge of a step included."""
+    draw = random.Random(seed)  # noqa: S311
+    world = World(256, replicas=1)
+    loop = world.replicas[0]._loop
+    for _ in range(200):
+        loop._at = draw.randrange(1 << 60)
+        loop._first = draw.randrange(1, 1 << draw.randrange(4, 44))
+        loop._growth = draw.choice([0, 1, draw.randrange(1 << 30)])
+        loop._steps_ahead = draw.randrange(1, 257)
+        ends_ns = [loop._after(steps) >> 24 for steps in range(1, loop._steps_ahead + 1)]
+        for at_ns in {loop._at >> 24, *draw.choices(ends_ns, k=4), draw.choice(ends_ns) + 1, ends_ns[-1] + 9}:
+            world.clock.env._now = at_ns
+            for is_late in (False, True):
+                world.clock._late_ns, world.clock._late_rank = (at_ns, 0) if is_late else (-1, -1)
+                over = sum(end < at_ns or (is_late and end == at_ns) for end in ends_ns)
+                assert loop._num_over() == over
+    world.clock._late_ns = -1
+    world.clock.close()
+
+
+def test_a_look_in_mid_leap_and_a_dropped_caller_see_what_was_decoded_by_then():
+    """What a sequence has decoded is written when somebody asks: the same as if it were written at every step."""
+    told = []
+    for leap_steps in (1, 256):
+        world = World(leap_steps, replicas=1)
+        for number in range(4):
+            world.ask(number, world.replicas[0], 20, 150, deadline_ns=3_000_000 + number * 700_000)
+        world.clock.env.run()
+        told.append((world.told, world.counts()))
+    assert told[0] == told[1]
+    assert any("deadline_passed" in event for event in told[0][0])

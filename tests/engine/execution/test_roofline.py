@@ -179,3 +179,34 @@ def test_a_model_that_leaves_no_room_for_kv_is_refused(clock, memory):
 def test_an_option_out_of_bounds_is_named(name, value, allowed):
     with pytest.raises(BadSettings, match=f"executor.{name} is {value}, but must be .*{allowed}"):
         RooflineOptions(**{name: value})
+
+
+@pytest.mark.parametrize(("flops", "bytes_per_s"), [(1e9, 1e15), (1e15, 1e9), (2.2e9, 1e9), (8.1e9, 1e9)])
+def test_a_ramp_is_what_the_steps_take_one_by_one_to_the_tick(clock, flops, bytes_per_s):
+    """Also where compute is the longer line at first and memory later, or the other way round."""
+    executor = make(clock, flops=flops, bytes_per_s=bytes_per_s, overhead_us=0.3)
+    batch = decode(3, 700, 1500)
+    several, told = [], 0
+    while len(several) < 400:
+        before, first, growth, steps = executor.ramp(batch)
+        assert steps >= 1
+        assert growth >= 0
+        told += 1
+        for number in range(min(steps, 400 - len(several))):
+            several.append(before + first + number * growth)
+            assert executor.ticks(batch) == several[-1]
+            for each in batch.decodes:
+                each.computed_tokens += 1
+    assert told <= 2
+    assert executor.decode_ns(decode(3, 700, 1500), 400).tolist() == [each >> 24 for each in several]
+
+
+def test_what_is_owed_for_kept_blocks_goes_before_the_first_step_and_no_other(clock):
+    executor = make(clock)
+    done = sequence(32, 32)
+    executor.retire(done, 0, 2, 16)
+    before, first, _, _ = executor.ramp(decode(5))
+    assert before >> 24 == 2 * 16 * KV_BYTES
+    assert executor.ticks(decode(5)) == before + first
+    executor.stepped(1)
+    assert executor.ramp(decode(5))[0] == 0
