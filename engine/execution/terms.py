@@ -13,12 +13,19 @@ import numpy.typing as npt
 from engine.execution.executor import Batch, Sequence
 
 SHORTEST_ROW_TOKENS = 256
+FIRST_TOKENS, LATE_TOKENS, FIRST_DECODES = (
+    64,
+    256,
+    8,
+)  # where straight lines bend: small products are slower a row
 
 TERMS = {
     "step": "a step",
     "prefill_step": "a step with prefill",
     "chunk": "a chunk of prefill",
     "prefill_token": "a token of prefill",
+    "prefill_first": "one of the first 64 of a chunk",
+    "prefill_late": "one after the first 256 of a chunk",
     "prefill_pair": "a token of prefill by each token before it, and itself",
     "masked_chunk": "a chunk that does not begin its prompt",
     "masked_pair": "a token of such a chunk by each token up to the chunk's end",
@@ -27,6 +34,8 @@ TERMS = {
     "decode_step": "a step that decodes",
     "chosen": "a token that is chosen",
     "decode": "a sequence that decodes",
+    "decode_first": "one of the first 8 of them",
+    "decode_several": "a step in which more than one decodes",
     "context_token": "a token of context of those that decode",
     "rack": "a rack of those that decode",
     "rack_token": "a place in a rack that is read",
@@ -56,11 +65,13 @@ def fills_row(context: int) -> bool:
 
 def counts(batch: Batch) -> list[int]:
     """How many units of each term a step has, in the order of `TERMS`."""
-    tokens = pairs = masked = masked_pairs = begun = loaded = chosen = 0
+    tokens = first = late = pairs = masked = masked_pairs = begun = loaded = chosen = 0
     for chunk in batch.chunks:
         sequence, new = chunk.sequence, chunk.num_tokens
         before = sequence.computed_tokens
         tokens += new
+        first += min(new, FIRST_TOKENS)
+        late += max(0, new - LATE_TOKENS)
         pairs += new * before + new * (new + 1) // 2
         if before:
             masked += 1
@@ -72,21 +83,25 @@ def counts(batch: Batch) -> list[int]:
     decodes = [each.computed_tokens for each in batch.decodes]
     moved = [row_tokens(each.computed_tokens) for each in batch.decodes if moves(each)]
     racks, places = racks_of(decodes)
-    chunks = len(batch.chunks)
+    chunks, num = len(batch.chunks), len(decodes)
     return [
         1,
         int(chunks > 0),
         chunks,
         tokens,
+        first,
+        late,
         pairs,
         masked,
         masked_pairs,
         begun,
         loaded,
-        int(len(decodes) > 0),
-        len(decodes) + chosen,
-        len(decodes),
-        sum(decodes) + len(decodes),
+        int(num > 0),
+        num + chosen,
+        num,
+        min(num, FIRST_DECODES),
+        int(num > 1),
+        sum(decodes) + num,
         racks,
         places,
         len(moved),
@@ -114,6 +129,7 @@ def counts_ahead(decodes: Listing[Sequence], steps: int) -> Floats:
     num, held = len(contexts), sum(contexts)
     units = dict.fromkeys(TERMS, 0.0)
     units |= {"step": 1, "decode_step": 1, "chosen": num, "decode": num}
+    units |= {"decode_first": min(num, FIRST_DECODES), "decode_several": int(num > 1)}
     found = np.repeat(np.array([*units.values()])[:, None], steps, axis=1)
     found[CONTEXT] = np.arange(held + num, held + num * (steps + 1), num)
     moved = [row_tokens(each.computed_tokens) for each in decodes if moves(each)]
@@ -135,6 +151,7 @@ def counts_of_prefill(start: int, end: int) -> list[int]:
     new = end - start
     units = dict.fromkeys(TERMS, 0)
     units |= {"step": 1, "prefill_step": 1, "chunk": 1, "begun": 1, "chosen": 1, "prefill_token": new}
+    units |= {"prefill_first": min(new, FIRST_TOKENS), "prefill_late": max(0, new - LATE_TOKENS)}
     units["prefill_pair"] = new * start + new * (new + 1) // 2
     if start:
         units |= {"masked_chunk": 1, "masked_pair": new * end}

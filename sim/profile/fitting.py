@@ -1,6 +1,7 @@
 """Fitting: costs of the terms from most of the grid, and how well they tell the rest of it."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -68,27 +69,45 @@ def fit(points: Points, seed: int) -> Profile:
         machine=points.machine,
         measured=points.measured
         | {"points": len(cells), "steps": sum(map(len, steps)), "held_out": HELD_OUT, "fitted_by_seed": seed}
-        | {"drift": rounded(drift(points))},
+        | {"drift": rounded(drift(points)), "noise": rounded(noise(points))},
         points=table,
     )
 
 
 def even_steps(points: Points) -> tuple[list[int], list[Floats]]:
     """The cells that were measured, and the steps of each as they would be were the machine always equally fast."""
-    usual = float(np.median([np.mean(visit.yard_ns) for visit in points.visits])) if points.visits else 1.0
     found: dict[int, list[Floats]] = {}
-    for visit in points.visits:
-        slowness = float(np.mean(visit.yard_ns)) / usual
+    for visit, slowness in zip(points.visits, slownesses(points), strict=True):
         found.setdefault(visit.cell, []).append(np.array(visit.durations_ns, dtype=np.float64) / slowness)
     cells = sorted(found)
     return cells, [np.concatenate(found[cell]) for cell in cells]
 
 
+def slownesses(points: Points) -> list[float]:
+    """How much slower than usual the yardstick was at each visit: the median of it and its neighbours in time."""
+    yards = [each.yard_ns for each in points.visits]
+    near = [float(np.median([*chain(*yards[max(0, n - 1) : n + 2])])) for n in range(len(yards))]
+    usual = float(np.median(near)) if near else 1.0
+    return [each / usual for each in near]
+
+
 def drift(points: Points) -> float:
-    """By how much the yardstick's middle half lies apart, as a share of its median: how restless the machine was."""
-    yards = np.array([np.mean(visit.yard_ns) for visit in points.visits])
-    low, middle, high = np.quantile(yards, [0.25, 0.5, 0.75])
-    return float((high - low) / middle)
+    """How far the middle half of that lies apart: how restless the machine was."""
+    low, high = np.quantile(slownesses(points), [0.25, 0.75])
+    return float(high - low)
+
+
+def noise(points: Points) -> float:
+    """How uncertain a point is in the mean, as a share: the deviation of its visits by the root of their number.
+
+    What is predicted cannot be nearer to the points than that. 0 where no cell was visited twice.
+    """
+    visits: dict[int, list[float]] = {}
+    for visit, slowness in zip(points.visits, slownesses(points), strict=True):
+        visits.setdefault(visit.cell, []).append(float(np.median(visit.durations_ns)) / slowness)
+    again = [np.array(each) for each in visits.values() if len(each) > 1]
+    shares = [each.std(ddof=1) / each.mean() / len(each) ** 0.5 for each in again]
+    return float(np.mean(shares)) if shares else 0.0
 
 
 def held_out(count: int, seed: int) -> Truths:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import numpy as np
@@ -60,25 +60,29 @@ class Limits:
 
 
 def grid(limits: Limits, seed: int) -> list[Cell]:
-    """Every point with its step, in a fixed order. What a point leaves open is drawn, the same for the same seed."""
+    """Every point with its step, in a fixed order. What a point leaves open is drawn, the same for the same seed.
+
+    Steps without prefill come most often when a model serves: their points lie closer together.
+    """
     chance = stream(seed, "profile.grid")
-    prefills = [0, *_doubling(16, limits.step_tokens)]
-    contexts = list(_doubling(32, limits.context_tokens, 4))
-    batches = [0, *_doubling(1, limits.max_batch)]
+    contexts, batches = [*powers(32, limits.context_tokens)], [*powers(1, limits.max_batch)]
+    between = [low + (high - low) // 2 for low, high in pairwise(batches) if high - low > 1]
+    points = [
+        *product([0], contexts, sorted([*batches, *between])),
+        *product(powers(16, limits.step_tokens), contexts[::2], [0, *batches]),
+    ]
     return [
-        _cell(prefill, context, batch, limits, chance)
-        for prefill, context, batch in product(prefills, contexts, batches)
-        if prefill + batch > 0
-        and batch < limits.step_tokens
-        and batch * context * max(SPREAD) <= limits.kv_tokens
+        _cell(*point, limits, chance)
+        for point in points
+        if point[2] < limits.step_tokens and point[1] * point[2] * max(SPREAD) <= limits.kv_tokens
     ]
 
 
-def _doubling(first: int, last: int, factor: int = 2) -> Iterator[int]:
-    """first, first x factor, ... and `last`."""
+def powers(first: int, last: int) -> Iterator[int]:
+    """first, its double, ... and `last`."""
     while first < last:
         yield first
-        first *= factor
+        first *= 2
     yield last
 
 

@@ -18,6 +18,7 @@ from sim.world import SimClock
 PROBED = Cell(32, 0, 0, (Part("fresh", 0, 32, is_last=True),), (), 0)
 YARD_CONTEXTS = (100, 200)
 YARDS = 20
+YARDS_A_VISIT = 2  # before, and as many after
 
 
 class Seen(NamedTuple):
@@ -69,11 +70,11 @@ class Rig:
     def observe(self, cell: Cell, repeats: int) -> Seen:
         """Take the step of that cell so often, after once that does not count."""
         executor = self.executor
-        before = self._yard()
+        before = [self._yard() for _ in range(YARDS_A_VISIT)]
         old = self._settled(executor, cell.contexts[cell.moving :])
         durations = [self._once(cell, old) for _ in range(repeats + 1)]
         executor.reset()
-        return Seen(durations[1:], [before, self._yard()])
+        return Seen(durations[1:], before + [self._yard() for _ in range(YARDS_A_VISIT)])
 
     def counts(self, cell: Cell) -> list[int]:
         """How many units of each term that step has."""

@@ -108,8 +108,9 @@ def suggestions(profile: Profile) -> Iterator[str]:
 def warnings(profile: Profile) -> Iterator[str]:
     """What speaks against believing it."""
     error, drift = profile.errors["held_out"]["mean_abs"], profile.measured.get("drift")
-    if error > GOAL:
-        yield f"points that were held out are {error:.1%} off in the mean: more than {GOAL:.0%}"
+    noise = profile.measured.get("noise")
+    if error > GOAL and isinstance(noise, float):
+        yield f"points that were held out are {error:.1%} off in the mean, and themselves sure to {noise:.1%}"
     if isinstance(drift, float) and drift > RESTLESS:
         low, high = 1 - drift / 2, 1 + drift / 2
         yield f"one and the same step took between {low:.0%} and {high:.0%}: others used the machine meanwhile"
