@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from engine.clock import utc_now
 from engine.errors import BadSettings
 from sim.folder import claim
-from sim.workers import Played, Told
+from sim.workers import Played, Told, sweep_up
 
 LATENCIES = ("ttft", "tpot", "e2e")
 MAIN = (
@@ -23,6 +23,8 @@ MAIN = (
     "completed",
 )
 """The figures that are shown; the tables have all."""
+
+COMMAND = "command.json"
 
 MORE_IS_BETTER = frozenset({"token_hit_ratio", "request_hit_ratio", "completed"})
 
@@ -57,6 +59,20 @@ class Folder:
                 f"report.folder is {parent!r}, but nothing can be written there: {error.strerror}"
             ) from error
 
+    @classmethod
+    def resumed(cls, path: Path, arguments: Sequence[str]) -> Self:
+        """That of an experiment which was interrupted, with the runs that were whole."""
+        folder = cls.__new__(cls)
+        folder.path = path
+        folder.begin(arguments)
+        return folder
+
+    def begin(self, arguments: Sequence[str]) -> None:
+        """Make room for runs, and note the command line, by which the experiment can be gone on with."""
+        (self.path / "runs").mkdir(exist_ok=True)
+        sweep_up(self.path / "runs")
+        self.write_json(COMMAND, {"arguments": list(arguments)})
+
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         table.to_csv(self.path / name, index=False, lineterminator="\n")
 
@@ -65,10 +81,29 @@ class Folder:
 
     def publish(self) -> Path:
         """Give it its final name."""
+        (self.path / COMMAND).unlink(missing_ok=True)  # nothing is left to go on with
         final = self.path.with_name(self.path.name.removesuffix(".partial"))
         self.path.rename(final)
         self.path = final
         return final
+
+
+def resumed(given: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The folder of `resume=FOLDER` and the command line that made it; or no folder, and what was given.
+
+    Raises BadSettings where there is nothing to go on with.
+    """
+    asked = [each for each in given if each.startswith("resume=")]
+    if not asked:
+        return None, list(given)
+    path = Path(asked[-1].removeprefix("resume="))
+    if len(given) > 1:
+        raise BadSettings(
+            f"resume is {str(path)!r}, but must stand alone: it goes on with what was asked for then"
+        )
+    if not path.name.endswith(".partial") or not (path / COMMAND).is_file():
+        raise BadSettings(f"resume is {str(path)!r}, but must be the .partial folder of what was interrupted")
+    return path, json.loads((path / COMMAND).read_text(encoding="utf-8"))["arguments"]
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """`python -m sim.replicate scenario=steady replications=10`: a run on many seeds, and how sure its figures are.
 
 0: every run passed. 1: one failed. 2: the settings are no good, and nothing ran. 3: a check could not be decided, or
-the runs are too short. 130: interrupted; the runs that were whole are kept in a folder that is still `.partial`.
+the runs are too short. 130: interrupted; the runs that were whole are kept in a folder that is still `.partial`, and
+`resume=FOLDER` goes on with it.
 """
 
 import os
@@ -22,7 +23,16 @@ from engine.settings import at_least, require
 from sim import metrics
 from sim.callables import callable_as
 from sim.config import RunSettings, read
-from sim.experiments import MAIN, Folder, complain, own_settings, progress, table_of, whole_number
+from sim.experiments import (
+    MAIN,
+    Folder,
+    complain,
+    own_settings,
+    progress,
+    resumed,
+    table_of,
+    whole_number,
+)
 from sim.intervals import Interval, interval
 from sim.runs import Run, open_run
 from sim.stats import TooShort, warm_up
@@ -35,6 +45,7 @@ USAGE = """usage: python -m sim.replicate scenario=NAME [SETTING=VALUE ...] [wha
   until=FIGURE:SHARE,..  go on until the interval's half is below that share of the mean, as in until=mean_ttft_s:2%
   most=100               runs at most, with until
   analysis=terminating   the whole of each run counts; or steady: its start is found (MSER-5) and left out
+  resume=FOLDER          alone: go on with what was interrupted; its runs are not played again
 
 exit codes: 0 all runs passed, 1 one failed, 2 bad settings, 3 undecided or too short, 130 interrupted"""
 OWN = ("replications", "workers", "until", "most", "analysis")
@@ -90,22 +101,50 @@ def replicate(
     return _Experiment(settings, read(lines), lines, shown=shown).play()
 
 
+def arguments_of(settings: ReplicateSettings, lines: Sequence[str]) -> list[str]:
+    """The command line that asks for the same."""
+    until = ",".join(f"{name}:{100 * share!r}%" for name, share in settings.until.items())
+    own = {
+        "replications": settings.replications,
+        "workers": settings.workers,
+        "most": settings.most,
+        "analysis": settings.analysis,
+        **({"until": until} if until else {}),
+    }
+    return [*lines, *(f"{name}={value}" for name, value in own.items())]
+
+
 class _Experiment:
     """Plays replications until there are enough."""
 
     def __init__(
-        self, settings: ReplicateSettings, run: RunSettings, overrides: Sequence[str], *, shown: bool
+        self,
+        settings: ReplicateSettings,
+        run: RunSettings,
+        overrides: Sequence[str],
+        *,
+        shown: bool,
+        resume: Path | None = None,
     ) -> None:
         self._settings = settings
         self._overrides = overrides
         self._seed = run.seed
         self._shown = shown
-        self._folder = Folder(run.report.folder, f"replicate_{run.scenario.name}")
-        (self._folder.path / "runs").mkdir()
+        asked = arguments_of(settings, overrides)
+        if resume is None:
+            self._folder = Folder(run.report.folder, f"replicate_{run.scenario.name}")
+            self._folder.begin(asked)
+        else:
+            self._folder = Folder.resumed(resume, asked)
         self._played: list[Played] = []
         self._heard: list[Played] = []
         self._figures: list[Figures] = []
         self._warm_up: float | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where it is kept."""
+        return self._folder.path
 
     def play(self) -> Replications:
         settings, wanted = self._settings, self._settings.replications
@@ -113,7 +152,7 @@ class _Experiment:
         try:
             with progress(total, self._heard.append, shown=self._shown) as told:
                 while True:
-                    self._played += play_all(self._jobs(wanted), settings.workers, told)
+                    self._played += play_all(self._jobs(wanted), settings.workers, told, complain)
                     count, stopped_by = self._enough()
                     if count:
                         break
@@ -250,9 +289,11 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     if not given or {"--help", "-h"} & set(given):
         out.print(USAGE, markup=False, highlight=False)
         return 0 if given else 2
+    experiment = None
     try:
-        own, lines = own_settings(given, OWN)
-        experiment = _Experiment(options(own), read(lines), lines, shown=True)
+        resume, asked = resumed(given)
+        own, lines = own_settings(asked, OWN)
+        experiment = _Experiment(options(own), read(lines), lines, shown=True, resume=resume)
         found = experiment.play()
     except BadSettings as error:
         complain(error)
@@ -262,6 +303,8 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
         return 3
     except KeyboardInterrupt:
         complain("interrupted; the runs that were whole are kept")
+        if experiment is not None:
+            complain(f"go on with: python -m sim.replicate resume={experiment.path}")
         return 130
     show(found, out)
     return found.exit_code

@@ -1,7 +1,8 @@
 """`python -m sim.sweep scenario=steady strategy=round_robin,least_loaded seed=1..5`: every combination, side by side.
 
 0: every run passed. 1: one failed. 2: the settings are no good, and nothing ran. 3: a check could not be decided.
-130: interrupted; the runs that were whole are in the index of a folder that is still called `.partial`.
+130: interrupted; the runs that were whole are in the index of a folder that is still called `.partial`, and
+`resume=FOLDER` goes on with it.
 """
 
 import itertools
@@ -22,7 +23,16 @@ from engine.errors import BadSettings
 from sim.callables import callable_as
 from sim.compare import Row, rows_of, show_rows
 from sim.config import read
-from sim.experiments import MAIN, Folder, complain, own_settings, progress, table_of, whole_number
+from sim.experiments import (
+    MAIN,
+    Folder,
+    complain,
+    own_settings,
+    progress,
+    resumed,
+    table_of,
+    whole_number,
+)
 from sim.workers import Job, Played, play_all
 
 USAGE = """usage: python -m sim.sweep scenario=NAME SETTING=A,B [SETTING=VALUE ...] [seed=1..5] [workers=2]
@@ -31,6 +41,7 @@ A setting with values between commas is swept; seed=1..5 stands for 1,2,3,4,5. E
 has a row for each. The first value of the first swept setting is compared with the others, pair by pair of a seed.
 
   workers=(cores)   processes that play them; the results are the same whatever their number
+  resume=FOLDER     alone: go on with what was interrupted; its runs are not played again
 
 exit codes: 0 all runs passed, 1 one failed, 2 bad settings, 3 undecided, 130 interrupted"""
 WIDTH = 130  # of a table that is not shown on a terminal
@@ -52,22 +63,33 @@ class Sweep:
     exit_code: int
 
 
-def sweep(overrides: Sequence[str], *, workers: int | None = None, shown: bool = False) -> Sweep:
-    """Play every combination of the values between commas. Raises BadSettings before anything runs."""
+def sweep(
+    overrides: Sequence[str], *, workers: int | None = None, shown: bool = False, resume: Path | None = None
+) -> Sweep:
+    """Play every combination of the values between commas. Raises BadSettings before anything runs.
+
+    `resume`: the folder of the same sweep, which was interrupted.
+    """
     swept, fixed = parted(overrides)
     labels = [dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values())]
     lines = [(*fixed, *(f"{name}={value}" for name, value in each.items())) for each in labels]
     settings = [read(each) for each in lines]  # all of them, before the first one runs
-    folder = Folder(settings[0].report.folder, f"sweep_{settings[0].scenario.name}")
-    (folder.path / "runs").mkdir()
+    asked = [*overrides, *([] if workers is None else [f"workers={workers}"])]
+    if resume is None:
+        folder = Folder(settings[0].report.folder, f"sweep_{settings[0].scenario.name}")
+        folder.begin(asked)
+    else:
+        folder = Folder.resumed(resume, asked)
     jobs = [Job(number, each, folder.path / "runs" / f"{number:05}") for number, each in enumerate(lines)]
     heard: list[Played] = []
     others = [{name: value for name, value in each.items() if name != "seed"} for each in labels]
     try:
         with progress(len(jobs), heard.append, shown=shown) as told:
-            played = play_all(jobs, workers or os.cpu_count() or 1, told)
+            played = play_all(jobs, workers or os.cpu_count() or 1, told, complain)
     except KeyboardInterrupt:
         folder.write_table("index.csv", table_of(heard, others))
+        if shown:
+            complain(f"go on with: python -m sim.sweep resume={folder.path}")
         raise
     index = table_of(played, others)
     folder.write_table("index.csv", index)
@@ -154,9 +176,10 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
         out.print(USAGE, markup=False, highlight=False)
         return 0 if given else 2
     try:
-        own, lines = own_settings(given, ("workers",))
+        resume, asked = resumed(given)
+        own, lines = own_settings(asked, ("workers",))
         workers = whole_number("workers", own["workers"]) if "workers" in own else None
-        found = sweep(lines, workers=workers, shown=True)
+        found = sweep(lines, workers=workers, shown=True, resume=resume)
     except BadSettings as error:
         complain(error)
         return 2

@@ -1,4 +1,4 @@
-"""What happens first at one nanosecond: what was asked for first, or, to see whether that matters, what chance has."""
+"""What happens first at one nanosecond: what was asked for first, or, to see whether that matters, chance has it."""
 
 from collections.abc import Iterator
 from itertools import count

@@ -1,7 +1,14 @@
 """The same run on many seeds: the same table whatever the number of workers, and an end when there is enough."""
 
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 from io import StringIO
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,6 +19,7 @@ from sim import replicate as command
 from sim.stats import TooShort
 from sim.workers import Job, play_all
 
+ROOT = Path(__file__).parents[2]
 LINES = ["executor=roofline", "workload=chat", "workload.requests=60", "workload.rate=20"]
 
 
@@ -34,11 +42,12 @@ def test_replications_have_seeds_of_their_own_and_an_interval(lines):
 
 
 @pytest.mark.slow
-def test_two_workers_write_the_same_bytes_as_one(lines):
+def test_two_and_three_workers_write_the_same_bytes_as_one(lines):
     options = {"replications": 3, "until": {"mean_ttft_s": 0.05}, "most": 6}
-    one, two = (sim.replicate("steady", lines, workers=workers, **options) for workers in (1, 2))
+    one, two, three = (sim.replicate("steady", lines, workers=workers, **options) for workers in (1, 2, 3))
     for name in ("replications.csv", "intervals.json"):
         assert (one.path / name).read_bytes() == (two.path / name).read_bytes()
+        assert (one.path / name).read_bytes() == (three.path / name).read_bytes()
     assert len(list((two.path / "runs").iterdir())) == len(two.runs)
 
 
@@ -108,10 +117,10 @@ def test_a_job_that_fails_stops_nobody(tmp_path, lines):
     assert played[1].folder.is_dir()
 
 
-def test_what_was_whole_is_kept_when_interrupted(lines, tmp_path, monkeypatch):
+def test_what_was_whole_is_kept_when_interrupted_and_gone_on_with(lines, tmp_path, monkeypatch, capsys):
     ended = []
 
-    def interrupted(jobs, _workers, told):
+    def interrupted(jobs, _workers, told, _note):
         told(play_all(jobs[:1], 1)[0])
         ended.append(jobs[0].number)
         raise KeyboardInterrupt
@@ -120,3 +129,86 @@ def test_what_was_whole_is_kept_when_interrupted(lines, tmp_path, monkeypatch):
     assert command.main(["scenario=steady", *lines, "replications=2"]) == 130
     (partial,) = tmp_path.glob("*.partial")
     assert len(pd.read_csv(partial / "replications.csv")) == len(ended) == 1
+    assert f"go on with: python -m sim.replicate resume={partial}" in capsys.readouterr().err
+    monkeypatch.undo()
+    kept = (partial / "runs" / "seed-1" / "requests.parquet").stat().st_mtime_ns
+    (partial / "runs" / "torn.partial").mkdir()
+    assert command.main([f"resume={partial}"]) == 0
+    (whole,) = tmp_path.glob("*_replicate_steady")
+    assert (whole / "runs" / "seed-1" / "requests.parquet").stat().st_mtime_ns == kept
+    assert sorted(each.name for each in (whole / "runs").iterdir()) == ["seed-1", "seed-2"]
+    anew = sim.replicate("steady", lines, replications=2, workers=1)
+    for name in ("replications.csv", "intervals.json"):
+        assert (whole / name).read_bytes() == (anew.path / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["resume=nowhere.partial"], "must be the .partial folder of what was interrupted"),
+        (["resume=a.partial", "seed=3"], "must stand alone"),
+    ],
+)
+def test_only_what_was_interrupted_can_be_gone_on_with(arguments, told, capsys):
+    assert command.main(arguments) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_told_of_and_its_runs_are_played_again(tmp_path, lines):
+    jobs = [
+        Job(number, ("scenario=steady", *lines, f"seed={number}"), tmp_path / str(number))
+        for number in range(1, 5)
+    ]
+    told, notes = [], []
+
+    def kill_one(played):
+        told.append(played.number)
+        if len(told) == 1:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    played = play_all(jobs, 2, kill_one, notes.append)
+    assert [each.verdict for each in played] == ["pass"] * 4
+    assert sorted(told) == [1, 2, 3, 4]
+    assert len(notes) == 1
+    assert "a worker was killed" in notes[0]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["1", "2", "3", "4"]
+
+
+@pytest.mark.slow
+def test_the_run_that_no_worker_survives_is_known_and_the_others_are_played(tmp_path, lines, monkeypatch):
+    """A module of one's own that ends the process stands for a run that needs more memory than there is."""
+    (tmp_path / "deadly.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    deadly = ["routing.modules=[deadly]"]
+    jobs = [
+        Job(number, ("scenario=steady", *lines, *(deadly if number == 1 else ())), tmp_path / str(number))
+        for number in range(3)
+    ]
+    played = play_all(jobs, 2)
+    assert [each.verdict for each in played] == ["pass", "error", "pass"]
+    assert "its worker was killed" in played[1].error
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_was_whole_and_resume_goes_on(tmp_path, lines):
+    """As a user does it: the signal goes to the process group, as a terminal sends it."""
+    given = ["scenario=steady", *lines, "workload.requests=400", "replications=6", "workers=2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sim.replicate", *given],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    while not list(tmp_path.glob("*.partial/runs/seed-?")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert b"go on with: python -m sim.replicate resume=" in process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    (partial,) = tmp_path.glob("*.partial")
+    before = sorted(each.name for each in (partial / "runs").glob("seed-?"))
+    assert 1 <= len(before) < 6
+    assert command.main([f"resume={partial}"], Console(quiet=True)) == 0
+    (whole,) = tmp_path.glob("*_replicate_steady")
+    assert len(list((whole / "runs").iterdir())) == 6

@@ -10,6 +10,7 @@ import sim
 from engine.errors import BadSettings
 from sim import sweep as command
 from sim.sweep import parted, split
+from sim.workers import play_all
 
 LINES = ["scenario=steady", "executor=roofline", "workload=chat", "workload.requests=50", "workload.rate=20"]
 
@@ -70,3 +71,19 @@ def test_the_command_shows_means_and_differences(lines):
     text = out.export_text()
     assert "4 runs; means over seeds" in text
     assert "strategy=random against strategy=round_robin" in text
+
+
+def test_a_sweep_that_was_interrupted_is_gone_on_with(lines, tmp_path, monkeypatch, capsys):
+    def interrupted(jobs, _workers, told, _note):
+        told(play_all(jobs[:1], 1)[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sim.sweep.play_all", interrupted)
+    assert command.main([*lines, "strategy=round_robin,random", "workers=1"]) == 130
+    (partial,) = tmp_path.glob("*.partial")
+    assert len(pd.read_csv(partial / "index.csv")) == 1
+    assert f"go on with: python -m sim.sweep resume={partial}" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert command.main([f"resume={partial}"], Console(quiet=True)) == 0
+    (whole,) = tmp_path.glob("*_sweep_steady")
+    assert list(pd.read_csv(whole / "index.csv")["strategy"]) == ["round_robin", "random"]
