@@ -25,6 +25,7 @@ from sim.traffic import azure, mooncake, pool
 from sim.traffic.fields import (
     BOM,
     MAX_S,
+    MOST_DIGITS,
     BadField,
     json_object,
     rows,
@@ -45,6 +46,7 @@ JSON_BYTES = 4 << 20
 """The longest line of JSON: a prompt of ten million tokens in blocks of 16 has 600,000 names."""
 NONE = -1
 MAX_NAMES = 2**31
+MAX_PACKED = 2**20  # tenants whose number fits beside that of a session
 
 Ids = npt.NDArray[np.int64]
 Row = tuple[int, int, int, str, str, int, Sequence[int]]
@@ -96,6 +98,15 @@ class Table:
                 self.unnamed += 1
                 self.blocks.append(-self.unnamed)
             self.block_end.append(len(self.blocks))
+
+    def session_of(self, tenant: str, session: str) -> int:
+        """The number of a tenant's session. A name that is a number takes half of the memory of one that is not."""
+        key: object = (tenant, session)
+        if session.isascii() and session.isdigit() and len(session) <= MOST_DIGITS and session[0] != "0":
+            place = self.tenants.setdefault(tenant, len(self.tenants))
+            if place < MAX_PACKED:
+                key = int(session) * MAX_PACKED + place
+        return self.sessions.setdefault(key, len(self.sessions))
 
     def numbered_blocks(self) -> Ids:
         """The blocks of all rows as small numbers; equal numbers are equal blocks behind equal prefixes."""
@@ -223,7 +234,7 @@ def _canonical_row(values: Sequence[str], made: Table) -> Row:
         tokens("column output_tokens", output),
         model,
         tenant,
-        made.sessions.setdefault((tenant, session), len(made.sessions)) if session else NONE,
+        made.session_of(tenant, session) if session else NONE,
         (),
     )
 
@@ -242,7 +253,7 @@ def _burstgpt_row(values: Sequence[str], made: Table) -> Row:
         output_tokens,
         model,
         "",
-        made.sessions.setdefault(session, len(made.sessions)) if session else NONE,
+        made.session_of("", session) if session else NONE,
         (),
     )
 

@@ -4,7 +4,7 @@ Each concern draws from a stream of its own, so that changing one moves no colum
 """
 
 from dataclasses import dataclass, field
-from math import isfinite
+from math import exp, isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -300,14 +300,15 @@ def session_starts(settings: GeneratedWorkload, seed: int) -> tuple[Floats, Leng
 
 def _merged(settings: GeneratedWorkload, rate: float, until_s: float, seed: int) -> tuple[Floats, Lengths]:
     """The sessions of all tenants before `until_s` of the plain rate."""
-    shares = list(settings.tenants.table().values())
+    shares = settings.tenants.table()
     if not shares:
         starts = renewals(settings.arrivals, rate, until_s, seed, "arrivals")
         return starts, np.zeros(len(starts), np.int32)
-    laws = _laws(settings, len(shares), seed)
     each = [
-        renewals(law, rate * share, until_s, seed, f"arrivals.{index}") if share else np.empty(0)
-        for index, (law, share) in enumerate(zip(laws, shares, strict=True))
+        renewals(_law(settings, name, seed), rate * share, until_s, seed, f"arrivals.{name}")
+        if share
+        else np.empty(0)
+        for name, share in shares.items()
     ]
     starts = np.concatenate(each)
     order = np.argsort(starts, kind="stable")
@@ -315,14 +316,13 @@ def _merged(settings: GeneratedWorkload, rate: float, until_s: float, seed: int)
     return starts[order], tenant[order]
 
 
-def _laws(settings: GeneratedWorkload, count: int, seed: int) -> list[ArrivalSettings]:
-    """The process of each tenant."""
+def _law(settings: GeneratedWorkload, tenant: str, seed: int) -> ArrivalSettings:
+    """The process of a tenant."""
     median, sigma = settings.tenants.cv_median, settings.tenants.cv_sigma
     if median is None:
-        return [settings.arrivals] * count
-    drawn = np.exp(sigma * stream(seed, "tenant_cv").standard_normal(count))
-    cvs = np.clip(median * drawn, 1 / LARGEST_CV, LARGEST_CV)
-    return [ArrivalSettings(family="gamma", cv=float(cv)) for cv in cvs]
+        return settings.arrivals
+    drawn = exp(sigma * float(stream(seed, f"tenant_cv.{tenant}").standard_normal()))
+    return ArrivalSettings(family="gamma", cv=min(max(median * drawn, 1 / LARGEST_CV), LARGEST_CV))
 
 
 def _said(settings: GeneratedWorkload, follows: npt.NDArray[np.bool_], seed: int) -> tuple[Lengths, Lengths]:
