@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.breakdown import PHASES, by_slowness
+from sim.certainty import told
 from sim.checks import Check, number
 from sim.detectors.finding import some
 from sim.plots import CAPTIONS, plots
@@ -36,10 +37,13 @@ KEY_FIGURES = (
     ("request_throughput_per_s", "completed requests a second"),
     ("output_throughput_tokens_per_s", "output tokens a second"),
     ("token_hit_ratio", "prompt tokens found in the cache"),
+    ("mean_ttft_s", "TTFT mean, s"),
     ("p50_ttft_s", "TTFT p50, s"),
     ("p99_ttft_s", "TTFT p99, s"),
+    ("mean_tpot_s", "TPOT mean, s"),
     ("p50_tpot_s", "TPOT p50, s"),
     ("p99_tpot_s", "TPOT p99, s"),
+    ("mean_e2e_s", "E2E mean, s"),
     ("p50_e2e_s", "E2E p50, s"),
     ("p99_e2e_s", "E2E p99, s"),
     *((f"mean_phase_{name}_s", f"of the mean E2E, {name}, s") for name in PHASES),
@@ -126,10 +130,10 @@ def facts(run: Run) -> list[str]:
 
 
 def figures(run: Run) -> list[tuple[str, ...]]:
-    """The key figures, a dash for those that do not exist."""
+    """The key figures, latencies with what they rest on, a dash for those that do not exist."""
     shares = [(f"share_{replica}", f"share of replica {replica}") for replica in run.replicas]
     summary = run.summary
-    return [(label, number(summary[key])) for key, label in (*KEY_FIGURES, *shares)]
+    return [(label, told(run, key, summary[key])) for key, label in (*KEY_FIGURES, *shares)]
 
 
 def looked_at(run: Run) -> list[str]:

@@ -1,0 +1,31 @@
+"""Figures of a single run, beside what they rest on."""
+
+import pytest
+
+from sim.certainty import interval_of, told
+
+
+def test_a_latency_stands_with_its_interval_and_its_count(played):
+    for figure in ("mean_e2e_s", "p50_ttft_s", "p90_tpot_s"):
+        (low, high), count = interval_of(played, figure)
+        assert low < played.summary[figure] < high
+        assert count == 600
+    text = told(played, "p50_e2e_s", played.summary["p50_e2e_s"])
+    assert text.endswith(", n=600)")
+    assert "(95 %: " in text
+
+
+def test_a_percentile_of_few_values_has_no_interval(five):
+    assert interval_of(five, "p50_e2e_s") == (None, 3)
+    assert told(five, "p50_e2e_s", 6.0) == "6 (n=3, too few for an interval)"
+
+
+@pytest.mark.parametrize("figure", ["completed", "token_hit_ratio", "mean_phase_queue_s", "share_a"])
+def test_what_is_no_latency_has_no_interval_here(played, figure):
+    assert interval_of(played, figure) is None
+    assert told(played, figure, 3) == "3"
+
+
+def test_what_does_not_exist_is_a_dash(five):
+    assert told(five, "p99_ttft_s", None) == "-"
+    assert interval_of(five, "mean_ttft_s") == (None, 3)
