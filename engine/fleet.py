@@ -6,6 +6,7 @@ health monitor, watches them, and takes them away again.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -284,23 +285,34 @@ class Fleet:
 
     def _look_after(self, replica: Replica) -> None:
         if self.settings.health.enabled and self.settings.health.probes:
-            self._clock.spawn(self._watch(replica))
+            self._look_later(replica)
+
+    def _look_later(self, replica: Replica) -> None:
+        """See how a replica does in a while, and by then, whether it has finished steps since now."""
+        every_ns = to_ns(self.settings.health.probe_every_s)
+        self._clock.call_later(every_ns, partial(self._look, replica, replica.num_steps))
+
+    def _look(self, replica: Replica, steps_before: int) -> None:
+        """Probe a replica, unless it is well and the steps that it has finished say so."""
+        if self.replicas.get(replica.name) is not replica:
+            return
+        is_well = replica.is_alive and self._health.health(replica.name) is Health.HEALTHY
+        if is_well and replica.num_steps > steps_before:
+            self._health.probed(replica.name, True, self._clock.now_ns())
+            self._look_later(replica)
+        else:
+            self._clock.spawn(self._probe(replica))
+
+    async def _probe(self, replica: Replica) -> None:
+        """Ask a replica for a token, and look again later."""
+        answered = await replica.probe(to_ns(self.settings.health.probe_timeout_s))
+        if self.replicas.get(replica.name) is replica:
+            self._health.probed(replica.name, answered, self._clock.now_ns())
+            self._look_later(replica)
 
     async def _keep(self, keep: Callable[[], object]) -> None:
         """Write beside what loading has converted; the model serves meanwhile."""
         await self._clock.compute(keep)
-
-    async def _watch(self, replica: Replica) -> None:
-        """Probe a replica again and again, for as long as it is here."""
-        settings = self.settings.health
-        while True:
-            await self._clock.sleep(to_ns(settings.probe_every_s))
-            if self.replicas.get(replica.name) is not replica:
-                return
-            answered = await replica.probe(to_ns(settings.probe_timeout_s))
-            if self.replicas.get(replica.name) is not replica:
-                return
-            self._health.probed(replica.name, answered, self._clock.now_ns())
 
 
 def executor_options(name: str, settings: ExecutorSettings) -> object:
