@@ -19,6 +19,7 @@ from sim.world import SimClock
 
 FEWEST_STEPS = 50
 MOST_DELAYS = 4_096
+FEW_RESTS = 10
 
 Flags = npt.NDArray[np.bool_]
 
@@ -188,23 +189,41 @@ def spread(said_ns: Floats, ratios: Floats) -> Spread:
 
 
 def waking_ns(starts: Listing[Starts], costs: HostCosts) -> float:
-    """What a step takes more when the machine had rested; may be negative. The median, as rests are few."""
-    found = [each.took_ns - said_of(each.said_ns, each.beginners, costs) for each in starts]
+    """What a step takes more when the machine had rested; may be negative, by what the host does for a step at most.
+
+    The median, drawn towards 0 where rests are few: it stands beside the whole prefill of the request that ended one.
+    """
+    found = []
+    for each in starts:
+        said_ns = said_of(each.said_ns, each.beginners, costs)
+        found.append(each.took_ns - said_ns * np.array([costs.prefill_spread.mean(said) for said in said_ns]))
     all_ns = np.concatenate(found)
-    return float(np.median(all_ns)) if len(all_ns) else 0.0
+    if not len(all_ns):
+        return 0.0
+    median_ns = float(np.median(all_ns)) * len(all_ns) / (len(all_ns) + FEW_RESTS)
+    return max(median_ns, -costs.step_ns - costs.begin_ns)
 
 
 def between(run: LiveRun, told: str, heard: str) -> Floats:
-    """From a time of the engine's to the client's for it, of each completed request."""
+    """From a time of the engine's to the client's for it, of each completed request that was not in the crowd."""
     table = run.both
-    table = table[table["outcome"] == "completed"]
+    table = before_crowd(table[table["outcome"] == "completed"])
     found: Floats = (table[heard] - table[told]).dropna().to_numpy(dtype=np.float64)
     return found
 
 
+def before_crowd(table: pd.DataFrame) -> pd.DataFrame:
+    """The requests that were over when the last ones came; all of them where that is none.
+
+    A calibration run ends with a crowd: what its requests wait for one another on the way is not the way's length.
+    """
+    calm = table[(table["last_ns"] <= table["intended_ns"].max()).fillna(value=False)]
+    return calm if len(calm) else table
+
+
 def idle_delays(run: LiveRun) -> Floats:
     """From the intended time to the arrival at the engine, of requests that found it resting; of all if none did."""
-    table, steps = run.both, run.log.steps
+    table, steps = before_crowd(run.both), run.log.steps
     intended = table["intended_ns"].to_numpy(dtype=np.float64)
     late: Floats = table["arrival_ns"].to_numpy(dtype=np.float64) - intended
     rests = [(a.ended_ns, b.asked_ns) for a, b in pairwise(steps) if not follows(a, b)]

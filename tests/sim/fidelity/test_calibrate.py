@@ -99,10 +99,12 @@ def test_time_in_which_nobody_had_work_is_in_no_turn():
 
 
 def test_what_a_step_takes_more_after_a_rest_is_found():
-    made = made_log(rest_at=(100, 150, 200))
-    costs, starts = turn_costs(turns_of(*made)), starts_of(*made)
-    assert len(starts.took_ns) == 3
-    assert waking_ns([starts], costs) == pytest.approx(2 * MS, rel=0.02)
+    made = made_log(rest_at=range(10, 400, 2))
+    costs, starts = turn_costs(turns_of(*made_log())), starts_of(*made)
+    assert len(starts.took_ns) == 195
+    assert waking_ns([starts], costs) == pytest.approx(2 * MS, rel=0.1)
+    starts.took_ns -= 100 * MS
+    assert waking_ns([starts], costs) == -costs.step_ns - costs.begin_ns
     nobody = np.empty(0)
     assert waking_ns([Starts(took_ns=nobody, said_ns=nobody, beginners=nobody)], costs) == 0.0
 

@@ -144,7 +144,7 @@ def test_a_comparison_runs_both_worlds_is_interrupted_and_goes_on(tmp_path):
         said, complaint = process.communicate(timeout=60)
     assert process.returncode == 130, complaint
     assert "Traceback" not in complaint
-    assert "three replicas by cache_aware" in said
+    assert "three replicas by the power of two" in said
     (folder,) = tmp_path.iterdir()
     assert folder.name.endswith(".partial")
     exit_code = main([*given, f"resume={folder}"])
