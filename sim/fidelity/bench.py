@@ -56,7 +56,7 @@ CALIBRATION_LOAD = 0.6
 CALIBRATION_SEED, CAPACITY_SEED = 1_000_003, 1_000_033  # added to the run's: traffic that is not compared
 STEADY_PART = (0.25, 0.75)  # of a burst: from when to when its rate is taken
 RUN_OVERHEAD_S = 1.5  # to start an engine, to warm it up, to let go of it
-LEAST_REQUESTS = 20
+LEAST_REQUESTS, LEAST_JUDGED = 20, 120  # of a run; without a hundred that are completed there is no p99
 MOST_RESIDUALS = 4_000  # of each source that are kept
 COST_NAMES = ("scale", "step_ns", "begin_ns", "wake_ns", "leave_ns", "keep_ns")
 DELAY_NAMES = ("in_ns", "first_ns", "end_ns")
@@ -224,7 +224,7 @@ class Bench:
         calm_s = settings.calibration_requests * 2 / 3 / (CALIBRATION_LOAD * system.capacity)
         calibration_s = calm_s + settings.calibration_requests / 3 / system.capacity + RUN_OVERHEAD_S
         run_s = round_s - RUN_OVERHEAD_S - calibration_s * (settings.repeats + 1) / settings.repeats
-        return max(LEAST_REQUESTS, round(run_s * rate))
+        return max(LEAST_REQUESTS if case.marks is None else LEAST_JUDGED, round(run_s * rate))
 
     def _live(self, run: RunSettings, trace: Trace, struck: list[Any]) -> LiveRun:
         store = self._folder / "store"
@@ -270,7 +270,7 @@ def result(
     real, simulated = [each.real for each in rounds], [each.simulated for each in rounds]
     ours, theirs = [run.seen for run in real], [run.seen for run in simulated]
     late = max(schedule_delay(run) for run in real)
-    is_judged = case.marks is not None
+    is_calm = case.load <= LOW_LOAD
     return CaseResult(
         name=name,
         title=case.title,
@@ -280,7 +280,7 @@ def result(
         requests=len(ours[0]),
         repeats=len(real),
         cells=cells(ours, theirs, case.marks, settings.max_floor),
-        shares=shares(ours, theirs, is_calm=case.load <= LOW_LOAD, is_judged=is_judged),
+        shares=shares(ours, theirs, is_calm=is_calm, is_judged=is_calm or case.marks is not None),
         distances=distances(ours, theirs),
         engine=engine_figures(rounds),
         schedule_delay=late,
