@@ -400,15 +400,16 @@ class Engine:
         """Prefix, execute, settle: one try on one replica."""
         request, chain, stream, end = job.request, job.chain, job.stream, story.end
         end.replica, end.attempts, end.tried_ns = replica.name, end.attempts + 1, self.clock.now_ns()
-        tokens = request.prompt_tokens
+        tokens, num_tokens = request.prompt_tokens, request.num_prompt_tokens
         num_before = stream.num_tokens
         if num_before:
+            num_tokens += num_before
             tokens = np.concatenate([tokens, np.asarray(stream.tokens, dtype=np.int32)])
         keys = chain.keys if chain is not None else []
-        with self.cache.find(job.space, keys, len(tokens), self.clock.now_ns()) as prefix:
+        with self.cache.find(job.space, keys, num_tokens, self.clock.now_ns()) as prefix:
             decision = None
             if self.cache.mover is not None:
-                decision = await self.carrier.bring(prefix, job.home.executor, len(tokens))
+                decision = await self.carrier.bring(prefix, job.home.executor, num_tokens)
             end.queued_ns = self.clock.now_ns()
             if prefix.num_blocks or self.telemetry.wants(PrefixFound):
                 self._found(prefix, job, story, decision)

@@ -57,10 +57,14 @@ class Sequence:
     is_dropped: bool = False  # nobody waits for it any more
     joined: int = -1  # its number among those who decode, where that is counted
     credited_steps: int = 0  # up to which of its loop's steps what it has decoded is written here
+    given_tokens: int = field(init=False)  # how many `tokens` are
+
+    def __post_init__(self) -> None:
+        self.given_tokens = len(self.tokens)
 
     @property
     def is_prefilled(self) -> bool:
-        return self.computed_tokens >= len(self.tokens)
+        return self.computed_tokens >= self.given_tokens
 
     @property
     def num_new(self) -> int:
@@ -82,7 +86,7 @@ class Sequence:
     @property
     def num_tokens(self) -> int:
         """All tokens so far: the position of the next one."""
-        return len(self.tokens) + self.num_new - self.rewound_tokens
+        return self.given_tokens + self.num_new - self.rewound_tokens
 
     def accept(self, token: int, now_ns: int, logprobs: Logprobs | None = None) -> None:
         """Take a new token; the stream gets it too, unless nobody waits for it any more."""
@@ -112,6 +116,7 @@ class Sequence:
         done, num_new = self.rewound_tokens, self.num_new
         generated = self.new_tokens[done:] if self.answer is None else self.answer(done, num_new - done)
         self.tokens = np.concatenate([self.tokens, np.asarray(generated, dtype=np.int32)])
+        self.given_tokens = len(self.tokens)
         self.rewound_tokens = num_new
         self.computed_tokens = 0
 
@@ -126,7 +131,7 @@ class Chunk:
     @property
     def is_last(self) -> bool:
         """Whether the prefill ends with this chunk, so that the step yields the sequence's first token."""
-        return self.sequence.computed_tokens + self.num_tokens >= len(self.sequence.tokens)
+        return self.sequence.computed_tokens + self.num_tokens >= self.sequence.given_tokens
 
 
 @dataclass(slots=True)

@@ -69,7 +69,7 @@ class Loop:
         self.num_preemptions += 1
         self._executor.release(sequence)
         if sequence.preempted is not None:
-            sequence.preempted(len(sequence.tokens) - sequence.cached_tokens)
+            sequence.preempted(sequence.given_tokens - sequence.cached_tokens)
 
     def _retire(self) -> None:
         """Let go of those that have ended or were dropped."""

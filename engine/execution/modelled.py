@@ -106,7 +106,7 @@ class Modelled(ABC):
 
 def spoken(sequence: Sequence) -> tuple[Tokens, int]:
     """Tokens, and how many of them stood before the first that its replica has generated."""
-    return sequence.tokens, len(sequence.tokens) - sequence.rewound_tokens
+    return sequence.tokens, sequence.given_tokens - sequence.rewound_tokens
 
 
 class Even(Modelled):

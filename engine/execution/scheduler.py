@@ -105,7 +105,7 @@ class Scheduler:
         for sequence in self._prefilling:
             if budget <= 0:
                 break
-            chunk = Chunk(sequence, min(budget, len(sequence.tokens) - sequence.computed_tokens))
+            chunk = Chunk(sequence, min(budget, sequence.given_tokens - sequence.computed_tokens))
             budget -= chunk.num_tokens
             batch.chunks.append(chunk)
         return batch
@@ -115,7 +115,7 @@ class Scheduler:
         self._admit(now_ns)
         joined, self._prefilling = self._prefilling, []
         for sequence in joined:
-            sequence.computed_tokens = len(sequence.tokens)
+            sequence.computed_tokens = sequence.given_tokens
         self._decoding += joined
         return joined
 
@@ -143,7 +143,7 @@ class Scheduler:
             if each.has_ended:
                 self._give_back(each)
                 left.append(each)
-            elif each.computed_tokens >= len(each.tokens):
+            elif each.computed_tokens >= each.given_tokens:
                 done.append(each)
             else:
                 still.append(each)
@@ -184,7 +184,7 @@ class Scheduler:
         waiting, num_running = self.waiting, len(self._prefilling) + len(self._decoding)
         while waiting and num_running < self.max_batch:
             sequence = waiting[0]
-            num_tokens = needed = len(sequence.tokens)
+            num_tokens = needed = sequence.given_tokens
             if num_running:
                 needed += GROWTH_TOKENS * (num_running + 1)
             if self.kv_used_tokens + needed > self.kv_capacity_tokens:
@@ -199,5 +199,5 @@ class Scheduler:
             self._prefilling.append(sequence)
 
     def _give_back(self, sequence: Sequence) -> None:
-        self.kv_used_tokens -= max(len(sequence.tokens), sequence.computed_tokens)
+        self.kv_used_tokens -= max(sequence.given_tokens, sequence.computed_tokens)
         sequence.is_running = False
