@@ -99,10 +99,20 @@ def test_twin_that_answers_for_the_dead_is_seen(tmp_path, monkeypatch):
 
 def test_twin_whose_survivors_grow_slow_breaks_the_bounds_on_p99(tmp_path, monkeypatch):
     slowness = [1]
-    crash, recover, duration_ns = Replica.crash, Replica.recover, RooflineExecutor.duration_ns
+    crash, recover, ticks, ramp = (
+        Replica.crash,
+        Replica.recover,
+        RooflineExecutor.ticks,
+        RooflineExecutor.ramp,
+    )
     monkeypatch.setattr(Replica, "crash", lambda self: (crash(self), slowness.append(20)))
     monkeypatch.setattr(Replica, "recover", lambda self: (recover(self), slowness.append(1)))
-    monkeypatch.setattr(RooflineExecutor, "duration_ns", lambda *all_: slowness[-1] * duration_ns(*all_))
+    monkeypatch.setattr(RooflineExecutor, "ticks", lambda *all_: slowness[-1] * ticks(*all_))
+    monkeypatch.setattr(
+        RooflineExecutor,
+        "ramp",
+        lambda *all_: (*(slowness[-1] * each for each in ramp(*all_)[:3]), ramp(*all_)[3]),
+    )
     run = play(tmp_path, "scenario.max_p99_e2e_s=2", "scenario.max_p99_growth=0.5")
     assert failed(run) == ["p99 TTFT in the outage, s", "p99 E2E in the outage, s"]
 

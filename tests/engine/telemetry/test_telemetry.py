@@ -203,7 +203,7 @@ def test_a_defect_of_ours_is_an_internal_error_and_not_swallowed(play, monkeypat
 def test_an_executor_with_a_defect_fails_over(play, monkeypatch):
     world = play()
 
-    monkeypatch.setattr(world.engine.replicas["a"]._loop._executor, "duration_ns", lambda _: 1 // 0)
+    monkeypatch.setattr(world.engine.replicas["a"]._loop._executor, "ticks", lambda _: 1 // 0)
     world.ask()
     with pytest.raises(ZeroDivisionError):
         world.run()
