@@ -12,7 +12,7 @@ from engine.errors import BadSettings
 from engine.execution.executor import Batch, KVBlock, Machine, Sequence, executors
 from engine.execution.modelled import Durations, Modelled
 from engine.execution.profile_file import Profile, read_profile, require_same
-from engine.execution.terms import TERMS, Floats, counts, counts_ahead, counts_of_prefill
+from engine.execution.terms import NUM_FIXED, TERMS, Floats, counts, counts_of_prefill, parts_ahead
 from engine.settings import Architecture, ModelSettings, at_least
 
 SHIPPED = Path(__file__).parent / "profiles"
@@ -82,15 +82,19 @@ class ProfileExecutor(Modelled):
         return max(1, round(self._sum(counts(batch)) * ratio + self._overhead_ns + self._owed_ns))
 
     def decode_ns(self, batch: Batch, steps: int) -> Durations:
-        durations = np.zeros(steps)
-        for cost, units in zip(self._costs, counts_ahead(batch.decodes, steps), strict=True):
-            durations += cost * units  # in the same order as one by one: the same bits
+        fixed, varying = parts_ahead(batch.decodes, steps)
+        durations: Floats = np.full(steps, self._sum(fixed), dtype=np.float64)
+        for cost, units in zip(self._costs[NUM_FIXED:], varying, strict=True):
+            if cost:
+                durations += cost * units  # in the same order as one by one: the same bits
         ratios = self._decode_ratios
         places = words(self._key, self.num_steps, steps) * np.uint64(len(ratios)) >> np.uint64(32)
-        durations = durations * ratios[places.astype(np.int64)] + self._overhead_ns
+        durations *= ratios[places.astype(np.int64)] if len(ratios) > 1 else ratios[0]
+        durations += self._overhead_ns
         if self._owed_ns:
             durations[0] += self._owed_ns
-        return np.maximum(1, np.rint(durations)).astype(np.int64)
+        found: Durations = np.maximum(1, np.rint(durations)).astype(np.int64)
+        return found
 
     def prefill_ns(self, start: int, end: int) -> int:
         return max(
@@ -119,8 +123,9 @@ class ProfileExecutor(Modelled):
         return run_shape(model).vocab
 
     def _sum(self, units: Listing[int]) -> float:
+        """The costs of so many units of the first terms, or of all."""
         total = 0.0
-        for cost, count in zip(self._costs, units, strict=True):
+        for cost, count in zip(self._costs, units, strict=False):
             total += cost * count
         return total
 

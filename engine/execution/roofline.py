@@ -36,9 +36,10 @@ class RooflineOptions:
 class RooflineExecutor(Even):
     """max(compute, memory) + overhead (Williams, Waterman, Patterson: Roofline, CACM 52(4), 2009).
 
-    compute = (2 P t + 4 L H D sum(t_i c_i)) / (FLOP/s x efficiency): two operations a weight and token, and for
-    each of the t_i new tokens of a sequence two products of H D numbers with each of its c_i keys and values in
-    L layers (c_i: the mean context of these tokens).
+    compute = (2 P t + 4 L H D sum(t_i c_i)) / (FLOP/s x efficiency): two operations a weight and token (Kaplan et
+    al., Scaling Laws for Neural Language Models, arXiv 2001.08361, section 2.1; here of all weights), and for each of
+    the t_i new tokens of a sequence two products of H D numbers with each of its c_i keys and values in L layers
+    (c_i: the mean context of these tokens).
     memory = (weights + KV read and written) / (bytes/s x efficiency): the weights once a step, the KV of each
     sequence once.
     KV that comes from the cache or goes there crosses the link: bytes / link bandwidth, added to the step; not where

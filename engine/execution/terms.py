@@ -44,6 +44,10 @@ TERMS = {
 }
 """The terms by name, in the order in which they are added up: what one unit of each is."""
 
+FIXED = list(TERMS)[: list(TERMS).index("context_token")]
+NUM_FIXED = len(FIXED)
+"""The first so many terms do not change from step to step while the same sequences decode."""
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -125,25 +129,32 @@ def racks_of(contexts: list[int]) -> tuple[int, int]:
 
 def counts_ahead(decodes: Listing[Sequence], steps: int) -> Floats:
     """The same for each of the next `steps` steps while these decode and nothing else happens: (terms, steps)."""
+    fixed, varying = parts_ahead(decodes, steps)
+    return np.concatenate([np.repeat(np.array(fixed, dtype=np.float64)[:, None], steps, axis=1), varying])
+
+
+def parts_ahead(decodes: Listing[Sequence], steps: int) -> tuple[list[int], Floats]:
+    """The same in two parts: the terms up to `NUM_FIXED`, alike in all steps, and the others, (terms, steps)."""
     contexts = [each.computed_tokens for each in decodes]
     num, held = len(contexts), sum(contexts)
-    units = dict.fromkeys(TERMS, 0.0)
+    units = dict.fromkeys(FIXED, 0)
     units |= {"step": 1, "decode_step": 1, "chosen": num, "decode": num}
     units |= {"decode_first": min(num, FIRST_DECODES), "decode_several": int(num > 1)}
-    found = np.repeat(np.array([*units.values()])[:, None], steps, axis=1)
-    found[CONTEXT] = np.arange(held + num, held + num * (steps + 1), num)
+    found = np.zeros((len(TERMS) - NUM_FIXED, steps))
+    context_tokens, racks, rack_tokens, moves_in, moved_tokens = found
+    context_tokens[:] = np.arange(held + num, held + num * (steps + 1), num)
     moved = [row_tokens(each.computed_tokens) for each in decodes if moves(each)]
     begun = 0
     while begun < steps:  # up to where one of them fills its row
-        racks, places = racks_of(contexts)
+        num_racks, places = racks_of(contexts)
         ended = min(steps, begun + min([row_tokens(each) - each for each in contexts]))
-        found[RACK, begun:ended] = racks
-        found[RACK_TOKEN, begun:ended] = np.arange(places, places + num * (ended - begun), num)
-        found[MOVED, begun], found[MOVED_TOKEN, begun] = len(moved), sum(moved)
+        racks[begun:ended] = num_racks
+        rack_tokens[begun:ended] = np.arange(places, places + num * (ended - begun), num)
+        moves_in[begun], moved_tokens[begun] = len(moved), sum(moved)
         contexts = [each + ended - begun for each in contexts]
         moved = [row_tokens(each) for each in contexts if fills_row(each)]
         begun = ended
-    return found
+    return [*units.values()], found
 
 
 def counts_of_prefill(start: int, end: int) -> list[int]:
@@ -156,8 +167,3 @@ def counts_of_prefill(start: int, end: int) -> list[int]:
     if start:
         units |= {"masked_chunk": 1, "masked_pair": new * end}
     return [*units.values()]
-
-
-CONTEXT, RACK, RACK_TOKEN, MOVED, MOVED_TOKEN = (
-    list(TERMS).index(name) for name in ("context_token", "rack", "rack_token", "moved", "moved_token")
-)

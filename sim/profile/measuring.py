@@ -23,7 +23,7 @@ from sim.world import SimClock
 CONTEXT_TOKENS = 4096
 REPEATS = 3
 GRID_SHARE = 0.85  # of the budget; the rest is for copies
-FIRST_ROUND_SHARE = 1 / 6  # of the grid's: cells that the first round does not reach are left out
+FIRST_ROUND_SHARE = 1 / 4  # of the grid's: cells that the first round does not reach are left out
 LEAST_CELLS = 40
 WARM_UPS = 3
 MOST_KV_BYTES = 2 << 30  # that the grid fills

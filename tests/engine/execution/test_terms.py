@@ -108,5 +108,5 @@ def test_the_racks_are_those_of_torch(clock):
         for each, token in zip(decodes, result.decode_tokens, strict=True):
             each.computed_tokens += 1
             each.new_tokens.append(token)
-    executor.release(decodes[1])  # not the last row: another one takes its place
-    assert executor._homes.keys() == {3, 256, 600}
+    executor.release(decodes[2])  # not the last row of its rack: another one takes its place
+    assert executor._homes.keys() == {3, 255, 600}
