@@ -66,6 +66,19 @@ def test_a_tenth_of_mix_b_as_one_lru_and_divided_finds_what_was_published(zipf, 
     assert mean_over_seeds(found, model_zipf=zipf) == pytest.approx(published, abs=0.02)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mix", "share", "shared", "fair"),
+    [("A", 0.1, 0.223, 0.192), ("B", 0.1, 0.758, 0.720), ("C", 0.1, 0.952, 0.902), ("D", 0.1, 0.859, 0.842)],
+)
+def test_a_part_of_each_mix_as_one_lru_and_divided_fairly_finds_what_was_published(mix, share, shared, fair):
+    made = chains(MixWorkload(mix=mix), 1)
+    capacity = int(share * made.unique_blocks())
+    found = [replay_reference(made, capacity, shares=parts).block_hit_ratio() for parts in (None, [0.2] * 5)]
+    assert found == pytest.approx([shared, fair], abs=0.05)
+    assert found[0] > found[1]
+
+
 @pytest.mark.parametrize(
     ("zipf", "published"), [(None, 0.760), (0.0, 0.725), (1.0, 0.671)], ids=["shared", "fair", "old demand"]
 )
