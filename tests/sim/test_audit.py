@@ -48,7 +48,7 @@ def break_outcome(stage):
 
 
 def break_inside(stage):
-    stage.census.inside["llama-3.2-1b"] += 1
+    stage.census.inside[60] = None
 
 
 def break_in_hand(stage):
@@ -132,9 +132,9 @@ def break_references(stage):
     ("breakage", "message"),
     [
         (break_area, "Little: area"),
-        (break_end, "1 are inside, by model 0"),
+        (break_end, "1 requests have no end, 0 are inside"),
         (break_outcome, "60 requests have ended, 59 in some way"),
-        (break_inside, "0 are inside, by model 1"),
+        (break_inside, "0 requests have no end, 1 are inside"),
         (break_in_hand, "1 requests are in the hands of replicas or in line, of 0 inside"),
         (break_twice, "a request has two ends, or none"),
         (break_order, "tried_ns lies before admitted_ns"),
@@ -189,8 +189,8 @@ def ended(at_ns, number=1, tokens=5, model="m"):
         ([arrived(5), arrived(6)], "request 1 has arrived twice"),
         ([arrived(5), ended(6), ended(7)], "request 1 ends, and is not inside"),
         ([ended(6)], "request 1 ends, and is not inside"),
-        ([arrived(5), ended(6, tokens=4)], "not inside with that prompt"),
-        ([arrived(5), ended(6, model="n")], "ends as one of 'n': nobody is"),
+        ([arrived(5), ended(6, tokens=4)], "request 1 arrived as Arrived.*prompt_tokens=5"),
+        ([arrived(5), ended(6, model="n")], "and ends as Ended.*model_requested='n'"),
         ([arrived(5), ended(4)], "the clock went back from 5 ns to 4 ns"),
     ],
 )
