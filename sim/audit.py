@@ -77,8 +77,8 @@ class Census:
     def check(self, engine: Engine) -> None:
         """Raise Broken unless the engine's own books agree at this moment, in the middle of a run.
 
-        Conservation; nobody is in two hands at once; no tier holds more than it can; no place of a quota was given back
-        that was not granted. O(replicas + tiers), for every point of the time series.
+        Conservation; nobody is in two hands at once; no tier holds more than it can; no quota has given back places
+        that it has not granted. O(replicas + tiers), for every point of the time series.
         """
         ended, inside = sum(self.outcomes.values()), len(self.inside)
         _require(ended == self.ended, f"{self.ended} requests have ended, {ended} in some way")
