@@ -5,6 +5,7 @@ from sim.traffic.chains import Chains
 from sim.traffic.closed import ClosedWorkload
 from sim.traffic.files import TraceWorkload
 from sim.traffic.generator import GeneratedWorkload
+from sim.traffic.merged import MergedWorkload
 from sim.traffic.mixes import MixWorkload
 from sim.traffic.servegen import ServeGenWorkload
 from sim.traffic.synthetic import SyntheticWorkload
@@ -17,6 +18,7 @@ __all__ = [
     "Chains",
     "ClosedWorkload",
     "GeneratedWorkload",
+    "MergedWorkload",
     "MixWorkload",
     "ServeGenWorkload",
     "SyntheticWorkload",

@@ -25,7 +25,7 @@ from sim.config import CONFIG_MODULE, choices, typed
 from sim.traffic import ServeGenWorkload, Trace, TraceWorkload, Workload, draw, workloads
 from sim.traffic.clients import figures
 from sim.traffic.describe import BLOCK_TOKENS, Description, describe
-from sim.traffic.fit import Fit, fit, written
+from sim.traffic.fit import Fit, PartsFit, fit_by_model, written
 from sim.traffic.formats import SERVEGEN, detect
 from sim.traffic.trace import MAX_TOKENS
 from sim.traffic.workload import whole
@@ -148,7 +148,7 @@ def run(asked: Asked) -> None:
         described = {"original": describe(trace, options.block_tokens)}
         if asked.command == "fit":
             say("fitting a generator")
-            found = fit(trace, options.window_s)
+            found = fit_by_model(trace, options.window_s)
             say("drawing from it")
             described |= _regenerated(found, trace, options, described["original"].block_tokens)
     if asked.command == "describe" and pool is not None:
@@ -167,7 +167,9 @@ def _drawn(settings: Workload, seed: int) -> Trace:
     return draw(settings, seed, _names(settings))
 
 
-def _regenerated(found: Fit, trace: Trace, options: Options, block_tokens: int) -> dict[str, Description]:
+def _regenerated(
+    found: Fit | PartsFit, trace: Trace, options: Options, block_tokens: int
+) -> dict[str, Description]:
     """What traffic from the fit is like; nothing where, of a trace of a few requests, none is drawn."""
     try:
         drawn = draw(found.workload, options.seed + 1, trace.asked_for)
@@ -176,7 +178,7 @@ def _regenerated(found: Fit, trace: Trace, options: Options, block_tokens: int) 
     return {"regenerated": describe(drawn, block_tokens)}
 
 
-def _tell(found: Fit, name: str, described: dict[str, Description], out: str | None) -> None:
+def _tell(found: Fit | PartsFit, name: str, described: dict[str, Description], out: str | None) -> None:
     """Write the settings; then say what was found, and how alike both are."""
     text = written(found, Path(name).name)
     if out is None:
@@ -184,8 +186,9 @@ def _tell(found: Fit, name: str, described: dict[str, Description], out: str | N
     else:
         _write(Path(out), text)
     shown = sys.stderr if out is None else sys.stdout
+    width = max((len(concern) for concern in found.findings), default=0) + 2
     for concern, finding in found.findings.items():
-        shown.write(f"{concern:<12}{finding}\n")
+        shown.write(f"{concern:<{width}}{finding}\n")
     _print(_table(name, _rows(described)), shown)
 
 

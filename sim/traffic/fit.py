@@ -25,7 +25,8 @@ from sim.traffic.generator import (
 )
 from sim.traffic.kinship import related
 from sim.traffic.lengths import LengthSettings
-from sim.traffic.likelihood import clipped_log_normal, distance, rounded, zipf_exponent
+from sim.traffic.likelihood import between, clipped_log_normal, distance, rounded, zipf_exponent
+from sim.traffic.merged import MergedWorkload, of_model
 from sim.traffic.mixes import LARGEST_CV
 from sim.traffic.process import Process, as_settings, likeliest
 from sim.traffic.sessions import SessionSettings
@@ -40,7 +41,10 @@ POOR = 0.05  # a distance of a log-normal law from which on a histogram is bette
 SIGNIFICANT = 1.63  # over the square root of n: a distance that chance has in one of a hundred
 SIGMAS = 4.0  # beyond these, shares are not those of Zipf's law
 BINS = 100
-FEW = 50  # turns that are too few for a law of their own
+FEW = 50  # turns, or requests of a model, that are too few for a law of their own
+VERY_SIGNIFICANT = 2.6  # as above, of one in a million
+OTHER = 0.1  # a distance between two models from which on each has a part of its own
+MAX_PARTS = 50
 FAINT = 0.03  # a correlation that is not worth a setting
 MAX_TOP = 20  # templates by themselves
 LEAST_SHARE = 0.005  # of the sessions with a template, of one that is by itself
@@ -58,6 +62,23 @@ class Fit:
 
     workload: GeneratedWorkload
     findings: dict[str, str]
+    differs: bool  # whether lengths are others from model to model
+
+
+@dataclass(slots=True, kw_only=True)
+class PartsFit:
+    """The settings of each model's part, and what was found of it."""
+
+    workload: MergedWorkload
+    parts: dict[str, Fit]
+
+    @property
+    def findings(self) -> dict[str, str]:
+        return {
+            f"{name}: {concern}": finding
+            for name, part in self.parts.items()
+            for concern, finding in part.findings.items()
+        }
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,23 +94,40 @@ class Starts:
     added: Ids
 
 
-def fit(trace: Trace, window_s: float | None = None) -> Fit:
+def fit_by_model(trace: Trace, window_s: float | None = None) -> Fit | PartsFit:
+    """Settings like a trace: of one generator for all, or of one for each model where their lengths differ."""
+    whole = fit(trace, window_s)
+    if not whole.differs or trace.model_of is None:
+        return whole
+    counts = np.bincount(trace.model_of, minlength=len(trace.models))
+    parts = {
+        name: fit(of_model(trace, index), window_s, within=trace)
+        for index, name in enumerate(trace.models)
+        if counts[index]
+    }
+    workload = MergedWorkload(parts={name: part.workload for name, part in parts.items()}, vocab=trace.vocab)
+    return PartsFit(workload=workload, parts=parts)
+
+
+def fit(trace: Trace, window_s: float | None = None, within: Trace | None = None) -> Fit:
     """Settings like a trace. `window_s` is the length of the curve's windows; None: the one that fits best.
 
-    Raises BadSettings for a trace whose requests come all at once.
+    `within`: the trace that it is a part of, whose time is its own. Raises BadSettings for a trace whose requests
+    come all at once.
     """
-    span_s = trace.span_ns / NS_PER_S
+    of_time = within or trace
+    span_s = of_time.span_ns / NS_PER_S
     require("the span of the trace in s", span_s, span_s > 0, "above 0: arrivals at two times at least")
     if window_s is not None:
         require(
             "window_s", window_s, isfinite(window_s) and window_s >= SHORTEST_S, f"from {SHORTEST_S:g} on"
         )
         require("window_s", window_s, span_s <= MAX_NAMED * window_s, f"at least {span_s / MAX_NAMED:g} here")
-    duration_s = span_s * len(trace) / (len(trace) - 1)  # with a gap before the first arrival, too
+    duration_s = span_s * len(of_time) / (len(of_time) - 1)  # with a gap before the first arrival, too
     findings: dict[str, str] = {}
     trace = related(trace)
     sessions = _sessions(trace, findings)
-    starts = _starts(trace)
+    starts = _starts(trace, int(of_time.arrival_ns[0]))
     process = likeliest(starts.arrival_s, starts.tenant, span_s, window_s)
     prefixes, templates = _prefixes(trace, starts, findings)
     own = starts.added.copy()
@@ -115,10 +153,26 @@ def fit(trace: Trace, window_s: float | None = None) -> Fit:
         model_weights=weights,
         vocab=trace.vocab,
     )
-    return Fit(workload=workload, findings=findings)
+    return Fit(workload=workload, findings=findings, differs=_differs(trace, own))
 
 
-def _starts(trace: Trace) -> Starts:
+def _differs(trace: Trace, own: Ids) -> bool:
+    """Whether what is added, or answered, is of another law for one model than for the others."""
+    if trace.model_of is None or len(trace.models) > MAX_PARTS:
+        return False
+    for model in np.unique(trace.model_of).tolist():
+        of_it = trace.model_of == model
+        count = int(of_it.sum())
+        if min(count, len(trace) - count) < FEW:
+            continue
+        chance = VERY_SIGNIFICANT * sqrt(1 / count + 1 / (len(trace) - count))
+        for values in (own, trace.output_tokens):
+            if between(values[of_it], values[~of_it]) > max(OTHER, chance):
+                return True
+    return False
+
+
+def _starts(trace: Trace, begin_ns: int) -> Starts:
     """Where sessions start. A follower adds what is neither of the prompt before it nor of the answer to that."""
     added = trace.prompt_tokens.astype(np.int64)
     tenant = np.zeros(len(trace), np.int32) if trace.tenant_of is None else trace.tenant_of
@@ -128,7 +182,7 @@ def _starts(trace: Trace) -> Starts:
         before, later = order[:-1][same], order[1:][same]
         added[later] -= trace.prompt_tokens[before].astype(np.int64) + trace.output_tokens[before]
         rows = np.sort(order[np.concatenate(([True], ~same))])
-    arrival_s = (trace.arrival_ns[rows] - trace.arrival_ns[0]) / NS_PER_S
+    arrival_s = (trace.arrival_ns[rows] - begin_ns) / NS_PER_S
     return Starts(rows=rows, arrival_s=arrival_s, tenant=tenant[rows], added=added)
 
 
@@ -193,14 +247,11 @@ def _turns(own: Ids, starts: Ids) -> tuple[Ids, Ids]:
     """What first turns add and what later ones do; all of it and nothing, where both are alike."""
     is_first = np.zeros(len(own), bool)
     is_first[starts] = True
-    first, later = np.sort(own[is_first]), np.sort(own[~is_first])
+    first, later = own[is_first], own[~is_first]
     if min(len(first), len(later)) < FEW:
         return own, own[:0]
-    at = np.unique(own)
-    shares = (np.searchsorted(each, at, side="right") / len(each) for each in (first, later))
-    far = float(np.abs(np.subtract(*shares)).max())
     chance = SIGNIFICANT * sqrt(1 / len(first) + 1 / len(later))
-    return (first, later) if far > max(POOR, chance) else (own, own[:0])
+    return (first, later) if between(first, later) > max(POOR, chance) else (own, own[:0])
 
 
 def _correlation(own: Ids, output: Lengths, findings: dict[str, str]) -> float:
@@ -359,12 +410,23 @@ def _classes(trace: Trace, starts: Starts) -> list[ClassSettings]:
     ]
 
 
-def written(found: Fit, source: str) -> str:
+def written(found: Fit | PartsFit, source: str) -> str:
     """The settings as a file for `conf/workload`, with a comment on how each concern was found."""
     lines = [
         "# as FOLDER/workload/NAME.yaml: python -m sim --config-dir FOLDER scenario=failover workload=NAME",
         f"# fitted to {' '.join(source.split())}",
     ]
+    if isinstance(found, Fit):
+        return "\n".join(lines + _lines(found)) + "\n"
+    lines += ["# a part for each model, since lengths differ from model to model", "kind: merged"]
+    lines += [f"model_zipf: {found.workload.model_zipf}", f"vocab: {found.workload.vocab}", "parts:"]
+    for name, part in found.parts.items():
+        lines += [f"  {_flow(name)}:", *(f"    {line}" for line in _lines(part))]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(found: Fit) -> list[str]:
+    lines = []
     for key, value in _told(asdict(found.workload), asdict(GeneratedWorkload())).items():
         comments = [found.findings[name] for name in EXPLAINED.get(key, (key,)) if name in found.findings]
         lines += [f"# {' '.join(comment.split())}" for comment in comments]
@@ -372,7 +434,7 @@ def written(found: Fit, source: str) -> str:
             lines += [f"{key}:", *(f"  {name}: {_flow(part)}" for name, part in value.items())]
         else:
             lines.append(f"{key}: {_flow(value)}")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _told(values: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:

@@ -154,6 +154,13 @@ def distance(values: Ids, counts: Ids, below: Callable[[float], float]) -> float
     return float(max(np.abs(seen - expected).max(), np.abs(beneath - before).max()))
 
 
+def between(one: npt.NDArray[np.integer], other: npt.NDArray[np.integer]) -> float:
+    """Kolmogorov and Smirnov's distance between two samples."""
+    values = np.unique(np.concatenate((one, other)))
+    shares = (np.searchsorted(np.sort(each), values, side="right") / len(each) for each in (one, other))
+    return float(np.abs(np.subtract(*shares)).max())
+
+
 def rounded(value: float, digits: int = 6) -> float:
     """A figure without the digits that nobody needs."""
     return float(f"{value:.{digits}g}")
