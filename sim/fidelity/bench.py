@@ -250,7 +250,7 @@ def simulated_round(
     wait_s = tier_wait_s(pd.concat([each.tables.requests for each in around]))
     simulated = simulate(with_tier_wait(engine, wait_s), trace, struck, models, host, seed)
     turns = [
-        turns_of(each.log, predictions(each.log.steps, engine, models), each.arrivals_ns)
+        turns_of(each.log, predictions(each.log.steps, engine, models, host.scales), each.arrivals_ns)
         for each in (live, *around)
     ]
     return Round(
@@ -318,6 +318,7 @@ def voids(late: float, most: float) -> list[str]:
 def host_figures(rounds: Sequence[Round]) -> dict[str, float]:
     """What the simulation was given of the host, in the mean over the runs."""
     figures = {name: float(np.mean([getattr(each.host, name) for each in rounds])) for name in COST_NAMES}
+    figures["scale"] = float(np.mean([each.host.scale * mean_scale(each.host) for each in rounds]))
     for name in DELAY_NAMES:
         figures[name] = float(np.mean([getattr(each.host, name).mean() for each in rounds]))
     figures["tier_wait_s"] = float(np.mean([each.tier_wait_s for each in rounds]))
@@ -336,6 +337,11 @@ def schedule_delay(run: LiveRun) -> float:
     client = run.client.dropna()
     latency_s = (client["last_ns"] - client["intended_ns"]).astype("float64").mean() / NS_PER_S
     return float(run.schedule_delay_s.quantile(0.99) / latency_s)
+
+
+def mean_scale(host: HostCosts) -> float:
+    """The scale of the models, in the mean over those that there are."""
+    return float(np.mean(list(host.scales.values()))) if host.scales else 1.0
 
 
 def engine_figures(rounds: Sequence[Round]) -> dict[str, float | None]:

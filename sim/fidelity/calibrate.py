@@ -66,10 +66,12 @@ def host_costs(
         raise BadSettings(
             f"calibration saw {count} steps, but needs at least {FEWEST_STEPS}: give it more requests"
         )
-    said = [predictions(log.steps, settings, models) for log in logs]
+    scales = model_scales(logs, settings, models)
+    said = [predictions(log.steps, settings, models, scales) for log in logs]
     arrivals = [run.arrivals_ns for run in runs]
     found = joined([turns_of(*each) for each in zip(logs, said, arrivals, strict=True)])
     costs = turn_costs(found)
+    costs.scales = scales
     starts = [starts_of(*each) for each in zip(logs, said, arrivals, strict=True)]
     costs.wake_ns = waking_ns(starts, costs)
     costs.in_ns = delays([idle_delays(run) for run in runs])
@@ -254,10 +256,31 @@ def residuals(turns: Turns, costs: HostCosts, source: str) -> pd.DataFrame:
     )
 
 
+def model_scales(
+    logs: Listing[StepLog], settings: EngineSettings, models: dict[str, ExecutorSettings]
+) -> dict[str, float]:
+    """How much longer each model's steps took than its cost model says, all together; few steps count as of all."""
+    took: dict[str, float] = dict.fromkeys(models, 0.0)
+    said, counts = took.copy(), dict.fromkeys(models, 0)
+    for log in logs:
+        for step, said_ns in zip(log.steps, predictions(log.steps, settings, models), strict=True):
+            took[step.model] += step.duration_ns
+            said[step.model] += said_ns
+            counts[step.model] += 1
+    overall = sum(took.values()) / max(1.0, sum(said.values())) or 1.0
+    return {
+        name: took[name] / said[name] if counts[name] >= FEWEST_STEPS and took[name] else overall
+        for name in models
+    }
+
+
 def predictions(
-    steps: Listing[Step], settings: EngineSettings, models: dict[str, ExecutorSettings]
+    steps: Listing[Step],
+    settings: EngineSettings,
+    models: dict[str, ExecutorSettings],
+    scales: dict[str, float] | None = None,
 ) -> Floats:
-    """What the cost models say of each step, in ns."""
+    """What the cost models say of each step, in ns, times the scale of its model."""
     cost_models = {
         model.name: make_inner(models[model.name], Machine(model, settings.hardware, SimClock(), 1, 0))
         for model in settings.fleet.models
@@ -267,5 +290,6 @@ def predictions(
     for step in steps:
         model = cost_models[step.model]
         assert isinstance(model, Modelled), "a cost model foresees"
-        predicted.append(model.duration_ns(batch_of(step.shape)))
+        scale = 1.0 if scales is None else scales[step.model]
+        predicted.append(model.duration_ns(batch_of(step.shape)) * scale)
     return np.array(predicted, dtype=np.float64)

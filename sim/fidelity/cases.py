@@ -35,15 +35,16 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
         "fleet=reference_five",
         "fleet.max_batch=8",
         "workload.model_zipf=1.0",
+        "workload.prefixes=3",
         *SMALL_TIERS,
-        "tiers.ram.gib=0.016",
+        "tiers.ram.gib=0.008",
     ),
     "tiered": (
         "fleet=three_small",
         "fleet.replicas=1",
         "fleet.max_batch=16",
         *SMALL_TIERS,
-        "tiers.ram.gib=0.004",
+        "tiers.ram.gib=0.002",
     ),
 }
 """What serves: overrides over the common ones. Batches are small, so that a short burst fills them: it tells the

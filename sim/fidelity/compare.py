@@ -237,7 +237,8 @@ def shares(
     for name in (*DECISIONS, ALL_DECISIONS):
         value = _mean(equal_share(a, b, name) for a, b in zip(real, simulated, strict=True))
         floor = _mean(equal_share(a, b, name) for a, b in combinations(real, 2))
-        made.append(equal_enough(name, value, floor, LEAST_EQUAL if is_calm and is_judged else None))
+        least = LEAST_EQUAL if is_calm and is_judged else None
+        made.append(equal_enough(name, value, floor, least, len(real[0])))
     for name, count, most in (
         ("hit ratio", hit_ratio, MOST_POINTS),
         ("refused", refused_share, MOST_REFUSALS),
@@ -249,17 +250,20 @@ def shares(
     return made
 
 
-def equal_enough(name: str, value: float, floor: float, least: float | None) -> Share:
-    """A share of equal decisions with its verdict. Where reality repeats itself less, a low one decides nothing.
+def equal_enough(name: str, value: float, floor: float, least: float | None, count: int) -> Share:
+    """A share of `count` equal decisions with its verdict. A low one decides nothing where reality's is as low.
 
-    It fails all the same when simulation and reality differ more than twice as often as reality and itself.
+    It fails when simulation and reality differ more than twice as often as reality and itself, and by more than two
+    standard errors of such a share.
     """
     if least is None:
         verdict = SHOWN
     elif value >= least:
         verdict = PASS
     else:
-        verdict = FAIL if 1 - value > max(1 - least, FLOORS * (1 - floor)) else INCONCLUSIVE
+        most = max(1 - least, FLOORS * (1 - floor))
+        beyond = most + 2 * np.sqrt(most * max(0.0, 1 - most) / max(1, count))
+        verdict = FAIL if 1 - value > beyond else INCONCLUSIVE
     return Share(name=name, value=value, floor=floor, op=">=", limit=least, verdict=verdict)
 
 

@@ -118,6 +118,10 @@ class LiveOptions:
     turns: asyncio.Lock
     log: StepLog
 
+    def inner_of(self, model: ModelSettings) -> ExecutorSettings:
+        """The same for every model."""
+        return self.inner
+
 
 class Delegating:
     """An executor that passes on to another one all that is not a step."""
@@ -150,8 +154,8 @@ class Delegating:
 
     @classmethod
     def weights_bytes(cls, model: ModelSettings, options: Any) -> int:
-        inner = executors.find(options.inner.name)
-        return inner.weights_bytes(model, made_options(options.inner))
+        inner = options.inner_of(model)
+        return executors.find(inner.name).weights_bytes(model, made_options(inner))
 
     @classmethod
     def vocab_of(cls, model: ModelSettings) -> int | None:
@@ -223,16 +227,17 @@ def no_spread() -> Spread:
 class HostCosts:
     """What the machine does besides the steps that a cost model predicts, as measured on the real engine.
 
-    A turn of the machine, from the end of one step to that of the next, takes `scale` times what the cost model says
-    of the step, `step_ns`, `begin_ns` with each sequence that begins in it (whatever its request has cost since it
-    came), and `wake_ns` when the machine had nothing to do; the first three times a ratio of `decode_spread` or
-    `prefill_spread`. Besides, `leave_ns` with each sequence that has left since the step before, and `keep_ns` a
-    token of KV that was copied out for it. Between the load and the engine, a request is on its way for one of
-    `in_ns`, the news of its first token for one of `first_ns`, and those of its end, after its last token, for one of
-    `end_ns`.
+    A turn of the machine, from the end of one step to that of the next, takes what the cost model says of the step
+    times `scale` and its model's own of `scales`, `step_ns`, `begin_ns` with each sequence that begins in it
+    (whatever its request has cost since it came), and `wake_ns` when the machine had nothing to do; the first three
+    times a ratio of `decode_spread` or `prefill_spread`. Besides, `leave_ns` with each sequence that has left since
+    the step before, and `keep_ns` a token of KV that was copied out for it. Between the load and the engine, a
+    request is on its way for one of `in_ns`, the news of its first token for one of `first_ns`, and those of its
+    end, after its last token, for one of `end_ns`.
     """
 
     scale: float = 1.0
+    scales: dict[str, float] = field(default_factory=dict)
     step_ns: float = 0.0
     begin_ns: float = 0.0
     wake_ns: float = 0.0
@@ -266,10 +271,9 @@ class SimulatedOptions:
     ledger: Ledger
     seed: int = 0
 
-    @property
-    def inner(self) -> ExecutorSettings:
-        """Any of them: what they have in common."""
-        return next(iter(self.models.values()))
+    def inner_of(self, model: ModelSettings) -> ExecutorSettings:
+        """The cost model of a model; of one without a replica any, as nobody runs it."""
+        return self.models.get(model.name) or next(iter(self.models.values()))
 
 
 @executors(SIMULATED)
@@ -280,8 +284,9 @@ class SimulatedTurns(Delegating):
     is_modelled: ClassVar[bool] = True
 
     def __init__(self, machine: Machine, options: SimulatedOptions) -> None:
-        super().__init__(make_inner(options.models[machine.model.name], machine))
+        super().__init__(make_inner(options.inner_of(machine.model), machine))
         self._modelled = cast("Modelled", self._inner)
+        self._scale = options.host.scale * options.host.scales.get(machine.model.name, 1.0)
         self._options = options
         self._clock = machine.clock
         self._chance = stream(options.seed, f"fidelity.{machine.replica}")
@@ -289,7 +294,7 @@ class SimulatedTurns(Delegating):
     async def step(self, batch: Batch) -> StepResult:
         now_ns, host, ledger = self._clock.now_ns(), self._options.host, self._options.ledger
         beginners = sum(each.sequence.computed_tokens == each.sequence.cached_tokens for each in batch.chunks)
-        said_ns = self._modelled.duration_ns(batch) * host.scale + host.step_ns + host.begin_ns * beginners
+        said_ns = self._modelled.duration_ns(batch) * self._scale + host.step_ns + host.begin_ns * beginners
         spread = host.prefill_spread if batch.chunks else host.decode_spread
         turn_ns = said_ns * spread.ratio(said_ns, self._chance.random())
         if ledger.free_ns < now_ns:

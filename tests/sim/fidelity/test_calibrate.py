@@ -15,6 +15,7 @@ from sim.fidelity.calibrate import (
     host_costs,
     idle_delays,
     joined,
+    model_scales,
     predictions,
     residuals,
     starts_of,
@@ -144,6 +145,20 @@ def test_a_calibration_run_of_a_few_steps_is_refused():
     log, _, arrivals = made_log(20)
     with pytest.raises(BadSettings, match="saw 20 steps, but needs at least 50"):
         host_costs([made_run(log, arrivals, arrivals)], engine, {})
+
+
+def test_each_model_has_a_scale_of_its_own_unless_it_had_few_steps():
+    engine = read(["scenario=steady", "executor=roofline", "fleet=reference_five"]).engine
+    names = [model.name for model in engine.fleet.models][:3]
+    one, other, rare = names
+    costs = [1e6] + [0.0] * (len(TERMS) - 1)
+    models = {name: ExecutorSettings(name="twin_steps", options={"costs_ns": costs}) for name in names}
+    steps = [Step(one, 0, 0, 0, 2 * MS, BEGINNER)] * 60 + [Step(other, 0, 0, 0, 3 * MS, BEGINNER)] * 60
+    steps += [Step(rare, 0, 0, 0, 9 * MS, BEGINNER)] * 3
+    scales = model_scales([StepLog(steps)], engine, models)
+    assert (scales[one], scales[other]) == (pytest.approx(2.0), pytest.approx(3.0))
+    assert scales[rare] == pytest.approx((120 + 180 + 27) / 123)
+    assert predictions(steps, engine, models, scales)[[0, 60]].tolist() == [2 * MS, 3 * MS]
 
 
 def test_the_host_is_calibrated_from_whole_runs():

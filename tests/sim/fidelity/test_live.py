@@ -93,7 +93,7 @@ def interrupted(make_case, monkeypatch):
 
 
 def test_an_interrupted_comparison_keeps_what_is_finished_and_goes_on_there(interrupted, tmp_path, capsys):
-    given = ["cases=poisson50,poisson70", f"folder={tmp_path}", "simulated=twin_steps"]
+    given = ["cases=poisson50,poisson70", f"folder={tmp_path}", "simulated=twin_steps", "plots=false"]
     assert main(given) == 130
     (folder,) = tmp_path.iterdir()
     assert folder.name.endswith(".partial")
