@@ -60,8 +60,8 @@ class TraceWorkload:
     time_scale: float = 1.0
     block_tokens: int | None = None
     wait: bool = False
-    rename_models: dict[str, str | None] = field(default_factory=dict)
-    rename_tenants: dict[str, str | None] = field(default_factory=dict)
+    rename_models: dict[str, str | None] | None = None
+    rename_tenants: dict[str, str | None] | None = None
     models: list[str] = field(default_factory=list)
     model_zipf: float | None = None
     vocab: int = 4096
@@ -150,7 +150,7 @@ def read(settings: TraceWorkload, seed: int, model: str) -> Trace:
 
 def _of_clients(settings: TraceWorkload, seed: int, model: str) -> Trace:
     """A pool of clients is no trace, but makes one: from the first row on, for half an hour unless told otherwise."""
-    for name, usual in (("sort", False), ("wait", False), ("rename_models", {}), ("rename_tenants", {})):
+    for name, usual in (("sort", False), ("wait", False), ("rename_models", None), ("rename_tenants", None)):
         value = getattr(settings, name)
         require(f"workload.{name}", value, value == usual, "as it is without: the file is a pool of clients")
     length_s = servegen.DURATION_S if settings.until_s is None else settings.until_s - settings.from_s
@@ -169,7 +169,7 @@ def _of_clients(settings: TraceWorkload, seed: int, model: str) -> Trace:
 
 
 def _renamed(
-    what: str, renamed: dict[str, str | None], names: dict[str, int], column: "array[int]"
+    what: str, renamed: dict[str, str | None] | None, names: dict[str, int], column: "array[int]"
 ) -> tuple[Lengths, list[str]]:
     """The number of each row's name after renaming, -1 for one that is left out; and the names."""
     numbers = np.frombuffer(column, np.int32)

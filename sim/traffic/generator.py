@@ -45,16 +45,16 @@ class TenantSettings:
     """
 
     split: bool = False
-    shares: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] | None = None
     cv_median: float | None = None
     cv_sigma: float = 1.11  # with a median of 1.2, the 90th percentile is 5
 
     def check(self, key: str) -> None:
         """Raise BadSettings unless there are such tenants."""
-        require(f"{key}.shares", self.shares, not (self.split and self.shares), "empty, since split is on")
-        for name, share in self.shares.items():
+        require(f"{key}.shares", self.shares, not (self.split and self.shares), "null, since split is on")
+        for name, share in (self.shares or {}).items():
             finite_at_least(f"{key}.shares.{name}", share, 0)
-        total = sum(self.shares.values())
+        total = sum((self.shares or {}).values())
         require(f"{key}.shares", self.shares, not self.shares or total > 0, "above zero together")
         if self.cv_median is not None:
             require(
@@ -64,7 +64,7 @@ class TenantSettings:
 
     def table(self) -> dict[str, float]:
         """The share of each tenant, all together 1; empty for a single one."""
-        shares = SPLIT if self.split else self.shares
+        shares = SPLIT if self.split else self.shares or {}
         total = sum(shares.values())
         return {name: share / total for name, share in shares.items()}
 

@@ -42,7 +42,7 @@ class ServeGenWorkload:
     """Clients of a pool from `from_s` of its time on, for `duration_s`; windows without a rate bring nothing.
 
     `path` is the file of their rates, or a folder of chunks; `lengths` the file of their lengths (null: the one that
-    is beside it by name). `rates`: requests a second to be expected of each model (empty: all of them as they are),
+    is beside it by name). `rates`: requests a second to be expected of each model (null: all of them as they are),
     and `rate_scale` times that. By `keep_bursts`, clients go slower or faster instead, so the gaps of each vary as
     they did; what is left of many by chance is nearly Poisson. Clients whose lengths were not published draw from
     those of all others of their model, or are left out by `only_known_lengths`. `models`: those of the pool in the
@@ -54,7 +54,7 @@ class ServeGenWorkload:
     lengths: str | None = None
     from_s: float = 0.0
     duration_s: float = DURATION_S
-    rates: dict[str, float] = field(default_factory=dict)
+    rates: dict[str, float] | None = None
     rate_scale: float = 1.0
     time_scale: float = 1.0
     requests: int | None = None
@@ -71,7 +71,7 @@ class ServeGenWorkload:
         above("workload.duration_s", self.duration_s, 0)
         few = self.duration_s <= YEAR_S
         require("workload.duration_s", self.duration_s, few, f"at most {YEAR_S:,}: a run ends in a year")
-        for name, rate in self.rates.items():
+        for name, rate in (self.rates or {}).items():
             finite_at_least(f"workload.rates.{name}", rate, 0)
         usual = 0 < self.rate_scale <= MAX_SCALE
         require("workload.rate_scale", self.rate_scale, usual, f"above 0, at most {MAX_SCALE:g}")
@@ -156,12 +156,12 @@ def trace(settings: ServeGenWorkload, pool: Pool, seed: int, model: str) -> Trac
 
 def _models(settings: ServeGenWorkload, pool: Pool) -> list[str]:
     """The models whose clients ask, in the fleet's order: those with a rate, where there are rates."""
-    for name in (*settings.models, *settings.rates):
+    for name in (*settings.models, *(settings.rates or ())):
         require("workload.models", name, name in pool.models, f"one of the pool's: {', '.join(pool.models)}")
     require(
         "workload.models", settings.models, len(set(settings.models)) == len(settings.models), "each once"
     )
-    return settings.models or list(settings.rates) or list(pool.models)
+    return settings.models or list(settings.rates or ()) or list(pool.models)
 
 
 def _parts(settings: ServeGenWorkload, pool: Pool, models: list[str], seed: int) -> Iterator[Part]:
@@ -186,9 +186,9 @@ def _parts(settings: ServeGenWorkload, pool: Pool, models: list[str], seed: int)
 
 def _scale(settings: ServeGenWorkload, model: str, found: float) -> float:
     """How many times as many requests as the pool has are wanted of a model."""
-    if model not in settings.rates:
-        return settings.rate_scale if not settings.rates else 0.0
-    wanted = settings.rates[model] * settings.rate_scale
+    if not settings.rates:
+        return settings.rate_scale
+    wanted = settings.rates.get(model, 0.0) * settings.rate_scale
     if wanted == 0:
         return 0.0
     allowed = f"such that {model} has clients with a rate in the {settings.duration_s:g} s after it"

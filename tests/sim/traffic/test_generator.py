@@ -123,7 +123,7 @@ def test_a_run_may_be_as_long_as_a_time():
         ({"requests": 0}, "workload.requests is 0"),
         ({"prompt": LengthSettings(law="cats")}, "workload.prompt.law is 'cats'"),
         ({"prompt": LengthSettings(law="fixed")}, "workload.prompt.tokens is None"),
-        ({"tenants": TenantSettings(split=True, shares={"a": 1.0})}, "empty, since split is on"),
+        ({"tenants": TenantSettings(split=True, shares={"a": 1.0})}, "null, since split is on"),
         ({"classes": [ClassSettings(name="x", share=0.0)]}, "with a share above zero"),
         ({"models": 0}, "workload.models is 0"),
         ({"sessions": SessionSettings(mean_turns=0.5)}, "workload.sessions.mean_turns is 0.5"),
