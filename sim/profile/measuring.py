@@ -71,6 +71,7 @@ def measure(
     rig = Rig(settings, found)
     try:
         points = about(settings, found, rig, plan)
+        rig.blocks(most_blocks(points))
         same = {name: points.measured[name] for name in SAME} | {
             "machine": points.machine["id"],
             "model": found.key,
@@ -83,6 +84,13 @@ def measure(
         rig.close()
     points.load_s = load_seconds(found, lambda each, folder: loaded(settings, each, folder))
     return points
+
+
+def most_blocks(points: Points) -> int:
+    """How many blocks the longest prefix of the grid has."""
+    before = [part.before for cell in points.cells for part in cell.parts]
+    longest = max([*before, *(each for cell in points.cells for each in cell.contexts)], default=0)
+    return longest // int(points.measured["block_tokens"] or 1) + 1
 
 
 SAME = ("seed", "weights", "threads", "step_tokens", "max_batch", "context_tokens", "block_tokens", "cells")

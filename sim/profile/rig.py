@@ -55,7 +55,7 @@ class Rig:
         self._calls_ns: int | None = None
         chance, longest = stream(settings.seed, "profile.prompts"), self.executor.context_tokens
         self._prompts = chance.integers(0, self.executor.vocab, longest, dtype=np.int32)
-        self._blocks = [self._some_block()]
+        self._blocks = self._copied_out([], 1)
         self._at_yard = self._settled(self._yardstick, [min(each, self._longest) for each in YARD_CONTEXTS])
         self._calls_ns = self._around_steps()
 
@@ -70,11 +70,11 @@ class Rig:
     def observe(self, cell: Cell, repeats: int) -> Seen:
         """Take the step of that cell so often, after once that does not count."""
         executor = self.executor
-        before = [self._yard() for _ in range(YARDS_A_VISIT)]
+        before = self._yards()
         old = self._settled(executor, cell.contexts[cell.moving :])
         durations = [self._once(cell, old) for _ in range(repeats + 1)]
         executor.reset()
-        return Seen(durations[1:], before + [self._yard() for _ in range(YARDS_A_VISIT)])
+        return Seen(durations[1:], before + self._yards())
 
     def counts(self, cell: Cell) -> list[int]:
         """How many units of each term that step has."""
@@ -93,9 +93,13 @@ class Rig:
 
     def blocks(self, count: int) -> list[Any]:
         """So many blocks of KV, as the executor gives them out, each in a place of its own."""
-        while len(self._blocks) < count:
-            self._blocks.append(self._blocks[0].clone())
+        if len(self._blocks) < count:
+            self._blocks = self._copied_out(self._blocks[:1] * count, count)
         return self._blocks[:count]
+
+    def _yards(self) -> list[int]:
+        """The yardstick, after once that does not count: what ran before has taken its place in the caches."""
+        return [self._yard() for _ in range(1 + YARDS_A_VISIT)][1:]
 
     def _yard(self) -> int:
         """What the step takes that is always the same: how fast the machine is at the moment."""
@@ -147,25 +151,25 @@ class Rig:
 
     def _sequence(self, tokens: int, cached: int = 0) -> Sequence:
         self._made += 1
-        made = bare_sequence(self._made, self._prompts[:tokens], cached)
+        made = bare_sequence(self._made, np.resize(self._prompts, tokens), cached)
         made.prefix = self._prefix(cached)
         return made
 
     def _prefix(self, tokens: int) -> list[Any]:
         """Blocks for so many tokens; the last one may be shorter."""
         whole, left = divmod(tokens, self.block_tokens)
-        blocks = self.blocks(whole + (left > 0))[: whole + (left > 0)]
-        if left:
-            blocks = [*blocks[:-1], blocks[-1][..., :left, :]]
-        return list(blocks)
+        blocks = self.blocks(whole + (left > 0))
+        return [*blocks[:-1], blocks[-1][..., :left, :]] if left else blocks
 
-    def _some_block(self) -> Any:
-        sequence = bare_sequence(0, self._prompts[: self.block_tokens], 0)
-        self._step(self.executor, Batch([Chunk(sequence, self.block_tokens)]))
-        sequence.computed_tokens = self.block_tokens
-        (block,) = self.executor.retire(sequence, 0, 1, self.block_tokens)
-        self.executor.reset()
-        return block
+    def _copied_out(self, prefix: list[Any], count: int) -> list[Any]:
+        """So many blocks of a sequence that has gone on from that prefix, or from nothing."""
+        cached = len(prefix) * self.block_tokens
+        new = max(1, count * self.block_tokens - cached)
+        sequence = bare_sequence(0, np.resize(self._prompts, cached + new), cached)
+        sequence.prefix = prefix
+        self._step(self.executor, Batch([Chunk(sequence, new)]))
+        sequence.computed_tokens = cached + new
+        return self.executor.retire(sequence, 0, count, self.block_tokens)
 
     def _step(self, executor: Executor, batch: Batch) -> tuple[StepResult, int]:
         """Take a step; what it took, less what the processor did for others meanwhile."""
