@@ -446,3 +446,14 @@ TestRouter.settings = settings(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
+
+
+def test_somebody_above_the_strategy_is_asked_and_a_session_moves_along(make, ask):
+    told = []
+    router, seats = make(3, strategy="round_robin", decision_log=1.0, observer=told.append)
+    assert router.route("llama", ask(1, session="s"), 10, 0) is seats[0]
+    router.overrule = lambda request, attempt, among, chosen: among[2] if request.id == 2 else chosen
+    assert router.route("llama", ask(2, session="s"), 10, 0) is seats[2]
+    assert router.route("llama", ask(3, session="s"), 10, 0) is seats[2]
+    assert [decision.reason for decision in told] == ["strategy", "overruled", "session"]
+    assert [seat.tokens_in_flight for seat in seats] == [10, 0, 20]
