@@ -52,6 +52,8 @@ OWN = ("replications", "workers", "until", "most", "analysis")
 ANALYSES = ("terminating", "steady")
 WIDTH = 110  # of a table that is not shown on a terminal
 LEAST = 2
+LEAST_STEADY = 10
+"""Runs whose average shows where the start ends (Welch)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,7 +67,10 @@ class ReplicateSettings:
     analysis: str = "terminating"
 
     def __post_init__(self) -> None:
+        steady = self.analysis == "steady"
+        allowed = f"at least {LEAST_STEADY} with analysis=steady: the start of runs is found in their average"
         at_least("replications", self.replications, LEAST)
+        require("replications", self.replications, not steady or self.replications >= LEAST_STEADY, allowed)
         at_least("workers", self.workers, 1)
         at_least("most", self.most, self.replications)
         require("analysis", self.analysis, self.analysis in ANALYSES, " or ".join(ANALYSES))

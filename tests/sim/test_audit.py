@@ -1,5 +1,7 @@
 """What holds in every run: each invariant is broken once on purpose, and seen."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -14,8 +16,13 @@ LINES = ["scenario=steady", "executor=roofline", "workload.requests=60", "worklo
 QUIET = ["health.enabled=false"]  # without probes a replica's time is that of its requests alone
 
 
+@cache
+def configured(*lines):
+    return read([*LINES, *lines])
+
+
 def make_stage(*lines):
-    settings = read([*LINES, *lines])
+    settings = configured(*lines)
     return Stage(settings.engine, draw(settings.workload, settings.seed, ["llama-3.2-1b"]), 1.0)
 
 

@@ -16,11 +16,10 @@ from rich.console import Console
 
 import sim
 from sim import replicate as command
-from sim.stats import TooShort
 from sim.workers import Job, play_all
 
 ROOT = Path(__file__).parents[2]
-LINES = ["executor=roofline", "workload=chat", "workload.requests=60", "workload.rate=20"]
+LINES = ["executor=roofline", "report=tables", "workload=chat", "workload.requests=60", "workload.rate=20"]
 
 
 @pytest.fixture
@@ -60,25 +59,18 @@ def test_enough_is_when_the_half_width_is_small_or_the_cap_is_reached(lines):
 
 
 def test_the_start_of_a_steady_run_is_left_out(lines):
-    lines += ["workload.requests=300"]
-    found = sim.replicate("steady", lines, replications=3, workers=1, analysis="steady")
+    lines += ["workload.requests=120", "report=tables"]
+    found = sim.replicate("steady", lines, replications=10, workers=1, analysis="steady")
     assert 0.1 <= found.warm_up < 0.5
-    assert found.intervals["completed"].mean == 300 - int(found.warm_up * 300)
-    assert pd.read_csv(found.path / "replications.csv")["completed"].max() < 300
+    assert found.intervals["completed"].mean == 120 - int(found.warm_up * 120)
+    assert pd.read_csv(found.path / "replications.csv")["completed"].max() < 120
 
 
-def test_a_run_that_only_grows_is_too_short(lines):
-    overload = [
-        "hardware=l4",
-        "workload.rate=2000",
-        "workload.requests=400",
-        "scenario.max_not_completed=400",
-    ]
-    with pytest.raises(TooShort, match="run too short"):
-        sim.replicate("steady", [*lines, *overload], replications=2, workers=1, analysis="steady")
-    out = Console(width=110, quiet=True)
-    own = ["replications=2", "workers=1", "analysis=steady"]
-    assert command.main(["scenario=steady", *lines, *overload, *own], out) == 3
+def test_a_run_that_only_grows_is_too_short(lines, capsys):
+    lines += ["hardware=l4", "workload.rate=2000", "workload.requests=150", "report=tables"]
+    own = ["replications=10", "workers=1", "analysis=steady", "scenario.max_not_completed=150"]
+    assert command.main(["scenario=steady", *lines, *own], Console(width=110, quiet=True)) == 3
+    assert "run too short: after half of its 150 points" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -87,6 +79,7 @@ def test_a_run_that_only_grows_is_too_short(lines):
         ("replications=1", "replications is 1, but must be at least 2"),
         ("replications=ten", "replications is 'ten', but must be a whole number"),
         ("most=3", "most is 3, but must be at least 10"),
+        ("analysis=steady", "replications is 9, but must be at least 10 with analysis=steady"),
         ("analysis=wild", "analysis is 'wild', but must be terminating or steady"),
         ("until=cats:2%", "until is 'cats', but must be one of mean_ttft_s"),
         ("until=mean_ttft_s:much", "until is 'mean_ttft_s:much', but must be FIGURE:SHARE"),
@@ -95,7 +88,8 @@ def test_a_run_that_only_grows_is_too_short(lines):
     ],
 )
 def test_bad_settings_stop_it_before_anything_is_written(line, told, lines, tmp_path, capsys):
-    assert command.main(["scenario=steady", *lines, line]) == 2
+    own = ["replications=9"] if line == "analysis=steady" else []
+    assert command.main(["scenario=steady", *lines, line, *own]) == 2
     assert told in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
