@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
-from engine.errors import BadSettings
+from engine.errors import BadSettings, LoadFailed
 from engine.execution.executor import Batch, KVBlock, Machine, Sequence, executors
 from engine.execution.modelled import Durations, Modelled
 from engine.execution.profile_file import Profile, read_profile, require_same
@@ -116,7 +116,10 @@ class ProfileExecutor(Modelled):
 
     @classmethod
     def weights_bytes(cls, model: ModelSettings, options: ProfileOptions) -> int:
-        return profile_of(model, options).weights_bytes
+        try:
+            return profile_of(model, options).weights_bytes
+        except BadSettings as error:
+            raise LoadFailed(str(error)) from error
 
     @classmethod
     def vocab_of(cls, model: ModelSettings) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 import sim
 from engine.engine import Engine
-from engine.errors import BadSettings
+from engine.errors import BadSettings, LoadFailed
 from engine.execution import Batch, Chunk, Machine, Sequence, executors
 from engine.execution.profile import ProfileOptions, words
 from engine.execution.profile_file import Copy, Profile, read_profile
@@ -191,6 +191,8 @@ def test_a_model_without_a_profile_is_refused(clock, tmp_path):
             BadSettings, match=r"no profile of 'phi' comes .* python -m sim\.profile model=phi"
         ):
             executors.make("profile", Machine(model, None, clock, 8, 1), options)
+        with pytest.raises(LoadFailed, match="no profile of 'phi' comes"):  # what whoever asks for it is told
+            executors.find("profile").weights_bytes(model, options)
 
 
 def test_a_profile_of_another_architecture_is_refused(clock, path):
