@@ -284,7 +284,8 @@ def _after(run: Run, share: float) -> Figures:
     """A run's figures without the requests that arrived first."""
     ordered = run.requests.sort_values(["arrival_ns", "request_id"])
     left = ordered.iloc[int(share * len(ordered)) :]
-    return metrics.summary(Run(run.path, run.config, run.manifest, left, run.timeseries, run.decisions))
+    rest = Run(run.path, run.config, run.manifest, left, run.timeseries, run.decisions, facts=run.facts)
+    return rest.summary
 
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
