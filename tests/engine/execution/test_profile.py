@@ -16,6 +16,7 @@ from engine.execution.profile_file import Copy, Profile, read_profile
 from engine.execution.terms import TERMS
 from engine.request import Request, Stream
 from engine.settings import Architecture, ExecutorSettings, ModelSettings
+from sim.config import read
 
 SHAPE = Architecture(
     layers=2, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=64, vocab=64, context_tokens=4096
@@ -177,7 +178,7 @@ def test_leaps_and_single_steps_give_the_same_requests(tmp_path):
 
 
 def test_the_default_model_has_a_profile_that_comes_along(clock):
-    model = sim.config.read(["scenario=failover", "executor=profile"]).engine.fleet.models[0]
+    model = read(["scenario=failover", "executor=profile"]).engine.fleet.models[0]
     executor = executors.make("profile", Machine(model, None, clock, 8, 1), ProfileOptions())
     assert executor.duration_ns(Batch([Chunk(sequence(100), 100)])) > 100_000
     assert 0 < executor.prefill_ns(0, 100) < executor.prefill_ns(0, 200)
