@@ -160,6 +160,7 @@ class PrefixCache:
             Tier(rank, name, tier, settings, self.table, self.pins)
             for rank, (name, tier) in enumerate(given.items())
         ]
+        self._below = [self.tiers[tier.rank + 1 :] for tier in self.tiers]
         self.allocation = allocation.make(settings.allocation, **settings.allocation_options)
         self.limits = Limits(settings.limits if settings.enabled else [], list(given))
         for tier in self.tiers:
@@ -553,9 +554,10 @@ class PrefixCache:
         tier.num_blocks += blocks
         space.held_bytes[rank] += size_bytes
         space.holder.held_bytes[rank] += size_bytes
-        for rule in space.rules:
-            if rule.rank == rank:
-                rule.held_bytes += size_bytes
+        if space.rules:
+            for rule in space.rules:
+                if rule.rank == rank:
+                    rule.held_bytes += size_bytes
 
     # coming in
 
@@ -708,7 +710,7 @@ class PrefixCache:
     def _write_through(self, space: Space, keys: Sequence[bytes], when: str) -> None:
         """Write hot blocks to colder tiers too, where that is their way; from the tail, until one is there."""
         table = self.table
-        for tier in self.tiers[1:]:
+        for tier in self._below[0]:
             if tier.settings.write != when or not tier.is_open:
                 continue
             fresh = []
@@ -741,6 +743,8 @@ class PrefixCache:
     def _welcome_back(self, space: Space, keys: list[bytes]) -> None:
         """Learn from blocks that left too early: they are wanted again."""
         ghosts, tick = self._ghosts, self._tick
+        if ghosts.keys().isdisjoint(keys):
+            return
         for key in keys:
             if (ghost := ghosts.pop(key, None)) is not None:
                 read, left = ghost
@@ -819,11 +823,12 @@ class PrefixCache:
         if needed_bytes > capacity:
             return False
         spare = min(int(self.settings.headroom * capacity), capacity - needed_bytes)
-        while tier.used_bytes + needed_bytes + spare > capacity:
+        most = capacity - needed_bytes - spare
+        while tier.used_bytes > most:
             if tier.copies and tier.drops_copies_first:
                 self._drop_copy(tier)
             elif slot := tier.victim(holder, needed_bytes, self._tick):
-                self._send_away(tier, slot, tier.used_bytes + needed_bytes + spare - capacity, holder)
+                self._send_away(tier, slot, tier.used_bytes - most, holder)
             elif tier.copies:
                 self._drop_copy(tier)
             else:
@@ -842,7 +847,7 @@ class PrefixCache:
         run = self._run(tier, slot, space, needed_bytes, demander)
         if len(run) > 1 and self._send_run(tier, run, space):
             return
-        for lower in self.tiers[tier.rank + 1 :]:
+        for lower in self._below[tier.rank]:
             if slot in lower.copies:
                 self._sink_to_copy(tier, lower, slot, space)
                 return
@@ -862,16 +867,19 @@ class PrefixCache:
         self, tier: Tier, slot: int, space: Space, needed_bytes: int, demander: Holder | None
     ) -> list[int]:
         """A victim and those before it that would be the next ones: from the tail up, as many as are needed."""
-        size = space.holder.block_bytes[tier.rank]
+        rank, holder = tier.rank, space.holder
+        size = holder.block_bytes[rank]
+        if needed_bytes <= size or space.rules:
+            return [slot]
         count = -(-needed_bytes // size)
-        if space.holder is not demander:  # others keep what they are sure of
-            count = min(count, tier.spare_blocks(space.holder, size))
+        if holder is not demander:  # others keep what they are sure of
+            count = min(count, tier.spare_blocks(holder, size))
         run = [slot]
-        if count <= 1 or not tier.order_of(space.holder).keeps_place or space.rules:
+        if count <= 1 or not tier.order_of(holder).keeps_place:
             return run
-        table, rank, pins = self.table, tier.rank, self.pins
+        table, pins = self.table, self.pins
         parents, home, kids, after = table.parent, table.home, table.kids[rank], table.links.after
-        while len(run) < count:
+        for _ in range(count - 1):
             slot = parents[slot]
             if not slot or home[slot] != rank or kids[slot] != 1 or after[slot] or slot in pins:
                 break
@@ -882,10 +890,11 @@ class PrefixCache:
         """Send several blocks of a chain one tier down, or off the last one; False when each has to be looked at."""
         if self.hollow or tier.sizes:
             return False
-        if tier.rank + 1 == len(self.tiers):
+        below = self._below[tier.rank]
+        if not below:
             self._evict(tier, run, space)
             return True
-        lower = self.tiers[tier.rank + 1]
+        lower = below[0]
         if lower.copies:  # what is written there already goes in another way
             written = next((index for index, slot in enumerate(run) if slot in lower.copies), len(run))
             if written <= 1:
@@ -899,10 +908,9 @@ class PrefixCache:
 
     def _size_there(self, space: Space, tier: Tier) -> int:
         """What a block of a namespace will take in a colder tier."""
-        if self.mover is None:
+        if self.mover is None or not space.rules:
             return space.holder.block_bytes[tier.rank]
-        compress = bool(space.rules) and self.limits.compresses(space, tier.rank)
-        return self.mover.size_bytes(space, tier, compress=compress)
+        return self.mover.size_bytes(space, tier, compress=self.limits.compresses(space, tier.rank))
 
     def _make_way(self, lower: Tier, space: Space, run: list[int], size_bytes: int) -> bool:
         """Whether a colder tier takes blocks of that size; there is room for them then."""
@@ -911,21 +919,22 @@ class PrefixCache:
         total = size_bytes * len(run)
         if self.mover is not None and not self.mover.accepts(lower, total):
             return False
-        for rule in space.rules:
-            if rule.rank == lower.rank and self._within(rule, lower, space.holder, total) < total:
-                return False
-        return self._make_room(lower, space.holder, total)
+        if space.rules:
+            for rule in space.rules:
+                if rule.rank == lower.rank and self._within(rule, lower, space.holder, total) < total:
+                    return False
+        return lower.used_bytes + total <= lower.capacity_bytes or self._make_room(lower, space.holder, total)
 
     def _sink(self, tier: Tier, lower: Tier, run: list[int], space: Space, size_bytes: int) -> None:
         """Book blocks of a chain, from the tail up, in a colder tier. Only the last can leave that one next."""
-        table = self.table
+        table, rank, count = self.table, lower.rank, len(run)
         key = self._leave(tier, run, space)
-        table.sink(run, lower.rank)
-        if size_bytes != space.holder.block_bytes[lower.rank]:
+        table.sink(run, rank)
+        if size_bytes != space.holder.block_bytes[rank]:
             lower.sizes.update(dict.fromkeys(run, size_bytes))
-        self._charge(lower, space, size_bytes * len(run), len(run))
+        self._charge(lower, space, size_bytes * count, count)
         lower.add(run[0], key, space.holder)
-        space.stats.demoted_blocks[lower.rank] += len(run)
+        space.stats.demoted_blocks[rank] += count
         if self.mover is not None:
             self.mover.moved(run, tier, lower, size_bytes)
         elif tier.payloads:
@@ -958,31 +967,28 @@ class PrefixCache:
 
         The key of the last one of the chain.
         """
-        table, rank, slot = self.table, tier.rank, run[0]
-        used = table.used
+        table, rank, slot, holder = self.table, tier.rank, run[0], space.holder
         key = table.keys[slot]
         assert key is not None
-        if tier.sizes:
-            usual = space.holder.block_bytes[rank]
-            size = sum([tier.sizes.pop(each, usual) for each in run])
-        else:
-            size = space.holder.block_bytes[rank] * len(run)
-        head = run[-1]
-        parent = table.parent[head]
+        usual = holder.block_bytes[rank]
+        size = sum([tier.sizes.pop(each, usual) for each in run]) if tier.sizes else usual * len(run)
+        part = tier.part_of(holder)
+        parent = table.parent[run[-1]]
         if parent:
-            read = used[slot]
-            used[parent] = max(used[parent], read)
-            is_freed = table.home[parent] == rank and table.kids[rank][parent] == 1
-            if is_freed and parent not in self.pins:
-                tier.inherit(parent, slot, space.holder)
-        tier.order_of(space.holder).leave(slot, key)
+            used = table.used
+            used[parent] = max(used[parent], used[slot])
+            if table.home[parent] == rank and table.kids[rank][parent] == 1 and parent not in self.pins:
+                part.order.inherit(parent, slot)
+                if not part.is_queued:
+                    tier.queue(part)
+        part.order.leave(slot, key)
         self._charge(tier, space, -size, -len(run))
         return key
 
     def _evict(self, tier: Tier, run: list[int], space: Space) -> None:
         """Blocks of a chain, from the tail up, that nothing else hangs on leave for good, their copies with them."""
         table = self.table
-        for lower in self.tiers[tier.rank + 1 :]:
+        for lower in self._below[tier.rank]:
             for slot in run if lower.copies else ():
                 if slot in lower.copies:
                     self._drop_copy(lower, slot)

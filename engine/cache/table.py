@@ -10,6 +10,8 @@ from array import array
 from engine.cache.orders import NOWHERE, Links
 
 NO_TIER = 255
+MOST_AHEAD = 4_096
+"""Slots that are made ahead of need, at most: one at a time they cost ten times as much."""
 
 
 class Table:
@@ -32,31 +34,43 @@ class Table:
     def take(self) -> int:
         """A free slot, its columns made."""
         slot = self.links.take()
-        self._grow(slot)
+        if slot >= len(self.home):
+            self._grow(slot + 1 - len(self.home))
         return slot
 
-    def _grow(self, slot: int) -> None:
-        """Have columns for that slot."""
-        while len(self.home) <= slot:
-            self.keys.append(None)
-            self.parent.append(NOWHERE)
-            self.space.append(0)
-            self.home.append(NO_TIER)
-            self.ends.append(0)
-            self.reads.append(0)
-            self.used.append(0)
-            for kids in self.kids:
-                kids.append(0)
+    def _grow(self, more: int) -> None:
+        """Have columns for so many slots more."""
+        zeros = bytes(4 * more)
+        self.keys += [None] * more
+        self.home += bytes([NO_TIER]) * more
+        self.ends += bytes(more)
+        for column in (self.parent, self.space, self.reads, self.used, *self.kids):
+            column.frombytes(zeros)
+
+    def _reserve(self, count: int) -> None:
+        """Have so many free slots, and columns for all."""
+        free, links = self.links.free, self.links
+        more = count - len(free)
+        if more > 0:
+            more = max(more, min(len(links.after) >> 3, MOST_AHEAD))
+            first = len(links.after)
+            links.before += [NOWHERE] * more
+            links.after += [NOWHERE] * more
+            free[:0] = range(first + more - 1, first - 1, -1)  # who was used before is used first
+        missing = len(links.after) - len(self.home)
+        if missing > 0:
+            self._grow(missing)
 
     def extend(self, keys: list[bytes], parent: int, space: int, tier: int = 0) -> int:
-        """New blocks of a tier, one after the other, the first one after `parent`; the slot of the last."""
-        slots, names, parents, spaces, home = self.slots, self.keys, self.parent, self.space, self.home
-        free, kids = self.links.free, self.kids[tier]
-        for key in keys:
-            slot = free.pop() if free else self.take()
-            if slot >= len(names):  # it was the head of a ring before
-                self._grow(slot)
-            slots[key] = slot
+        """New blocks of a tier (one or more), one after the other behind `parent`; the slot of the last."""
+        names, parents, spaces, home, kids = self.keys, self.parent, self.space, self.home, self.kids[tier]
+        count = len(keys)
+        self._reserve(count)
+        free = self.links.free
+        taken = free[: -count - 1 : -1]
+        del free[-count:]
+        self.slots.update(zip(keys, taken, strict=True))
+        for slot, key in zip(taken, keys, strict=True):
             names[slot] = key
             parents[slot] = parent
             spaces[slot] = space
@@ -71,13 +85,14 @@ class Table:
         kids = self.kids[home[run[0]]]
         reads = self.reads
         for slot in run:
+            parent = parents[slot]
             del slots[names[slot]]  # type: ignore[arg-type]
             names[slot] = None
-            reads[parents[slot]] += reads[slot]
+            reads[parent] += reads[slot]
             reads[slot] = 0
-            kids[parents[slot]] -= 1
+            kids[parent] -= 1
             home[slot] = NO_TIER
-            free.append(slot)
+        free += run
 
     def sink(self, run: list[int], tier: int) -> None:
         """Note that blocks of a chain, all of one tier, lie in another one now."""

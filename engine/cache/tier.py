@@ -83,6 +83,9 @@ class Tier:
         if self._is_divided:
             self.parts.append(Part(holder.index, self._make_order(), holder))
 
+    def part_of(self, holder: Holder) -> Part:
+        return self.parts[holder.index if self._is_divided else 0]
+
     def order_of(self, holder: Holder) -> Order:
         return self.parts[holder.index if self._is_divided else 0].order
 
@@ -91,20 +94,13 @@ class Tier:
         part = self.parts[holder.index if self._is_divided else 0]
         part.order.add(slot, key, holder.density(self.rank))
         if not part.is_queued:
-            self._queue(part)
+            self.queue(part)
 
     def touch(self, slot: int, holder: Holder) -> None:
         part = self.parts[holder.index if self._is_divided else 0]
         part.order.touch(slot)
         if not part.is_queued:
-            self._queue(part)
-
-    def inherit(self, parent: int, child: int, holder: Holder) -> None:
-        """The parent takes the place of its last child here, which is about to leave."""
-        part = self.parts[holder.index if self._is_divided else 0]
-        part.order.inherit(parent, child)
-        if not part.is_queued:
-            self._queue(part)
+            self.queue(part)
 
     def busy(self, slot: int) -> bool:
         """Whether a block may not leave this tier: another one of this tier hangs on it, or somebody reads it."""
@@ -123,7 +119,7 @@ class Tier:
                 part.sure_bytes = sure
             self._heap.clear()
             for part in self.parts:
-                self._queue(part)
+                self.queue(part)
 
     def victim(self, holder: Holder, needed_bytes: int, tick: int) -> int:
         """The block that leaves when `holder` needs room; NOWHERE when nobody can give.
@@ -164,7 +160,7 @@ class Tier:
             return part, now
         return None, (0.0, 0.0)
 
-    def _queue(self, part: Part) -> None:
+    def queue(self, part: Part) -> None:
         """Let a model be asked again: its true rank is found when its turn comes."""
         part.is_queued = True
         if self._is_divided:
