@@ -199,14 +199,12 @@ def error_interval(pairs: Sequence[tuple[Floats, Floats]], q: float) -> tuple[fl
     neighbours that were slow together count as independent: the truth is wider.
     """
     random = stream(0, "fidelity.bootstrap")
-    errors = []
-    for _ in range(RESAMPLES):
-        ours = theirs = 0.0
-        for real, simulated in pairs:
-            chosen = random.integers(len(real), size=len(real))
-            ours += float(np.percentile(real[chosen], q))
-            theirs += float(np.percentile(simulated[chosen], q))
-        errors.append(theirs / ours - 1 if ours else 0.0)
+    ours, theirs = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
+    for real, simulated in pairs:
+        chosen = random.integers(len(real), size=(RESAMPLES, len(real)))
+        ours += np.percentile(real[chosen], q, axis=1)
+        theirs += np.percentile(simulated[chosen], q, axis=1)
+    errors = np.divide(theirs, ours, out=np.ones(RESAMPLES), where=ours > 0) - 1
     low, high = np.percentile(errors, COVERAGE)
     return float(low), float(high)
 

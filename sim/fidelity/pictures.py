@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -62,6 +63,12 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def explain(axes: Axes) -> None:
+    """Say which line is which, where there are any."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+
+
 def first_runs(result: CaseResult, metric: str) -> pd.DataFrame:
     """A latency of each request in the first run of each side, in ms."""
     rows = result.points[result.points["run"] == 0]
@@ -99,7 +106,7 @@ def distributions(result: CaseResult) -> Figure:
             heights = np.arange(1, len(values) + 1) / max(1, len(values))
             axes.plot(values, heights, color=colour, linewidth=0.9, label=label)
         axes.set(xscale="log", xlabel=f"{metric}, ms", ylim=(0, 1))
-        axes.legend(frameon=False)
+        explain(axes)
     return figure
 
 
@@ -145,7 +152,7 @@ def by_load(results: Sequence[CaseResult]) -> Figure:
                 )
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(xlabel="load, % of the measured capacity", ylabel=f"error of the {statistic}, %")
-        axes.legend(frameon=False)
+        explain(axes)
     return figure
 
 
@@ -167,7 +174,7 @@ def floors(results: Sequence[CaseResult]) -> Figure:
     most = max([1.0, *(max(floor, error) for floor, error, _ in found)])
     axes.plot([0, most], [0, 2 * most], color="black", linewidth=0.8, label="two floors")
     axes.set(xlabel="noise floor, %", ylabel="|error|, %", xlim=(0, 1.05 * most), ylim=(0, 1.05 * most))
-    axes.legend(frameon=False)
+    explain(axes)
     return figure
 
 
@@ -191,5 +198,5 @@ def residuals(result: CaseResult) -> Figure:
         axes.set(xlabel="foreseen, ms", ylabel="took / foreseen", ylim=(0, 3), title=source)
         if source in set(result.residuals["source"]):
             axes.set_xscale("log")
-        axes.legend(frameon=False)
+        explain(axes)
     return figure

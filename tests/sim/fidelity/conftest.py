@@ -89,7 +89,12 @@ def run(make_run, drawn):
 
 @pytest.fixture
 def make_case(run):
-    return lambda *given, **settings: made_case(run, *given, **settings)
+    """A case made of a run, or of the one that is at hand."""
+
+    def make(name="poisson70", of=None, **settings):
+        return made_case(run if of is None else of, name, **settings)
+
+    return make
 
 
 @pytest.fixture(name="slower")

@@ -20,7 +20,8 @@ from sim.fidelity.wire import HEAD, frame, news, request_of
 QUICK = [
     "--quick",
     "simulated=twin_steps",
-    "requests=100",
+    "requests=60",
+    "repeats=2",
     "capacity_requests=30",
     "calibration_requests=30",
     "max_schedule_delay=10",
@@ -135,16 +136,16 @@ def refused():
 @pytest.mark.slow
 @pytest.mark.torch
 def test_a_comparison_runs_both_worlds_is_interrupted_and_goes_on(tmp_path):
-    given = [*QUICK, f"folder={tmp_path}", "cases=decisions,poisson70", "fleet.max_batch=8"]
+    given = [*QUICK, f"folder={tmp_path}", "cases=poisson85,poisson70", "fleet.max_batch=8"]
     command = [sys.executable, "-m", "sim.fidelity", *given]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not list(tmp_path.glob("*/cases/decisions.json")) and process.poll() is None:
+        while not list(tmp_path.glob("*/cases/poisson85.json")) and process.poll() is None:
             Event().wait(0.2)
         process.send_signal(signal.SIGINT)
         said, complaint = process.communicate(timeout=60)
     assert process.returncode == 130, complaint
     assert "Traceback" not in complaint
-    assert "three replicas by the power of two" in said
+    assert "Poisson, 85 % load" in said
     (folder,) = tmp_path.iterdir()
     assert folder.name.endswith(".partial")
     exit_code = main([*given, f"resume={folder}"])
@@ -152,12 +153,14 @@ def test_a_comparison_runs_both_worlds_is_interrupted_and_goes_on(tmp_path):
     assert not folder.name.endswith(".partial")
     whole = json.loads((folder / "fidelity.json").read_text())
     assert exit_code == {"pass": 0, "fail": 1, "inconclusive": 3}[whole["verdict"]]
-    decisions, poisson = whole["cases"]
-    assert [case["name"] for case in whole["cases"]] == ["decisions", "poisson70"]
-    assert (poisson["requests"], poisson["repeats"]) == (100, 2)
-    shares = {share["name"]: share for share in decisions["shares"]}
-    assert shares["outcome"]["value"] > 0.9
-    assert all(cell["real"] > 0 and cell["simulated"] > 0 for cell in poisson["cells"])
+    before, poisson = whole["cases"]
+    assert [case["name"] for case in whole["cases"]] == ["poisson85", "poisson70"]
+    assert before["rate"] / 0.85 == pytest.approx(poisson["rate"] / 0.7)
+    assert (poisson["requests"], poisson["repeats"]) == (60, 2)
+    shares = {share["name"]: share["value"] for share in poisson["shares"]}
+    assert (shares["replica"], shares["outcome"], shares["refused"]) == (1.0, 1.0, 0.0)
+    known = [cell for cell in poisson["cells"] if cell["statistic"] != "p99"]
+    assert all(cell["real"] > 0 and cell["simulated"] > 0 for cell in known)
     assert len(poisson["cells"]) == 13
     assert len(poisson["turns"]) == 2
     assert poisson["host"]["step_ns"] + poisson["host"]["scale"] > 0

@@ -4,7 +4,7 @@ import pytest
 
 from sim.fidelity.compare import FAIL
 from sim.fidelity.folder import FidelityFolder, read_cases
-from sim.fidelity.pictures import CAPTIONS, kind_of
+from sim.fidelity.pictures import CAPTIONS, kind_of, save_all
 from sim.fidelity.report import (
     cell_rows,
     closing_lines,
@@ -93,3 +93,9 @@ def test_every_picture_has_a_caption(make_case, tmp_path):
     names = [path.name for path in (folder.path / "plots").glob("*.png")]
     assert {kind_of(name) for name in names} == set(CAPTIONS) - {"by_load.png"}
     assert html([], [], read([]), tmp_path).startswith("<!DOCTYPE html>")
+
+
+def test_pictures_need_no_p99(make_case, make_run, drawn, tmp_path):
+    case = make_case(of=make_run(drawn(20.0, 60), drawn(3.0, 60, seed=2)))
+    assert case.cells[3].real is None
+    assert len(save_all([case], tmp_path / "plots")) == 6
