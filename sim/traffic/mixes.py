@@ -85,7 +85,7 @@ class MixWorkload:
     model_zipf: float | None = 1.0  # None: all sessions are of the first model
     rotate: bool = False
     tenants: bool = False
-    wait: bool = False
+    wait: bool = True
     vocab: int = 4096
 
     def __post_init__(self) -> None:
