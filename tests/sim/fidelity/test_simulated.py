@@ -13,7 +13,7 @@ from sim.fidelity.server import WARM_UP_TOKENS, in_turns, warm_up
 from sim.fidelity.simulated import on_the_way, simulate, without_stores
 
 
-def run_of(case="poisson70", host=None, seed=1, overrides=(), count=60, rate=20.0):
+def run_of(case="poisson70", host=None, seed=1, overrides=(), count=40, rate=20.0):
     case = CASES[case]
     run = run_settings(case, count, overrides)
     names = [model.name for model in run.engine.fleet.models]
