@@ -45,7 +45,7 @@ from sim.fidelity.compare import (
 )
 from sim.fidelity.device import HostCosts
 from sim.fidelity.live import LiveRun, Machine
-from sim.fidelity.profiles import Models, cost_models
+from sim.fidelity.profiles import PROFILE, Models, cost_models
 from sim.fidelity.server import LiveJob
 from sim.fidelity.settings import FidelitySettings
 from sim.fidelity.simulated import SimulatedRun, simulate
@@ -55,6 +55,7 @@ from sim.traffic import Trace
 CALIBRATION_LOAD = 0.6
 CALIBRATION_SEED, CAPACITY_SEED = 1_000_003, 1_000_033  # added to the run's: traffic that is not compared
 STEADY_PART = (0.25, 0.75)  # of a burst: from when to when its rate is taken
+LOAD_S, BURST_S = 5.0, 8.0  # about: to load and fit a model that is measured; a burst
 RUN_OVERHEAD_S = 1.5  # to start an engine, to warm it up, to let go of it
 LEAST_REQUESTS, LEAST_JUDGED = 20, 120  # of a run; without a hundred that are completed there is no p99
 MOST_RESIDUALS = 4_000  # of each source that are kept
@@ -225,6 +226,16 @@ class Bench:
         calibration_s = calm_s + settings.calibration_requests / 3 / system.capacity + RUN_OVERHEAD_S
         run_s = round_s - RUN_OVERHEAD_S - calibration_s * (settings.repeats + 1) / settings.repeats
         return max(LEAST_REQUESTS if case.marks is None else LEAST_JUDGED, round(run_s * rate))
+
+    def _before_s(self) -> float:
+        """About what is measured before anything is compared: a profile for each model, a burst for each system."""
+        settings = self.settings
+        models: set[str] = set()
+        systems = systems_of(settings.cases)
+        for case in {CASES[name].system: CASES[name] for name in settings.cases}.values():
+            models.update(models_of(run_settings(case, 1, settings.overrides).engine))
+        profiles_s = (settings.profile_s + LOAD_S) * len(models) if settings.simulated == PROFILE else 0.0
+        return profiles_s + BURST_S * len(systems)
 
     def _live(self, run: RunSettings, trace: Trace, struck: list[Any]) -> LiveRun:
         store = self._folder / "store"

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from sim.fidelity.bench import CaseResult
 from sim.fidelity.compare import LATENCIES
@@ -91,6 +92,8 @@ def pairs(result: CaseResult) -> Figure:
             ends, ends * (1 - MARGIN), ends * (1 + MARGIN), color="grey", alpha=0.25, linewidth=0
         )
         axes.set(xscale="log", yscale="log", xlabel=f"real {metric}, ms", ylabel=f"simulated {metric}, ms")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_formatter(NullFormatter())  # a span below a decade would be all labels
     return figure
 
 

@@ -43,7 +43,7 @@ class FidelitySettings:
     profile: str | None = None
     profile_s: float = 20.0
     max_floor: float = 2.0  # marks
-    max_schedule_delay: float = 0.01  # its p99, as a share of the mean latency
+    max_schedule_delay: float = 0.02  # its p99, as a share of the mean latency
     folder: str = "fidelity"
     resume: str | None = None
     plots: bool = True

@@ -12,7 +12,8 @@ import pytest
 from engine.errors import BadSettings
 from engine.request import Request
 from sim.fidelity.__main__ import main
-from sim.fidelity.bench import burst_rate, systems_of
+from sim.fidelity.bench import Bench, System, burst_rate, systems_of
+from sim.fidelity.cases import CASES
 from sim.fidelity.folder import FidelityFolder, fingerprint
 from sim.fidelity.settings import read
 from sim.fidelity.wire import HEAD, frame, news, request_of
@@ -169,3 +170,19 @@ def test_a_comparison_runs_both_worlds_is_interrupted_and_goes_on(tmp_path):
     assert "| E2E mean, ms |" in (folder / "report.md").read_text()
     assert main([*given, f"resume={folder}"]) == exit_code
     assert json.loads((folder / "fidelity.json").read_text())["cases"] == whole["cases"]
+
+
+def test_a_run_has_its_part_of_the_minutes_and_enough_requests_for_a_p99(tmp_path):
+    def count(name, *given, capacity=40.0):
+        settings = read([f"folder={tmp_path}", "simulated=twin_steps", *given])
+        bench = Bench(settings, None, tmp_path, print)
+        case = CASES[name]
+        system = System(name=case.system, capacity=capacity, models={})
+        return bench.count(case.load * capacity, case, system)
+
+    assert count("poisson70", "requests=7") == 7
+    longer = count("poisson70", "minutes=40")
+    assert longer > 2 * count("poisson70", "minutes=20") - 10
+    assert longer * 9 * 5 / (0.7 * 40.0) < 40 * 60
+    assert count("poisson70", "minutes=1") == 120
+    assert count("decisions", "minutes=1") == 20
