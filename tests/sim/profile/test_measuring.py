@@ -132,7 +132,8 @@ def test_a_model_with_files_is_found_in_its_folder_loaded_cold_and_mapped(small,
     assert points.load_s.keys() == {"cold", "mapped"}
     assert points.load_s["mapped"] < points.load_s["cold"]
     assert points.measured["of"] == "its weights"
-    assert not list((tmp_path / "models").rglob("*.safetensors"))  # what was converted for the stopwatch is gone
+    # what was converted for the stopwatch is gone
+    assert not list((tmp_path / "models").rglob("*.safetensors"))
     fit(points, 1).save(tmp_path / "phi-4.json")
     options = ProfileOptions(path=str(tmp_path))
     assert executors.find("profile").weights_bytes(model, options) == 4 * model.architecture.parameters
