@@ -283,17 +283,21 @@ def _ranks(models: list[str], listed: list[str]) -> Lengths:
 def _blocks(table: Table, place: Ids, copy: Ids | None) -> tuple[Lengths, Times]:
     """The names of blocks request by request; copies have names of their own."""
     end = np.frombuffer(table.block_end, np.int64)
+    numbered = table.numbered_blocks()
+    if copy is None and len(place) == len(end) and (np.diff(place) == 1).all():
+        return numbered, end.copy()
     start = np.concatenate(([0], end[:-1]))
     length = (end - start)[place]
     new_end = np.cumsum(length)
-    index = np.repeat(start[place] - (new_end - length), length) + np.arange(new_end[-1])
-    numbered = table.numbered_blocks()
+    index = np.repeat(start[place] - (new_end - length), length)
+    index += np.arange(new_end[-1])
     ids = numbered[index]
-    if copy is not None:
-        ids += np.repeat(copy, length) * (int(numbered.max()) + 1)
-    if int(ids.max()) >= MAX_NAMES:
+    if copy is None:
+        return ids, new_end
+    names = int(numbered.max()) + 1
+    if names * (int(copy.max()) + 1) > MAX_NAMES:
         raise BadTrace(f"workload.rate_scale makes more than {MAX_NAMES:,} names of blocks")
-    return ids.astype(np.int32), new_end
+    return (ids + np.repeat(copy.astype(np.int32) * np.int32(names), length)).astype(np.int32), new_end
 
 
 def _waits(session: Lengths, arrival_ns: Times) -> tuple[Lengths, Times]:

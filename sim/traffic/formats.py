@@ -37,7 +37,7 @@ from sim.traffic.fields import (
     whole,
 )
 from sim.traffic.lines import lines
-from sim.traffic.trace import MAX_TOKENS, BadTrace
+from sim.traffic.trace import MAX_TOKENS, BadTrace, Lengths
 
 CANONICAL = ("timestamp_s", "model", "tenant", "input_tokens", "output_tokens")
 BURSTGPT = ("Timestamp", "Model", "Request tokens", "Response tokens")
@@ -46,6 +46,7 @@ JSON_BYTES = 4 << 20
 """The longest line of JSON: a prompt of ten million tokens in blocks of 16 has 600,000 names."""
 NONE = -1
 MAX_NAMES = 2**31
+SPARSE = 4  # times as many numbers as there are blocks are too many for an array by number
 MAX_PACKED = 2**20  # tenants whose number fits beside that of a session
 
 Ids = npt.NDArray[np.int64]
@@ -108,17 +109,17 @@ class Table:
                 key = int(session) * MAX_PACKED + place
         return self.sessions.setdefault(key, len(self.sessions))
 
-    def numbered_blocks(self) -> Ids:
+    def numbered_blocks(self) -> Lengths:
         """The blocks of all rows as small numbers; equal numbers are equal blocks behind equal prefixes."""
-        ids = np.frombuffer(self.blocks, np.int64).copy()
+        ids = np.frombuffer(self.blocks, np.int64)
         if len(ids) == 0:
-            return ids
-        least, most = int(ids.min()), int(ids.max())
-        if most - least >= MAX_NAMES:
-            ids = np.unique(ids, return_inverse=True)[1].astype(np.int64)
-        else:
-            ids -= least
-        return _chained(ids, np.frombuffer(self.block_end, np.int64))
+            return ids.astype(np.int32)
+        least = int(ids.min())
+        if int(ids.max()) - least >= min(MAX_NAMES - 1, max(SPARSE * len(ids), 1000)):  # names far apart
+            ids = np.unique(ids, return_inverse=True)[1]
+        elif least:
+            ids = ids - least
+        return _chained(ids.astype(np.int32), np.frombuffer(self.block_end, np.int64))
 
 
 @dataclass(slots=True, frozen=True)
@@ -331,23 +332,24 @@ def _names(values: dict[str, Any], prompt_tokens: int, block_tokens: int) -> lis
     return blocks
 
 
-def _chained(ids: Ids, end: Ids) -> Ids:
+def _chained(ids: Lengths, end: Ids) -> Lengths:
     """Numbers that stand for a block and all before it: the same ones, where they do already."""
     start = np.concatenate(([0], end[:-1]))
-    before = np.concatenate(([NONE], ids[:-1]))
+    before = np.empty_like(ids)
+    before[1:] = ids[:-1]
     before[start[start < end]] = NONE
-    order = np.argsort(ids, kind="stable")
-    same = np.diff(ids[order]) == 0
-    if (np.diff(before[order])[same] == 0).all():
+    behind = np.empty(int(ids.max()) + 1, np.int32)
+    behind[ids] = before  # the last one that a block stands behind
+    if (behind[ids] == before).all():
         return ids
+    del before, behind
     numbered, count, name = np.empty_like(ids), 0, np.full(len(end), NONE)
     span = int(ids.max()) + 1
     alive = np.flatnonzero(start < end)
     depth = 0
     while len(alive):
         places = start[alive] + depth
-        pairs = name[alive] * span + ids[places]
-        _, found = np.unique(pairs, return_inverse=True)
+        _, found = np.unique(name[alive] * span + ids[places], return_inverse=True)
         name[alive] = found + count
         numbered[places] = name[alive]
         count += int(found.max()) + 1
