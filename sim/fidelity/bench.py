@@ -54,7 +54,7 @@ from sim.traffic import Trace
 
 CALIBRATION_LOAD = 0.6
 CALIBRATION_SEED, CAPACITY_SEED = 1_000_003, 1_000_033  # added to the run's: traffic that is not compared
-STEADY_PART = (0.25, 0.75)  # of a burst: from when to when its rate is taken
+FULL_PART = 0.9  # of a burst: what is done while batches are full
 LOAD_S, BURST_S = 5.0, 8.0  # about: to load and fit a model that is measured; a burst
 RUN_OVERHEAD_S = 1.5  # to start an engine, to warm it up, to let go of it
 LEAST_REQUESTS, LEAST_JUDGED = 20, 120  # of a run; without a hundred that are completed there is no p99
@@ -337,10 +337,14 @@ def host_figures(rounds: Sequence[Round]) -> dict[str, float]:
 
 
 def burst_rate(requests: pd.DataFrame) -> float:
-    """Requests a second while a burst is served: without its beginning and its end, where batches are not full."""
-    ends_s = np.sort(done(requests)["finished_ns"].to_numpy(dtype=np.float64)) / NS_PER_S
-    first, last = (int(share * (len(ends_s) - 1)) for share in STEADY_PART)
-    return float((last - first) / (ends_s[last] - ends_s[first]))
+    """Requests a second that a burst is served at, up to where only a few are left and batches are not full.
+
+    From the burst itself on: the middle alone would leave out the prefill that went before its answers.
+    """
+    completed = done(requests)
+    ends_s = np.sort(completed["finished_ns"].to_numpy(dtype=np.float64)) / NS_PER_S
+    last = int(FULL_PART * (len(ends_s) - 1))
+    return float((last + 1) / (ends_s[last] - completed["arrival_ns"].min() / NS_PER_S))
 
 
 def schedule_delay(run: LiveRun) -> float:

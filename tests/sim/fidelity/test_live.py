@@ -46,8 +46,9 @@ def test_news_are_lines():
     assert news("E", 7, "completed") == b"E 7 completed\n"
 
 
-def test_the_rate_of_a_burst_is_that_of_its_middle(make_run):
-    run = make_run([0.0] * 101, [0.0] * 101, gap_ms=20)
+def test_the_rate_of_a_burst_counts_its_beginning_and_not_its_last_stragglers(make_run):
+    waits_ms = [*range(20, 2_020, 20), 60_000]
+    run = make_run(waits_ms, [0.0] * 101, gap_ms=0)
     assert burst_rate(run) == pytest.approx(50.0)
 
 
