@@ -29,6 +29,7 @@ def test_there_are_notebooks():
 
 
 @notebooks
+@pytest.mark.slow
 def test_it_runs_from_the_first_cell_to_the_last(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()

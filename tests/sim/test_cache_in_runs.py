@@ -45,6 +45,7 @@ def test_each_allocation_runs_with_each_model_s_share_over_time(steady, allocati
     assert held.groupby("at_ns")["value"].sum().max() <= 3 * 2**30
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_digest(tmp_path):
     lines = [*BASE, f"report.folder={tmp_path}", "workload=mix_b", "workload.requests=200", *FIVE]
     command = [sys.executable, "-m", "sim", "scenario=steady", "allocation=dynamic", *lines]

@@ -53,6 +53,8 @@ def test_a_run_leaves_its_folder_and_its_verdict(tmp_path):
         "events.jsonl",
         "summary.json",
         "checks.json",
+        "facts.parquet",
+        "findings.json",
         "metrics.prom",
         "trace.json.gz",
         "plots",
@@ -66,6 +68,7 @@ def test_a_run_leaves_its_folder_and_its_verdict(tmp_path):
     assert len(json.loads(gzip.decompress((path / "trace.json.gz").read_bytes()))["traceEvents"]) > 1200
 
 
+@pytest.mark.slow
 def test_the_same_config_and_seed_give_the_same_bytes_in_another_process(tmp_path):
     digests = []
     for number, hash_seed in enumerate(["0", "4711"]):
@@ -80,6 +83,7 @@ def test_the_same_config_and_seed_give_the_same_bytes_in_another_process(tmp_pat
     assert digests[0] == digests[1]
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_digest(tmp_path):
     one, two = (
         sim.run("failover", [*ROOFLINE[1:], f"seed={seed}", f"report.folder={tmp_path}"]) for seed in (1, 2)
@@ -91,7 +95,7 @@ def test_help_shows_what_there_is_to_choose_from(tmp_path):
     done = command(tmp_path, "--help")
     assert done.returncode == 0
     assert "scenario=failover|queue|steady" in done.stdout
-    assert "executor=law|roofline|torch" in done.stdout
+    assert "executor=law|profile|roofline|torch" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -102,6 +106,7 @@ def test_a_failed_check_exits_with_1_and_keeps_the_run(tmp_path):
     assert (only_run(tmp_path) / "checks.json").is_file()
 
 
+@pytest.mark.slow
 def test_an_undecided_check_exits_with_3(tmp_path):
     done = command(tmp_path, *ROOFLINE, "workload.requests=3")
     assert done.returncode == 3
@@ -118,7 +123,7 @@ BAD = [
     ((), None, "no scenario is given"),
     (("scenario=nope",), None, "no scenario is called 'nope'; choose from failover, queue, steady"),
     (("strategy=nope",), None, "no strategy is called 'nope'; choose from affinity, blend, cache_aware"),
-    (("executor=nope",), None, "no executor is called 'nope'; choose from law, roofline, torch"),
+    (("executor=nope",), None, "no executor is called 'nope'; choose from law, profile, roofline, torch"),
     (("workload.speed=2",), None, "no setting is called 'workload.speed'; the settings of workload are kind"),
     (("workload.requests=0",), None, "workload.requests is 0"),
     (("workload.rate=0",), None, "workload.rate is 0.0, but must be above 0"),
@@ -184,6 +189,7 @@ def test_bad_input_leaves_no_traceback_in_a_process_of_its_own(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_gzip_cut_short_is_refused_even_when_the_wanted_rows_are_whole(tmp_path):
     write_sample(tmp_path / "trace.csv.gz", 5_000, 5.5, 1)
     whole = (tmp_path / "trace.csv.gz").read_bytes()
@@ -196,6 +202,7 @@ def test_a_gzip_cut_short_is_refused_even_when_the_wanted_rows_are_whole(tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_trace_file_drives_the_scenario(tmp_path):
     write_sample(tmp_path / "trace.csv", 300, 5.5, 1)
     done = command(tmp_path, *ROOFLINE, "workload=azure", "workload.path=trace.csv")
@@ -217,6 +224,7 @@ def test_the_published_trace_drives_the_scenario(tmp_path, lines):
     assert f"{count} of {count} requests completed" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_plays_every_job_and_exits_with_1_when_one_failed(tmp_path):
     done = command(tmp_path, "-m", *ROOFLINE, "routing.max_attempts=1,3", "seed=1,2")
     assert done.returncode == 1, done.stderr
@@ -227,6 +235,7 @@ def test_a_sweep_plays_every_job_and_exits_with_1_when_one_failed(tmp_path):
     assert table["overrides"].str.contains("routing.max_attempts=1").sum() == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_over_a_bad_value_plays_the_good_ones_and_exits_with_2(tmp_path):
     done = command(tmp_path, "-m", *ROOFLINE, "workload.rate=0,30")
     assert done.returncode == 2
@@ -235,6 +244,7 @@ def test_a_sweep_over_a_bad_value_plays_the_good_ones_and_exits_with_2(tmp_path)
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_what_had_finished_readable(tmp_path):
     lines = ["scenario=steady", "executor=roofline", "workload.requests=400000", "workload.rate=30"]
     process = subprocess.Popen(

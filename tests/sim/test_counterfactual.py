@@ -14,6 +14,7 @@ QUEUE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_in_lines_that_are_first_come_first_served_the_estimate_is_exact():
     found = counterfactual([*QUEUE, "workload.requests=80"], sample=4)
     assert len(found.table) == 4
@@ -53,6 +54,7 @@ def test_only_the_decision_that_is_meant_is_overruled():
     assert forced.overrule(Named(id=3), 1, seats[:2], seats[0]) is seats[0]  # it is not there
 
 
+@pytest.mark.slow
 def test_the_command_tells_of_a_finished_run(played, capsys):
     assert main([str(played.path)]) == 0
     out = capsys.readouterr().out

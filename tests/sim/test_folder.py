@@ -45,6 +45,7 @@ def test_an_error_while_writing_leaves_the_folder_partial(tmp_path, five):
     assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
 
 
+@pytest.mark.slow
 def test_the_same_run_written_twice_gives_the_same_bytes(tmp_path, five):
     written = []
     for number in range(2):

@@ -74,6 +74,7 @@ def test_five_models_come_and_go_within_their_memory(tmp_path):
     assert 0 < held.max() <= 60 * 2**30
 
 
+@pytest.mark.slow
 def test_two_processes_give_one_digest(tmp_path):
     digests = set()
     for hash_seed in ("0", "4711"):

@@ -119,6 +119,7 @@ def test_counters_have_the_values_of_the_samples(events):
     assert values == [100.0 * at for at in range(10)]
 
 
+@pytest.mark.slow
 def test_20_000_requests_are_a_trace_too(many, tmp_path):
     write_trace(many, tmp_path / "trace.json.gz")
     loaded = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))

@@ -58,6 +58,7 @@ def test_enough_is_when_the_half_width_is_small_or_the_cap_is_reached(lines):
     assert "were not reached" in late.stopped_by
 
 
+@pytest.mark.slow
 def test_the_start_of_a_steady_run_is_left_out(lines):
     lines += ["workload.requests=120", "report=tables"]
     found = sim.replicate("steady", lines, replications=10, workers=1, analysis="steady")
@@ -66,6 +67,7 @@ def test_the_start_of_a_steady_run_is_left_out(lines):
     assert pd.read_csv(found.path / "replications.csv")["completed"].max() < 120
 
 
+@pytest.mark.slow
 def test_a_run_that_only_grows_is_too_short(lines, capsys):
     lines += ["hardware=l4", "workload.rate=2000", "workload.requests=150", "report=tables"]
     own = ["replications=10", "workers=1", "analysis=steady", "scenario.max_not_completed=150"]
@@ -111,6 +113,7 @@ def test_a_job_that_fails_stops_nobody(tmp_path, lines):
     assert played[1].folder.is_dir()
 
 
+@pytest.mark.slow
 def test_what_was_whole_is_kept_when_interrupted_and_gone_on_with(lines, tmp_path, monkeypatch, capsys):
     ended = []
 

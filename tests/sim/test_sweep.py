@@ -65,6 +65,7 @@ def test_one_bad_combination_stops_all_before_anything_is_written(lines, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_command_shows_means_and_differences(lines):
     out = Console(width=130, record=True, file=StringIO())
     assert command.main([*lines, "strategy=round_robin,random", "seed=1,2", "workers=1"], out) == 0

@@ -252,6 +252,7 @@ def bare_load(count):
     return {"lines": lines, "arrivals_s": arrivals_s, "services_s": services_s.tolist()}
 
 
+@pytest.mark.slow
 def test_a_player_plays_each_time_that_it_is_asked(tmp_path):
     """The part of the comparison that needs no network: ours, twice, with the same figures but for the time."""
     load = load_of([*W, "workload.requests=50"])

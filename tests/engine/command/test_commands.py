@@ -156,6 +156,7 @@ def test_stand_ins_are_made_by_name_and_kind(tmp_path):
 
 
 @pytest.mark.torch
+@pytest.mark.slow
 def test_a_stand_in_answers_and_remembers_what_was_said(tmp_path):
     (path,) = make_stand_ins(tmp_path, ["phi-4"])
     done = engine(

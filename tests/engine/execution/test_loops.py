@@ -135,7 +135,6 @@ def test_tokens_told_at_once_are_those_told_one_by_one(vocab, length):
     executor = world.executors[0]
     executor.vocab = vocab
     work = Work(np.arange(length, dtype=np.int32) % vocab, 600)
-    sequence = world.replicas[0]._sequence(work, Stream())
     last, expected = int(work.tokens[-1]), []
     for position in range(600):
         last = (last * 1_103_515_245 + (length + position) * 12_345 + 1) % vocab

@@ -70,6 +70,7 @@ def test_welchs_interval_covers_the_truth_as_often_as_it_says():
     assert covered / count == pytest.approx(0.95, abs=4 * (0.95 * 0.05 / count) ** 0.5)
 
 
+@pytest.mark.slow
 def test_looking_after_each_observation_finds_nothing_where_nothing_is_and_a_plain_test_does():
     """300 A/A runs of 1,200 observations, looked at every ten: false findings at most alpha; naively, far more."""
     random, any_time, naive, runs = np.random.default_rng(3), 0, 0, 300
