@@ -168,7 +168,7 @@ class FleetSettings:
         True  # many decode steps are one event where the executor foresees them; the same results
     )
     queue_capacity: int | None = None  # requests that may wait in the line of one replica; null: no bound
-    discipline: str = "fifo"  # who is next in that line: fifo or priority; executor law has preemptive and ps too
+    discipline: str = "fifo"  # who is next in that line: fifo, priority; with executor law preemptive, ps
 
     def __post_init__(self) -> None:
         at_least("fleet.max_batch", self.max_batch, 1)

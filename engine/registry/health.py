@@ -146,9 +146,8 @@ class HealthMonitor:
         record = self._records.get(replica)
         if record is None:
             return
-        if record.is_on_trial or record.health is Health.UNHEALTHY:  # else it is judged: the way of nearly all
-            if not record.is_judged:
-                return
+        if (record.is_on_trial or record.health is Health.UNHEALTHY) and not record.is_judged:
+            return
         record.errors_in_a_row = 0
         record.errors.count(now_ns, is_good=True)
         if record.is_on_trial:
