@@ -193,10 +193,10 @@ def _in_order(columns: Columns, before: str, after: str) -> bool:
 
 def _check_tokens(columns: Columns) -> None:
     """Each attempt computed a token of its prompt at least; who has tokens has a first one."""
-    cached = sum(np.where(columns[name] == MISSING, 0, columns[name]) for name in CACHED)
-    most = (
-        columns["prompt_tokens"] + columns["output_tokens"]
-    )  # a later attempt's prompt has the answer so far
+    wide = np.int64  # a column is as narrow as its values: their sums are not
+    cached = sum([np.maximum(columns[name], 0).astype(wide) for name in CACHED])
+    # a later attempt's prompt has the answer so far
+    most = columns["prompt_tokens"].astype(wide) + columns["output_tokens"]
     _require(bool((cached < most).all()), "more tokens were cached than there are")
     answered = columns["output_tokens"] > 0
     _require(

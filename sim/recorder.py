@@ -49,12 +49,12 @@ def extended(column: "array[int]", values: Sequence[int]) -> "array[int]":
 
 
 class Numbers:
-    """A column of integers: four bytes a row while they fit, then eight."""
+    """A column of integers: as few bytes a row as the largest takes."""
 
     __slots__ = ("data",)
 
     def __init__(self) -> None:
-        self.data = array("i")
+        self.data = array(WIDTHS[0])
 
     def append(self, value: int | None) -> None:
         self.extend((value,))

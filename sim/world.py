@@ -14,9 +14,12 @@ T = TypeVar("T")
 
 SOON = 1
 """SimPy's own priority of what is due now, first come, first served."""
-METHOD: Any = types.MethodType
 LATE = 1_000
 """Behind all priorities of SimPy: for what has to wait until everything else at a nanosecond has happened."""
+
+METHOD: Any = types.MethodType
+COMPILED_METHOD: Any = types.BuiltinMethodType
+"""What a callback in the queue is."""
 
 
 @types.coroutine
@@ -37,7 +40,7 @@ class World(simpy.Environment):
             if not queue or self.is_over:
                 return count
             self._now, _, _, event = heappop(queue)
-            if type(event) is METHOD:
+            if type(event) is METHOD or type(event) is COMPILED_METHOD:
                 event()
                 continue
             callbacks, event.callbacks = event.callbacks, None
@@ -50,7 +53,7 @@ class World(simpy.Environment):
     def step(self) -> None:
         """Process the next event. Raises EmptySchedule when there is none."""
         queue: list[Any] = self._queue
-        if queue and type(queue[0][3]) is METHOD:
+        if queue and type(queue[0][3]) in (METHOD, COMPILED_METHOD):
             self._now, _, _, event = heappop(queue)
             event()
         else:

@@ -7,7 +7,7 @@ import pytest
 
 from engine.request import Stream
 from engine.telemetry import Arrived, Ended
-from sim.audit import Broken, Census, audit, covered_ns
+from sim.audit import CACHED, Broken, Census, _check_tokens, audit, covered_ns
 from sim.config import read
 from sim.stage import Stage
 from sim.traffic import draw
@@ -253,3 +253,19 @@ def test_spans_cover_time_once():
         {ns for first, last in zip(begin.tolist(), end.tolist(), strict=True) for ns in range(first, last)}
     )
     assert covered_ns(begin, end) == naive
+
+
+def test_tokens_of_narrow_columns_are_added_without_wrapping_around():
+    """30,000 prompt and 10,000 output tokens fit two bytes each, and their sum does not."""
+    short = {name: np.array([0], dtype=np.int8) for name in CACHED}
+    columns = {
+        **short,
+        "cached_tokens_ram": np.array([29_999], dtype=np.int16),
+        "prompt_tokens": np.array([30_000], dtype=np.int16),
+        "output_tokens": np.array([10_000], dtype=np.int16),
+        "first_token_ns": np.array([5], dtype=np.int8),
+    }
+    _check_tokens(columns)
+    columns["cached_tokens_ssd"] = np.array([30_000], dtype=np.int16)
+    with pytest.raises(Broken, match="more tokens were cached"):
+        _check_tokens(columns)

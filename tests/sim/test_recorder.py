@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from engine.telemetry import Ended, Routed
-from sim.recorder import COLUMNS, Recorder
+from sim.recorder import COLUMNS, MISSING, Numbers, Recorder
 
 
 def ended(request_id, **values):
@@ -89,3 +89,16 @@ def test_a_recorder_without_events_gives_empty_tables():
     assert recorder.decisions().empty
     assert recorder.timeseries().empty
     assert len(recorder.digest()) == 64
+
+
+def test_a_column_is_as_wide_as_its_largest_value_and_keeps_all_of_them():
+    column, expected, widths = Numbers(), [], []
+    for values in ([3, None], [127, -1], [128], [0] * 9, [40_000, 2**31 - 1], [2**31], [-(2**40), 2**62]):
+        column.extend(values)
+        expected += [MISSING if value is None else value for value in values]
+        widths.append(column.data.itemsize)
+        assert column.values().tolist() == column.view().tolist() == expected
+    assert widths == [1, 1, 2, 2, 4, 8, 8]
+    with pytest.raises(OverflowError):
+        column.extend([2**63])
+    assert column.values().tolist() == expected

@@ -59,3 +59,13 @@ def test_close_runs_the_finally_of_what_still_runs_and_of_nothing_else():
     assert left == ["short"]
     clock.close()
     assert left == ["short", "long"]
+
+
+def test_a_method_written_in_c_is_a_callback_too():
+    clock, told = SimClock(), [1, 2]
+    clock.env.put(told.clear, 5, 1)
+    clock.env.put(told.copy, 7, 1)
+    clock.env.run(until=6)
+    assert told == []
+    assert clock.env.advance(9) == 1
+    assert clock.now_ns() == 7
