@@ -123,6 +123,7 @@ class WallClock:
         self._tasks: set[asyncio.Task[Any]] = set()  # the loop itself holds tasks only weakly
         self._zero_ns = time.monotonic_ns()
         self._epoch_ns = time.time_ns()
+        self._is_closed = False
 
     @property
     def epoch_ns(self) -> int:
@@ -135,7 +136,7 @@ class WallClock:
         await asyncio.sleep(delay_ns / NS_PER_S)
 
     def call_later(self, delay_ns: int, callback: Callable[[], None]) -> Timer:
-        return self._loop.call_later(delay_ns / NS_PER_S, callback)
+        return self._loop.call_later(delay_ns / NS_PER_S, self._call, callback)
 
     def call_last(self, delay_ns: int, callback: Callable[[], None], rank: int) -> Timer:
         return self.call_later(delay_ns, callback)
@@ -147,6 +148,9 @@ class WallClock:
         return WallSignal()
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> object:
+        if self._is_closed:
+            work.close()
+            return None
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -160,10 +164,18 @@ class WallClock:
         return await asyncio.to_thread(timed)
 
     async def close(self) -> None:
-        """Cancel what still runs beside (replica loops, health probes) and wait until it is gone."""
+        """Cancel what still runs beside (replica loops, health probes) and wait until it is gone.
+
+        Nothing begins from now on: no timer calls back any more, and what is spawned ends before it has begun.
+        """
+        self._is_closed = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        if not self._is_closed:
+            callback()
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

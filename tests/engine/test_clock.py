@@ -223,3 +223,21 @@ def test_seconds_become_the_nearest_nanosecond(seconds, ns):
 
 def test_the_date_knows_its_zone():
     assert utc_now().utcoffset().total_seconds() == 0
+
+
+def test_nothing_begins_after_the_wall_clock_was_closed():
+    told = []
+
+    async def work():
+        told.append("spawned")
+
+    async def main():
+        clock = WallClock()
+        clock.call_later(1_000_000, lambda: told.append("called"))
+        clock.call_later(1_000_000, lambda: clock.spawn(work()))
+        await clock.close()
+        clock.spawn(work())
+        await asyncio.sleep(0.02)
+
+    asyncio.run(main())
+    assert told == []
