@@ -1,5 +1,7 @@
 """A virtual clock, and a small fleet of three on the roofline executor: what most tests of the engine start from."""
 
+import signal
+
 import pytest
 
 from engine.engine import Engine
@@ -17,6 +19,12 @@ from sim.world import SimClock
 LAYERS = {"layers": 16, "hidden": 2048, "heads": 32, "kv_heads": 8, "head_dim": 64, "ffn": 8192}
 SMALL = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "ffn": 64}
 L4 = {"flops": 121e12, "memory_bytes": 24e9, "memory_bytes_per_s": 300e9, "link_bytes_per_s": 32e9}
+
+
+def pytest_configure():
+    """Let Ctrl-C reach what tests start: a job of a script in the background ignores it, and hands that on."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
