@@ -54,7 +54,6 @@ def test_only_the_decision_that_is_meant_is_overruled():
     assert forced.overrule(Named(id=3), 1, seats[:2], seats[0]) is seats[0]  # it is not there
 
 
-@pytest.mark.slow
 def test_the_command_tells_of_a_finished_run(played, capsys):
     assert main([str(played.path)]) == 0
     out = capsys.readouterr().out
