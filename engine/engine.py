@@ -56,7 +56,7 @@ from engine.registry import (
     discover,
     rescan,
 )
-from engine.request import Completion, Request, Sampling, Stream, Usage
+from engine.request import Completion, Request, Sampling, Stream, Usage, Wording
 from engine.routing import LOAD, NAME, Attempts, Choice, Experiments, Router, RouterChange, Seat, Targets
 from engine.settings import EngineSettings, LimitSettings, require
 from engine.telemetry import (
@@ -265,9 +265,12 @@ class Engine:
         hold = self.lifecycle.hold_at_once(model.key)
         with hold if hold is not None else await self.lifecycle.hold(model.key, request.deadline_ns):
             story.end.loaded_ns = now_ns = self.clock.now_ns()
+            home = self.fleet.homes[model.key]
+            if request.wording is not None:
+                request = self._worded(request.wording, request, home, story)
             if self._modes_cut:
                 request = self._cut(request, model.key)
-            job = self._job(request, self.fleet.homes[model.key], stream)
+            job = self._job(request, home, stream)
             self.registry.used(model, now_ns)
             with self.router.attempts(model.key, request, request.max_tokens, now_ns) as attempts:
                 return await self._serve_on(attempts, job, story)
@@ -309,8 +312,12 @@ class Engine:
                 try:
                     with await self.lifecycle.hold(model.key, request.deadline_ns):
                         story.end.loaded_ns = now_ns = self.clock.now_ns()
-                        cut = self._cut(request, model.key) if self._modes_cut else request
-                        job = self._job(cut, self.fleet.homes[model.key], stream)
+                        cut, home = request, self.fleet.homes[model.key]
+                        if cut.wording is not None:
+                            cut = self._worded(cut.wording, cut, home, story)
+                        if self._modes_cut:
+                            cut = self._cut(cut, model.key)
+                        job = self._job(cut, home, stream)
                         self.registry.used(model, now_ns)
                         return await self._serve_on(attempts, job, story)
                 except (*TRIED_ELSEWHERE, TooLong) as failure:
@@ -355,6 +362,13 @@ class Engine:
                 f"{capacity} requests wait at each replica of {key!r}, as fleet.queue_capacity allows"
             )
         raise NoReplica(f"no healthy replica of {key!r} is left for request {request.id}") from lost
+
+    def _worded(self, wording: Wording, request: Request, home: Home, story: Story) -> Request:
+        """The request in the words of the model that serves it, which may not be the one it was sent to."""
+        worded = wording(request, home.text, home.request_tokens)
+        self._check(worded)
+        story.end.prompt_tokens = worded.num_prompt_tokens
+        return worded
 
     def is_available(self, replica: str) -> bool:
         """Whether the router may give requests to that replica."""

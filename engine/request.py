@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +95,7 @@ class Request:
     sampling: Sampling | None = None  # None: greedy, and exactly `max_output_tokens` tokens
     prefix_keys: Sequence[bytes] = ()  # of its full blocks, where somebody routes by them
     vocab: int | None = None  # all prompt tokens are known to be from 0 to below it
+    wording: "Wording | None" = None  # where the prompt is text: says it in the tokens of whoever serves it
     num_prompt_tokens: int = field(init=False)
     max_tokens: int = field(init=False)  # that it can ever occupy, prompt and output
 
@@ -101,6 +103,10 @@ class Request:
         self.num_prompt_tokens = num = len(self.prompt_tokens)
         self.max_tokens = num + self.max_output_tokens
 
+
+Wording = Callable[[Request, Any, int], Request]
+"""A request as one model reads it: its prompt in the tokens of that model's text (None: it has none), no longer with
+its answer than so many tokens where the caller left the length open. Raises BadRequest."""
 
 Promise = Callable[[int, int], list[int]]
 """Tokens of an attempt that nobody has looked at: from the first wanted (counted from 0), so many."""
