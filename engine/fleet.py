@@ -195,9 +195,17 @@ class Fleet:
         return self._ranks.setdefault(name, len(self._ranks))
 
     def _make_text(self, model: ModelSettings) -> "Text | None":
-        if model.path is None or self.executor_of(self._executor_name(model)).is_modelled:
+        executor = self.executor_of(self._executor_name(model))
+        if executor.is_modelled:
+            vocab = executor.vocab_of(model)
+            if not self.settings.fleet.letters or vocab is None:
+                return None
+            from engine.text import letters  # noqa: PLC0415  it brings Jinja and tokenizers
+
+            return letters(vocab)
+        if model.path is None:
             return None
-        from engine.text import text_of  # noqa: PLC0415  it brings Jinja and tokenizers
+        from engine.text import text_of  # noqa: PLC0415
 
         return text_of(open_checkpoint(Path(model.path)))
 

@@ -169,6 +169,7 @@ class FleetSettings:
     )
     queue_capacity: int | None = None  # requests that may wait in the line of one replica; null: no bound
     discipline: str = "fifo"  # who is next in that line: fifo, priority; with executor law preemptive, ps
+    letters: bool = False  # modelled executors take and give text, of a made-up vocabulary: letters
 
     def __post_init__(self) -> None:
         at_least("fleet.max_batch", self.max_batch, 1)

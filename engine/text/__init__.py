@@ -2,6 +2,7 @@
 
 from engine.text.chat import ChatTemplate, chat_template_of
 from engine.text.detokenizer import Detokenizer, StopStrings, TextStream
+from engine.text.letters import letters
 from engine.text.loading import tokenizer_of
 from engine.text.text import Text, text_of
 from engine.text.tokenizer import Tokenizer
@@ -14,6 +15,7 @@ __all__ = [
     "TextStream",
     "Tokenizer",
     "chat_template_of",
+    "letters",
     "text_of",
     "tokenizer_of",
 ]

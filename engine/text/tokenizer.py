@@ -23,19 +23,22 @@ Spelling = Literal["byte_level", "sentencepiece"]
 SPACE = "\u2581"  # how SentencePiece writes a space
 
 
-def _byte_alphabet() -> dict[int, int]:
-    """For str.translate: the letters of byte-level vocabularies to the bytes they stand for, the rest to no byte.
-
-    Bytes that are printable in Latin-1 stand for themselves, the others for the letters from U+0100 on, in order.
-    """
+def _byte_letters() -> list[str]:
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
-    table = dict.fromkeys(others, 0xFFFF)
-    table.update({0x100 + place: byte for place, byte in enumerate(others)})
-    return table
+    spelled = {byte: chr(0x100 + place) for place, byte in enumerate(others)}
+    return [spelled.get(byte, chr(byte)) for byte in range(256)]
 
 
-_BYTES_OF_LETTERS = _byte_alphabet()
+BYTE_LETTERS = _byte_letters()
+"""How byte-level vocabularies spell each byte: what is printable in Latin-1 stands for itself, the other bytes for the
+letters from U+0100 on, in order."""
+
+# for str.translate: a letter to its byte; a byte that is spelled otherwise, to no byte
+_BYTES_OF_LETTERS = {
+    **{byte: 0xFFFF for byte, letter in enumerate(BYTE_LETTERS) if ord(letter) != byte},
+    **{ord(letter): byte for byte, letter in enumerate(BYTE_LETTERS)},
+}
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
