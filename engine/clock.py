@@ -7,12 +7,14 @@ run under asyncio on the wall clock and under SimPy on a virtual one. Time insid
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
 NS_PER_S = 1_000_000_000
+NS_PER_MS = 1_000_000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def to_ns(seconds: float) -> int:
@@ -23,6 +25,23 @@ def to_ns(seconds: float) -> int:
 def utc_now() -> datetime:
     """The date, for the name of a run folder and its manifest; never for a decision or a digest."""
     return datetime.now(UTC)
+
+
+def utc_text(unix_ns: int) -> str:
+    """Nanoseconds from 1970 as a date and time of UTC, to the millisecond: 2027-01-01T00:00:00.000Z."""
+    moment = EPOCH + timedelta(milliseconds=unix_ns // NS_PER_MS)  # `fromtimestamp` would round a float
+    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def unix_ns_of(text: str) -> int:
+    """Nanoseconds from 1970 to a date, or date and time, of ISO 8601; of UTC where no zone is given.
+
+    Raises ValueError.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - EPOCH) // timedelta(microseconds=1) * 1000
 
 
 def stopwatch_ns() -> int:

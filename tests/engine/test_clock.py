@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from engine.clock import WallClock, to_ns, utc_now
+from engine.clock import WallClock, to_ns, unix_ns_of, utc_now, utc_text
 from sim.world import SimClock
 
 MS = 1_000_000
@@ -223,6 +223,30 @@ def test_seconds_become_the_nearest_nanosecond(seconds, ns):
 
 def test_the_date_knows_its_zone():
     assert utc_now().utcoffset().total_seconds() == 0
+
+
+@pytest.mark.parametrize(
+    ("unix_ns", "text"),
+    [
+        (0, "1970-01-01T00:00:00.000Z"),
+        (1_798_761_600_123_999_999, "2027-01-01T00:00:00.123Z"),
+        (951_782_400_000_000_000, "2000-02-29T00:00:00.000Z"),
+    ],
+)
+def test_times_of_the_calendar_are_told_in_utc_and_read_back(unix_ns, text):
+    assert utc_text(unix_ns) == text
+    assert unix_ns_of(text) == unix_ns // 10**6 * 10**6
+
+
+@pytest.mark.parametrize("text", ["2027-01-01", "2027-01-01T00:00", "2027-01-01T01:00+01:00"])
+def test_a_date_without_a_zone_is_one_of_utc(text):
+    assert utc_text(unix_ns_of(text)) == "2027-01-01T00:00:00.000Z"
+
+
+@pytest.mark.parametrize("text", ["", "tomorrow", "2027-02-30", "1e9"])
+def test_what_is_no_date_is_refused(text):
+    with pytest.raises(ValueError, match=r"isoformat|day is out of range"):
+        unix_ns_of(text)
 
 
 def test_nothing_begins_after_the_wall_clock_was_closed():
