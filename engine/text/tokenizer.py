@@ -31,8 +31,8 @@ def _byte_letters() -> list[str]:
 
 
 BYTE_LETTERS = _byte_letters()
-"""How byte-level vocabularies spell each byte: what is printable in Latin-1 stands for itself, the other bytes for the
-letters from U+0100 on, in order."""
+"""How byte-level vocabularies spell each byte: what is printable in Latin-1 stands for itself, the other bytes for
+the letters from U+0100 on, in order."""
 
 # for str.translate: a letter to its byte; a byte that is spelled otherwise, to no byte
 _BYTES_OF_LETTERS = {
