@@ -57,7 +57,18 @@ from engine.registry import (
     rescan,
 )
 from engine.request import Completion, Request, Sampling, Stream, Usage, Wording
-from engine.routing import LOAD, NAME, Attempts, Choice, Experiments, Router, RouterChange, Seat, Targets
+from engine.routing import (
+    LOAD,
+    MODEL,
+    NAME,
+    Attempts,
+    Choice,
+    Experiments,
+    Router,
+    RouterChange,
+    Seat,
+    Targets,
+)
 from engine.settings import EngineSettings, LimitSettings, require
 from engine.telemetry import (
     Admitted,
@@ -683,6 +694,8 @@ class Engine:
             return worth
 
     def _routed(self, choice: Choice) -> None:
+        if not self.telemetry.wants(Routed):
+            return
         self.telemetry.emit(
             Routed(
                 choice.at_ns,
@@ -694,6 +707,7 @@ class Engine:
                 tuple([row[LOAD] for row in choice.seen]),
                 choice.pool,
                 choice.reason,
+                next((row[MODEL] for row in choice.seen if row[NAME] == choice.chosen), ""),
             )
         )
 

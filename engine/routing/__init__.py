@@ -1,6 +1,6 @@
 """Who serves: name, arm, session, strategy, fall back."""
 
-from engine.routing.decisions import LOAD, NAME, Candidate, Choice, replay
+from engine.routing.decisions import LOAD, MODEL, NAME, Candidate, Choice, replay
 from engine.routing.experiments import Arm, Experiments
 from engine.routing.router import Attempts, Router, RouterChange, check_strategy
 from engine.routing.seats import Seat, Tools
@@ -9,6 +9,7 @@ from engine.routing.targets import Targets, Walk
 
 __all__ = [
     "LOAD",
+    "MODEL",
     "NAME",
     "Arm",
     "Attempts",

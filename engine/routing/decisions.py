@@ -109,7 +109,7 @@ AS_SEEN = attrgetter(
     "num_observed",
 )
 """What is noted of a seat: a call in C, where an object with these fields takes three times as long."""
-NAME, LOAD = 0, 3
+NAME, MODEL, LOAD = 0, 1, 3
 """Where it is found in a row."""
 
 

@@ -1,4 +1,7 @@
-"""The facts that the engine tells, one class each. No prompt, completion or key is in any of them."""
+"""The facts that the engine and its server tell, one class each.
+
+No prompt, completion or key is in any of them but `Content`, which nobody is given who does not ask for it by name.
+"""
 
 from dataclasses import dataclass, fields
 from functools import cache
@@ -10,6 +13,7 @@ class Event:
     """A fact and its time on the engine's clock. `kind` is its stable name in every sink."""
 
     kind: ClassVar[str] = "event"
+    is_private: ClassVar[bool] = False  # then only sinks that name it in their `kinds` are told
     at_ns: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -37,6 +41,72 @@ class Arrived(Event):
 
 
 @dataclass(slots=True)
+class Asked(Event):
+    """What came over the wire with a request, told by the server just before the engine serves it.
+
+    `trace_id`, `parent_span_id` and `is_sampled` (None: nobody has decided) are those of the caller, or of the
+    server's own making; hexadecimal, as in a `traceparent`. What the client did not set is None.
+    """
+
+    kind: ClassVar[str] = "request_asked"
+    request_id: int
+    operation: str  # "chat" or "text_completion"
+    trace_id: str
+    parent_span_id: str = ""
+    is_sampled: bool | None = None
+    trace_state: str = ""
+    response_id: str = ""
+    is_stream: bool = False
+    choices: int = 1
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+
+
+@dataclass(slots=True)
+class Content(Event):
+    """What was said, in the caller's words or the model's: for sinks that were switched on for it, and nobody else.
+
+    `role` is "input" (told by the server: messages or a prompt) or "output" (told by the engine: the text so far when
+    the request ended, tool calls as the model wrote them).
+    """
+
+    kind: ClassVar[str] = "request_content"
+    is_private: ClassVar[bool] = True
+    request_id: int
+    role: str
+    body: Any  # as it goes into JSON
+
+
+@dataclass(slots=True)
+class HttpAnswered(Event):
+    """An HTTP request has its answer, whole, or its client has gone: the access log.
+
+    `route` is the template ("/v1/models/{id}"), "" where none fits. `request_id` is the engine's, of the first
+    choice.
+    """
+
+    kind: ClassVar[str] = "http_answered"
+    http_id: str  # as in x-request-id
+    method: str
+    route: str
+    status: int
+    duration_ns: int
+    request_bytes: int = 0
+    response_bytes: int = 0
+    is_stream: bool = False
+    is_aborted: bool = False  # the client went before the end
+    tenant: str | None = None
+    key_id: str | None = None
+    client: str | None = None  # its address
+    error: str | None = None  # its code
+    request_id: int | None = None
+    trace_id: str | None = None
+
+
+@dataclass(slots=True)
 class Routed(Event):
     """A replica was chosen, and why: the decision log. `loads` are the candidates' tokens in flight before it."""
 
@@ -49,6 +119,7 @@ class Routed(Event):
     loads: tuple[int, ...]
     pool: str = ""
     reason: str = ""
+    model: str = ""  # of the chosen one
 
 
 @dataclass(slots=True)
@@ -211,6 +282,7 @@ class Ended(Event):
     cached_tokens_ssd: int = 0
     cached_tokens_network: int = 0
     cached_tokens_cloud: int = 0
+    finish_reason: str | None = None  # of one that completed
 
     @property
     def cached_tokens(self) -> int:

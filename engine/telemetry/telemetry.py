@@ -7,13 +7,13 @@ from typing import Any, Protocol, Self
 from engine.clock import Clock
 from engine.errors import EngineError
 from engine.request import Completion, Request, Stream
-from engine.telemetry.events import Arrived, Ended, Event
+from engine.telemetry.events import Arrived, Content, Ended, Event
 
 
 class Sink(Protocol):
     """Somewhere for events to go. `emit` must not block for long: it runs on the path of the request.
 
-    One that has `kinds`, a set of classes of events, is given these only.
+    One that has `kinds`, a set of classes of events, is given these only; one that has none, all but private ones.
     """
 
     def emit(self, event: Event) -> None:
@@ -51,8 +51,9 @@ class Telemetry:
             take(event)
 
     def _takers_of(self, kind: type[Event]) -> list[Callable[[Any], None]]:
+        unless_told = () if kind.is_private else (kind,)
         found: list[Callable[[Any], None]] = [
-            sink.emit for sink in self._sinks if kind in getattr(sink, "kinds", (kind,))
+            sink.emit for sink in self._sinks if kind in getattr(sink, "kinds", unless_told)
         ]
         self._takers[kind] = found
         return found
@@ -101,7 +102,7 @@ class Story:
 
     def completed(self, completion: Completion) -> Completion:
         """Note that the caller got the answer."""
-        self.end.outcome = "completed"
+        self.end.outcome, self.end.finish_reason = "completed", completion.finish_reason
         return completion
 
     def __exit__(
@@ -119,4 +120,6 @@ class Story:
         end.at_ns = self._telemetry.clock.now_ns()
         end.first_token_ns = self._stream.first_token_ns
         end.output_tokens = self._stream.num_tokens
+        if self._telemetry.wants(Content):
+            self._telemetry.emit(Content(end.at_ns, end.request_id, "output", "".join(self._stream.text)))
         self._telemetry.emit(end)

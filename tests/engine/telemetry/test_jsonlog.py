@@ -25,10 +25,13 @@ def written(*events):
 
 
 def test_an_event_is_one_line_with_its_name_first():
-    line = written(Routed(5, 7, 1, "round_robin", "a", ("a", "b"), (0, 12), "llama", "strategy"))
+    line = written(
+        Routed(5, 7, 1, "round_robin", "a", ("a", "b"), (0, 12), "llama", "strategy", "llama@1.0.0")
+    )
     assert line == (
         '{"event":"request_routed","at_ns":5,"request_id":7,"attempt":1,"strategy":"round_robin",'
-        '"chosen":"a","candidates":["a","b"],"loads":[0,12],"pool":"llama","reason":"strategy"}\n'
+        '"chosen":"a","candidates":["a","b"],"loads":[0,12],"pool":"llama","reason":"strategy",'
+        '"model":"llama@1.0.0"}\n'
     )
 
 
