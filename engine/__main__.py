@@ -76,10 +76,36 @@ def parser() -> argparse.ArgumentParser:
     chat.add_argument("--weights", default="float32", help="float32, bfloat16, float16 or int8")
     chat.set_defaults(run=_chat)
 
+    _add_keys(commands.add_parser("keys", help="make, list and revoke the keys of clients and operators"))
+
     compiling = commands.add_parser("compile", help="compile what every request passes in place, with mypyc")
     compiling.add_argument("--remove", action="store_true", help="delete what was compiled")
     compiling.set_defaults(run=_compile)
     return top
+
+
+def _add_keys(keys: argparse.ArgumentParser) -> None:
+    """The command line of `keys`."""
+    verbs = keys.add_subparsers(required=True, metavar="VERB")
+
+    added = verbs.add_parser("add", help="make a key, and print it this once")
+    added.add_argument("file", type=Path, help="where only its hash is kept; made if it is not there")
+    added.add_argument("--tenant", required=True, help="who pays for it, and whose cache it shares")
+    added.add_argument("--name", default="", help="what it is for")
+    added.add_argument("--admin", action="store_true", help="it opens the operators' door too")
+    added.add_argument("--models", help="the only ones it may use, with commas between them; default: all")
+    added.add_argument("--max-priority", type=int, help="the highest its requests may ask for; default: any")
+    added.add_argument("--expires", help="a date, like 2027-01-01; default: never")
+    added.set_defaults(run=_keys_add)
+
+    listed = verbs.add_parser("list", help="whose keys there are, and what each opens")
+    listed.add_argument("file", type=Path)
+    listed.set_defaults(run=_keys_list)
+
+    revoked = verbs.add_parser("revoke", help="let a key open nothing any more")
+    revoked.add_argument("id", help="as `list` shows it")
+    revoked.add_argument("file", type=Path)
+    revoked.set_defaults(run=_keys_revoke)
 
 
 def _models(chosen: argparse.Namespace) -> int:
@@ -126,6 +152,33 @@ def _chat(chosen: argparse.Namespace) -> int:
         )
     )
     return 0
+
+
+def _keys_add(chosen: argparse.Namespace) -> int:
+    from engine.command.keys import add  # noqa: PLC0415
+
+    models = None if chosen.models is None else [name.strip() for name in chosen.models.split(",")]
+    return add(
+        chosen.file,
+        chosen.tenant,
+        name=chosen.name,
+        admin=chosen.admin,
+        models=models,
+        max_priority=chosen.max_priority,
+        expires=chosen.expires,
+    )
+
+
+def _keys_list(chosen: argparse.Namespace) -> int:
+    from engine.command.keys import show  # noqa: PLC0415
+
+    return show(chosen.file)
+
+
+def _keys_revoke(chosen: argparse.Namespace) -> int:
+    from engine.command.keys import revoke  # noqa: PLC0415
+
+    return revoke(chosen.id, chosen.file)
 
 
 def _compile(chosen: argparse.Namespace) -> int:
