@@ -1,6 +1,6 @@
 """The engine: the parts put together, and the path of a request from top to bottom."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,7 +41,7 @@ from engine.errors import (
     TooLong,
 )
 from engine.execution import Replica, Work
-from engine.figures import Figure
+from engine.figures import Distribution, Figure
 from engine.fleet import COSTED_TOKENS, Fleet, Home, LoadTimes, median_load_times
 from engine.quotas import Crossing, Grant, ModeChange, Quotas
 from engine.registry import (
@@ -63,6 +63,7 @@ from engine.routing import (
     NAME,
     Attempts,
     Choice,
+    DecisionTimer,
     Experiments,
     Router,
     RouterChange,
@@ -145,6 +146,9 @@ class Engine:
             later=clock.call_later,
             on_change=self._router_changed,
         )
+        every = settings.routing.time_every
+        self._timer = DecisionTimer(self.router, every) if every else None
+        self._attempts = self.router.attempts if self._timer is None else self._timer.attempts
         self._states: dict[str, Health] = {}  # of models, as they were told last
         self.health = HealthMonitor(settings.health, self._health_changed)
         for model in (*map(Model.from_settings, settings.fleet.models), *models):
@@ -208,12 +212,15 @@ class Engine:
         close_stores(self._stores)
         self.quotas.close()
 
-    def figures(self) -> Iterable[Figure]:
-        """What the cache counts, for a scrape."""
+    def figures(self) -> Iterator[Figure | Distribution]:
+        """What its parts count, for a scrape."""
+        yield from self.fleet.figures()
         yield from figures(self.cache, self.carrier)
         yield from self.quotas.figures()
         yield from self.router.figures()
         yield from self.experiments.figures()
+        if self._timer is not None:
+            yield from self._timer.figures()
 
     def pin(self, name: str, *, pinned: bool = True) -> None:
         """Never unload that model to make room, or do so again; remembered where there is a registry's file.
@@ -283,7 +290,7 @@ class Engine:
                 request = self._cut(request, model.key)
             job = self._job(request, home, stream)
             self.registry.used(model, now_ns)
-            with self.router.attempts(model.key, request, request.max_tokens, now_ns) as attempts:
+            with self._attempts(model.key, request, request.max_tokens, now_ns) as attempts:
                 return await self._serve_on(attempts, job, story)
 
     async def _serve_by_group(self, group: str, request: Request, story: Story, stream: Stream) -> Completion:
@@ -302,7 +309,7 @@ class Engine:
                 without += [seat for seat in self.router.seats_of(group) if seat.model in failed]
             now_ns = self.clock.now_ns()
             try:
-                attempts = self.router.attempts(group, request, request.max_tokens, now_ns, without)
+                attempts = self._attempts(group, request, request.max_tokens, now_ns, without)
             except NoReplica as nobody:
                 waiting = [card.key for card in self.targets.members(group) if card.key not in failed]
                 if not waiting:
@@ -424,7 +431,8 @@ class Engine:
     async def _attempt(self, job: "Job", replica: Replica, story: Story) -> Completion:
         """Prefix, execute, settle: one try on one replica."""
         request, chain, stream, end = job.request, job.chain, job.stream, story.end
-        end.replica, end.attempts, end.tried_ns = replica.name, end.attempts + 1, self.clock.now_ns()
+        end.replica = stream.replica = replica.name
+        end.attempts, end.tried_ns = end.attempts + 1, self.clock.now_ns()
         tokens, num_tokens = request.prompt_tokens, request.num_prompt_tokens
         num_before = stream.num_tokens
         if num_before:

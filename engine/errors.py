@@ -6,6 +6,9 @@ EngineError
 ├── BadRequest        400  the caller asked for something impossible
 │   └── TooLong       400  the request does not fit the model's context
 ├── NotFound          404  no such model
+├── Unauthorised      401  no key, or none that is known
+├── Forbidden         403  the key is not for that
+├── TooLarge          413  the body is larger than is read
 ├── OverQuota         429  a limit is reached; carries retry_after_s
 ├── GenerationFailed  500  the model gave nothing that a token could be chosen from
 ├── ReplicaLost       502  a replica died with the request in its hands
@@ -32,6 +35,7 @@ class EngineError(Exception):
     reason: ClassVar[str] = "engine_error"
     type: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = None
+    param: str | None = None  # of the request, that is to blame
     retry_after_s: float | None = None
 
 
@@ -71,6 +75,36 @@ class NotFound(EngineError):
     reason = "not_found"
     type = "invalid_request_error"
     code = "model_not_found"
+
+
+class Unauthorised(EngineError):
+    """No key, or none that is known."""
+
+    status = 401
+    outcome = "rejected"
+    reason = "invalid_api_key"
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(EngineError):
+    """The key is not for that."""
+
+    status = 403
+    outcome = "rejected"
+    reason = "forbidden"
+    type = "invalid_request_error"
+    code = "forbidden"
+
+
+class TooLarge(EngineError):
+    """The body is larger than is read."""
+
+    status = 413
+    outcome = "rejected"
+    reason = "too_large"
+    type = "invalid_request_error"
+    code = "request_too_large"
 
 
 class OverQuota(EngineError):
@@ -165,5 +199,5 @@ def openai_answer(error: EngineError) -> Answer:
         headers["retry-after"] = str(ceil(error.retry_after_s))
         headers["retry-after-ms"] = str(ceil(error.retry_after_s * 1000))
     code = error.code or error.reason
-    body = {"error": {"message": str(error), "type": error.type, "param": None, "code": code}}
+    body = {"error": {"message": str(error), "type": error.type, "param": error.param, "code": code}}
     return Answer(error.status, headers, body)

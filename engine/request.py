@@ -15,6 +15,27 @@ Tokens = npt.NDArray[np.int32]
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_TEMPERATURE = 2
+MAX_GRAMMAR_CHARACTERS = 2**18
+
+GRAMMARS = ("json_object", "json_schema", "regex", "lark")
+
+
+@dataclass(slots=True, frozen=True)
+class Grammar:
+    """What an answer may be: any JSON object, JSON by a schema, what an expression matches, or what rules derive.
+
+    `text` is the JSON schema, the regular expression, or the rules in Lark's notation as llguidance has it.
+    """
+
+    kind: str
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises BadRequest."""
+        _must("grammar.kind", self.kind, self.kind in GRAMMARS, f"one of {', '.join(GRAMMARS)}")
+        length = len(self.text)
+        if length > MAX_GRAMMAR_CHARACTERS:
+            raise BadRequest(f"grammar has {length} characters, but may have {MAX_GRAMMAR_CHARACTERS}")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,7 +46,8 @@ class Sampling:
     `repetition_penalty` divides (or multiplies, where negative) the scores of what stood before. `seed` None: one
     made from the engine's seed and the request's id. Generation ends with a token of `stop_tokens`, with one of the
     strings of `stop` in its text, or with the model's own end of text unless `ignore_eos`. `logprobs` asks for so
-    many most likely tokens at each position, 0 for that of the chosen one alone, None for none.
+    many most likely tokens at each position, 0 for that of the chosen one alone, None for none. A `grammar` rules out
+    every token after which the answer could no longer become what it says, and lets it end only when it is that.
     """
 
     temperature: float = 0.0
@@ -38,6 +60,7 @@ class Sampling:
     stop_tokens: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         """Raises BadRequest with the name, the value and what is allowed."""
@@ -57,6 +80,8 @@ class Sampling:
         )
         allowed = f"from 0 to {MAX_LOGPROBS}, or none"
         _must("logprobs", self.logprobs, self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, allowed)
+        ends = self.grammar is None or not self.ignore_eos
+        _must("ignore_eos", self.ignore_eos, ends, "False with a grammar: it says itself when the answer is over")
 
 
 def _must(name: str, value: object, holds: bool, allowed: str) -> None:
@@ -117,9 +142,9 @@ class Stream:
     """The tokens of one answer, as they come. A retry carries on after the last of them.
 
     The caller may hand in a stream of its own and watch it; the engine only appends. `listener` is called after each
-    change, on the engine's side: it must be quick. `text` has pieces of whole characters where the request has a
-    `sampling` and its model a tokenizer; what may yet turn out to be a stop string is held back. Tokens that were
-    promised are worked out when somebody looks at them.
+    change, on the engine's side: it must be quick. `replica` is who was asked for it last. `text` has pieces of whole
+    characters where the request has a `sampling` and its model a tokenizer; what may yet turn out to be a stop string
+    is held back. Tokens that were promised are worked out when somebody looks at them.
     """
 
     logprobs: list[Logprobs] = field(default_factory=list)
@@ -127,6 +152,7 @@ class Stream:
     first_token_ns: int | None = None
     last_token_ns: int | None = None
     listener: Callable[[], None] | None = None
+    replica: str | None = None
     _tokens: list[int] = field(default_factory=list)
     _owed: int = 0
     _paid: int = 0  # tokens of the present attempt that are in `_tokens`

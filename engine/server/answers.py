@@ -1,0 +1,234 @@
+"""Answers as OpenAI's clients read them: whole, or event by event as tokens come."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from engine.errors import EngineError, openai_answer
+from engine.request import Completion, Logprobs, Stream
+from engine.server.bodies import Called
+
+if TYPE_CHECKING:
+    from engine.text import Text
+
+encode = msgspec.json.Encoder().encode
+
+DONE = b"data: [DONE]\n\n"
+JSON = (b"content-type", b"application/json")
+EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+
+
+class Cached(msgspec.Struct):
+    """Of the prompt, what needed no prefill."""
+
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct):
+    """What a whole request cost: its prompt once, all of its choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: Cached
+
+
+class Function(Called):
+    """The function that is called, with arguments in JSON."""
+
+
+class Call(msgspec.Struct):
+    """A tool call in a whole answer."""
+
+    id: str
+    function: Function
+    type: str = "function"
+
+
+class CallDelta(msgspec.Struct, omit_defaults=True):
+    """A piece of a tool call: its name first, then its arguments."""
+
+    index: int
+    id: str | None = None
+    type: str | None = None
+    function: dict[str, str] | None = None
+
+
+class Turn(msgspec.Struct, omit_defaults=True):
+    """The assistant's turn."""
+
+    role: str
+    content: str | None
+    refusal: None = None
+    tool_calls: list[Call] | None = None
+
+
+class ChatChoice(msgspec.Struct):
+    """One of `n` answers."""
+
+    index: int
+    message: Turn
+    finish_reason: str
+    logprobs: dict[str, Any] | None = None
+
+
+class TextChoice(msgspec.Struct):
+    """One of `n` continuations."""
+
+    index: int
+    text: str
+    finish_reason: str | None
+    logprobs: dict[str, Any] | None = None
+
+
+class Whole(msgspec.Struct):
+    """A whole answer, of either kind."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[Any]
+    usage: Usage
+    system_fingerprint: str | None = None
+
+
+def usage_of(completions: Iterable[Completion], num_prompts: int = 1) -> Usage:
+    """The sum over the choices of a request; each of its prompts counts once."""
+    several = list(completions)
+    each = len(several) // num_prompts
+    first = several[::each]
+    prompt = sum(one.usage.prompt_tokens for one in first)
+    output = sum(one.usage.output_tokens for one in several)
+    return Usage(prompt, output, prompt + output, Cached(sum(one.usage.cached_tokens for one in first)))
+
+
+class Writer(Protocol):
+    """Writes the events of one streamed answer, and its whole when it is not streamed."""
+
+    def opening(self, index: int) -> bytes:
+        """What comes before the first piece of a choice."""
+
+    def piece(self, index: int, text: str, logprobs: dict[str, Any] | None) -> bytes:
+        """Some more text of a choice."""
+
+    def finish(self, index: int, reason: str) -> bytes:
+        """The end of a choice."""
+
+    def usage(self, usage: Usage) -> bytes:
+        """What all of it cost: the last event but one."""
+
+
+class Head:
+    """What all events of a streamed answer begin with, encoded once."""
+
+    __slots__ = ("_end", "_start", "created", "id", "model", "object")
+
+    def __init__(self, answer_id: str, kind: str, created: int, model: str, *, tells_usage: bool) -> None:
+        self.id, self.object, self.created, self.model = answer_id, kind, created, model
+        head = encode({"id": answer_id, "object": kind, "created": created, "model": model})
+        self._start = b"data: " + head[:-1] + b',"choices":['
+        self._end = b'],"usage":null}\n\n' if tells_usage else b"]}\n\n"
+
+    def event(self, choice: bytes) -> bytes:
+        """One choice's news."""
+        return self._start + choice + self._end
+
+    def usage(self, usage: Usage) -> bytes:
+        return self._start + b'],"usage":' + encode(usage) + b"}\n\n"
+
+
+class ChatWriter:
+    """Chunks of a chat."""
+
+    __slots__ = ("_head",)
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+
+    def opening(self, index: int) -> bytes:
+        delta = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
+        return self._head.event(delta % index)
+
+    def piece(self, index: int, text: str, logprobs: dict[str, Any] | None) -> bytes:
+        told = b"null" if logprobs is None else encode(logprobs)
+        delta = b'{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":null}'
+        return self._head.event(delta % (index, encode(text), told))
+
+    def calls(self, index: int, deltas: list[CallDelta]) -> bytes:
+        """Pieces of tool calls."""
+        delta = b'{"index":%d,"delta":{"tool_calls":%b},"logprobs":null,"finish_reason":null}'
+        return self._head.event(delta % (index, encode(deltas)))
+
+    def finish(self, index: int, reason: str) -> bytes:
+        delta = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b}'
+        return self._head.event(delta % (index, encode(reason)))
+
+    def usage(self, usage: Usage) -> bytes:
+        return self._head.usage(usage)
+
+
+class TextWriter:
+    """Chunks of a completion."""
+
+    __slots__ = ("_head",)
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+
+    def opening(self, index: int) -> bytes:  # noqa: ARG002  a text has none
+        return b""
+
+    def piece(self, index: int, text: str, logprobs: dict[str, Any] | None) -> bytes:
+        told = b"null" if logprobs is None else encode(logprobs)
+        choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null}'
+        return self._head.event(choice % (index, encode(text), told))
+
+    def finish(self, index: int, reason: str) -> bytes:
+        choice = b'{"index":%d,"text":"","logprobs":null,"finish_reason":%b}'
+        return self._head.event(choice % (index, encode(reason)))
+
+    def usage(self, usage: Usage) -> bytes:
+        return self._head.usage(usage)
+
+
+def failure_event(error: EngineError) -> bytes:
+    """What went wrong after the first token, when the status has been sent long ago."""
+    return b"data: " + encode(openai_answer(error).body) + b"\n\n"
+
+
+def chat_logprobs(text: "Text", stream: Stream, begin: int, end: int) -> dict[str, Any]:
+    """What a chat is told of its tokens `begin` to `end` (exclusive)."""
+    return {"content": [_told(text, *pair) for pair in _pairs(stream, begin, end)], "refusal": None}
+
+
+def _told(text: "Text", token: int, logprobs: Logprobs) -> dict[str, Any]:
+    top = [_entry(text, other, chance) for other, chance in logprobs.top]
+    return {**_entry(text, token, logprobs.chosen), "top_logprobs": top}
+
+
+def _entry(text: "Text", token: int, logprob: float) -> dict[str, Any]:
+    data = text.tokenizer.token_bytes(token)
+    return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
+
+
+def text_logprobs(text: "Text", stream: Stream, begin: int, end: int, offset: int) -> dict[str, Any]:
+    """What a completion is told of them; `offset`: characters of the answer before the first of them."""
+    pairs = list(_pairs(stream, begin, end))
+    tokens = [text.tokenizer.token_text(token) for token, _ in pairs]
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token)
+    name = text.tokenizer.token_text
+    return {
+        "tokens": tokens,
+        "token_logprobs": [logprobs.chosen for _, logprobs in pairs],
+        "top_logprobs": [{name(token): chance for token, chance in each.top} for _, each in pairs],
+        "text_offset": offsets,
+    }
+
+
+def _pairs(stream: Stream, begin: int, end: int) -> list[tuple[int, Logprobs]]:
+    return list(zip(stream.tokens[begin:end], stream.logprobs[begin:end], strict=True))

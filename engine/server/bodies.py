@@ -1,0 +1,320 @@
+"""What clients send, as OpenAI's API has it and vLLM extends it: parsed and checked in one step.
+
+A field that nobody knows is refused by name, and so is one whose value asks for something that is not there: nothing
+is accepted and ignored but what has no effect here by its nature (`metadata`, `store`, `service_tier`, ...).
+"""
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from engine.errors import BadRequest
+from engine.server.settings import LimitsSettings
+
+B = TypeVar("B")
+
+SHOWN = 64  # characters of a value that an error repeats
+NUMBERS_OF_ONE = (1, None)
+
+
+class Part(msgspec.Struct):
+    """A piece of a message's content. Only text is understood."""
+
+    type: str
+    text: str | None = None
+
+
+class Called(msgspec.Struct):
+    """The function of a tool call that is sent back; `arguments` are JSON in a string, as they were given."""
+
+    name: str
+    arguments: str = "{}"
+
+
+class ToolCall(msgspec.Struct):
+    """A tool call of an earlier answer, sent back."""
+
+    id: str
+    function: Called
+    type: str = "function"
+
+
+class Message(msgspec.Struct):
+    """One turn. What clients send back with an answer's turn beyond this (`refusal`, `annotations`) says nothing."""
+
+    role: str
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """How an answer is streamed."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False  # padding against who measures packets: never sent
+
+
+class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What both kinds of generation have. None is as if a field was not there."""
+
+    model: str
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: str | list[str] | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    user: str | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    # beyond OpenAI, as vLLM has them
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
+    # without effect here
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @property
+    def num_choices(self) -> int:
+        return 1 if self.n is None else self.n
+
+
+class ChatBody(Body, kw_only=True, forbid_unknown_fields=True):
+    """`/v1/chat/completions`."""
+
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    modalities: list[str] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def output_tokens(self) -> int | None:
+        """How long the answer may be, where the client says so."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+class CompletionBody(Body, kw_only=True, forbid_unknown_fields=True):
+    """`/v1/completions`. `prompt`: a text, several, tokens, or several of these."""
+
+    prompt: str | list[Any]
+    logprobs: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+    @property
+    def output_tokens(self) -> int | None:
+        return self.max_tokens
+
+
+CHAT = msgspec.json.Decoder(ChatBody)
+COMPLETION = msgspec.json.Decoder(CompletionBody)
+
+
+def parsed(raw: bytes, decoder: "msgspec.json.Decoder[B]", limits: LimitsSettings) -> B:
+    """A body as what the decoder is for. Raises BadRequest naming the field, its value and what it must be."""
+    check_depth(raw, limits.max_json_depth)
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise _explained(raw, str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply") from None
+
+
+def check_depth(raw: bytes, most: int) -> None:
+    """Raise BadRequest for JSON that is nested deeper. Costs two counts where there are few brackets."""
+    if raw.count(b"[") + raw.count(b"{") <= most:
+        return
+    depth = 0
+    is_text = False
+    for match in _STRUCTURE.finditer(raw):
+        mark = match[0]
+        if mark == b'"':
+            is_text = not is_text
+        elif is_text or mark.startswith(b"\\"):
+            continue
+        elif mark in b"[{":
+            depth += 1
+            if depth > most:
+                raise BadRequest(f"the body is nested more than {most} deep, the most that is allowed")
+        else:
+            depth -= 1
+
+
+_STRUCTURE = re.compile(rb'\\.|["\[\]{}]', re.DOTALL)
+_PLACE = re.compile(r"^(.*?)(?: - at `\$\.?(.*)`)?$", re.DOTALL)
+_STEP = re.compile(r"([^.\[\]]+)|\[(\d+|\.\.\.)\]")
+
+
+def _explained(raw: bytes, text: str) -> BadRequest:
+    """msgspec's complaint in a sentence of ours: field, value, what is allowed."""
+    match = _PLACE.match(text)
+    assert match is not None, "it matches everything"
+    what, place = match[1], match[2] or ""
+    if unknown := re.search(r"contains unknown field `(.*)`", what):
+        name = f"{place}.{unknown[1]}" if place else unknown[1]
+        return refused(name, f"{name} is not a field of this request, or not one that is supported")
+    if missing := re.search(r"missing required field `(.*)`", what):
+        name = f"{place}.{missing[1]}" if place else missing[1]
+        return refused(name, f"{name} is missing")
+    if not place:
+        return BadRequest(f"the body is no good: {what}")
+    value = _value_at(msgspec.json.decode(raw), place)
+    wanted = what.removeprefix("Expected ").partition(", got ")[0].replace("`", "").replace(" | ", " or ")
+    return refused(place, f"{place} is {shown(value)}, but must be {wanted}")
+
+
+def _value_at(value: Any, place: str) -> Any:
+    for name, number in _STEP.findall(place):
+        try:
+            value = value[name] if name else value[int(number)]
+        except (LookupError, TypeError, ValueError):  # "[...]": somewhere in there
+            break
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value as it was sent, cut where it is long."""
+    text = msgspec.json.encode(value).decode("utf-8", "replace")
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
+
+
+def refused(param: str, message: str) -> BadRequest:
+    """That one parameter is no good."""
+    error = BadRequest(message)
+    error.param = param
+    return error
+
+
+def must(param: str, value: Any, holds: bool, allowed: str) -> None:
+    """Raise BadRequest for `param` unless its value `holds`."""
+    if not holds:
+        raise refused(param, f"{param} is {shown(value)}, but must be {allowed}")
+
+
+def check(body: Body, limits: LimitsSettings) -> None:
+    """Raise BadRequest for what no model here can do, and for what is more than is allowed."""
+    must("n", body.n, 1 <= body.num_choices <= limits.max_choices, f"from 1 to {limits.max_choices}")
+    for name in ("frequency_penalty", "presence_penalty"):
+        must(name, getattr(body, name), not getattr(body, name), "0: it is not supported (repetition_penalty is)")
+    must("logit_bias", body.logit_bias, not body.logit_bias, "empty: it is not supported")
+    must("user", body.user, body.user is None or len(body.user) <= limits.max_id_chars, _at_most(limits))
+    _check_stop(body, limits)
+    if isinstance(body, ChatBody):
+        _check_chat(body, limits)
+        name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        _check_length(name, body.output_tokens, limits)
+    elif isinstance(body, CompletionBody):
+        _check_completion(body, limits)
+        _check_length("max_tokens", body.max_tokens, limits)
+
+
+def _at_most(limits: LimitsSettings) -> str:
+    return f"at most {limits.max_id_chars} characters long"
+
+
+def _check_stop(body: Body, limits: LimitsSettings) -> None:
+    stop = stops_of(body)
+    must("stop", body.stop, len(stop) <= limits.max_stop and all(stop), f"up to {limits.max_stop} texts, none empty")
+
+
+def stops_of(body: Body) -> tuple[str, ...]:
+    """Its stop strings."""
+    stop = body.stop
+    if stop is None:
+        return ()
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def _check_length(name: str, tokens: int | None, limits: LimitsSettings) -> None:
+    most = limits.max_output_tokens
+    allowed = "1 or more" if most is None else f"from 1 to {most}"
+    must(name, tokens, tokens is None or (tokens >= 1 and (most is None or tokens <= most)), allowed)
+
+
+def _check_chat(body: ChatBody, limits: LimitsSettings) -> None:
+    count = len(body.messages)
+    if not 1 <= count <= limits.max_messages:
+        raise refused("messages", f"messages has {count} turns, but must have 1 to {limits.max_messages}")
+    for place, message in enumerate(body.messages):
+        _check_message(f"messages[{place}]", message)
+    top, most = body.top_logprobs, limits.max_top_logprobs
+    must("top_logprobs", top, top is None or 0 <= top <= most, f"from 0 to {most}")
+    must("top_logprobs", top, top is None or bool(body.logprobs), "left out, or logprobs true")
+    must("modalities", body.modalities, body.modalities in (None, ["text"]), '["text"]: nothing else is generated')
+
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def _check_message(place: str, message: Message) -> None:
+    must(f"{place}.role", message.role, message.role in ROLES, f"one of {', '.join(ROLES)}")
+    if isinstance(message.content, list):
+        for number, part in enumerate(message.content):
+            is_text = part.type == "text" and part.text is not None
+            must(f"{place}.content[{number}].type", part.type, is_text, '"text", with a text: nothing else is read')
+    elif message.content is None:
+        may = message.role == "assistant" and bool(message.tool_calls)
+        must(f"{place}.content", None, may, "a text: only an assistant's turn with tool_calls has none")
+
+
+def _check_completion(body: CompletionBody, limits: LimitsSettings) -> None:
+    must("echo", body.echo, not body.echo, "false: it is not supported")
+    must("suffix", body.suffix, not body.suffix, "left out: it is not supported")
+    best = body.best_of
+    must("best_of", best, best in (None, body.num_choices), "equal to n: it is not supported")
+    wanted, most = body.logprobs, limits.max_top_logprobs
+    must("logprobs", wanted, wanted is None or 0 <= wanted <= most, f"from 0 to {most}")
+    prompts = prompts_of(body)
+    count = len(prompts) * body.num_choices
+    if count > limits.max_choices:
+        raise refused("prompt", f"prompt asks for {count} answers, but at most {limits.max_choices} are allowed")
+
+
+Words = str | list[int]
+"""A prompt: a text, or tokens."""
+
+
+def prompts_of(body: CompletionBody) -> list[Words]:
+    """One by one. Raises BadRequest for a list that is neither of texts nor of tokens."""
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if prompt and all(type(each) is int for each in prompt):
+        return [_tokens(prompt)]
+    if prompt and all(isinstance(each, str) for each in prompt):
+        return list(prompt)
+    if prompt and all(isinstance(each, list) and each and all(type(one) is int for one in each) for each in prompt):
+        return [_tokens(each) for each in prompt]
+    raise refused("prompt", f"prompt is {shown(prompt)}, but must be a text, texts, tokens or lists of tokens, not empty")
+
+
+MAX_TOKEN = (1 << 31) - 1
+
+
+def _tokens(tokens: list[int]) -> list[int]:
+    low, high = min(tokens), max(tokens)
+    wrong = low if low < 0 else high
+    must("prompt", wrong, low >= 0 and high <= MAX_TOKEN, "made of tokens, which are numbers from 0 on")
+    return tokens

@@ -1,0 +1,208 @@
+"""The client of one HTTP request, over ASGI: what it sends, within bounds, and whether it is still there."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from engine.errors import BadRequest, EngineError, TooLarge, openai_answer
+from engine.server.answers import JSON, encode
+from engine.server.keys import Holder
+from engine.server.settings import LimitsSettings
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+FIRST_LOOK_S = 0.05
+"""A client is watched from then on: most answers that come in one piece are quicker, and need no watching."""
+
+
+class ClientGone(Exception):
+    """Nobody is there to be answered."""
+
+
+class TooSlow(EngineError):
+    """The body did not come in time."""
+
+    status = 408
+    outcome = "rejected"
+    reason = "body_timeout"
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
+class Client:
+    """Who waits at the other end. `holder` is whose key it has shown."""
+
+    __slots__ = (
+        "_is_over",
+        "_receive",
+        "_send",
+        "_tell",
+        "_watch",
+        "engine_id",
+        "error",
+        "headers",
+        "holder",
+        "is_gone",
+        "is_stream",
+        "limits",
+        "read_bytes",
+        "request_id",
+        "scope",
+        "sent_bytes",
+        "status",
+        "trace_id",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: LimitsSettings, holder: Holder) -> None:
+        self.scope = scope
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.holder = holder
+        self.limits = limits
+        self.request_id = ""
+        self.engine_id: int | None = None  # of the first choice
+        self.trace_id: str | None = None
+        self.error: str | None = None  # its code, where it was refused
+        self.is_gone = False
+        self.is_stream = False
+        self.read_bytes = 0
+        self.status = 0  # that has been sent
+        self.sent_bytes = 0
+        self._receive = receive
+        self._send = send
+        self._tell: Callable[[], None] | None = None
+        self._watch: asyncio.TimerHandle | asyncio.Task[None] | None = None
+        self._is_over = False
+
+    @property
+    def address(self) -> str | None:
+        """Where it is."""
+        address = self.scope.get("client")
+        return None if address is None else str(address[0])
+
+    def header(self, name: bytes) -> str | None:
+        """The last value of a header, if there is one. Raises BadRequest for one that is not ASCII."""
+        value = self.headers.get(name)
+        if value is None:
+            return None
+        try:
+            return value.decode("ascii")
+        except UnicodeDecodeError:
+            raise BadRequest(f"the header {name.decode()} is {value!r}, but must be ASCII") from None
+
+    async def body(self) -> bytes:
+        """All of it. Raises TooLarge, TooSlow, ClientGone."""
+        most = self.limits.max_body_bytes
+        told = self.headers.get(b"content-length")
+        if told is not None and told.isdigit() and int(told) > most:
+            raise _too_large(most)
+        message = await self._receive()
+        if not message.get("more_body", False):
+            return self._part(message, most)
+        parts = [self._part(message, most)]
+        left = most - len(parts[0])
+        try:
+            async with asyncio.timeout(self.limits.body_timeout_s):
+                while message.get("more_body", False):
+                    message = await self._receive()
+                    parts.append(self._part(message, left))
+                    left -= len(parts[-1])
+        except TimeoutError:
+            allowed = f"{self.limits.body_timeout_s:g} s"
+            raise TooSlow(f"the body has not come within {allowed}, the most that is waited for it") from None
+        return b"".join(parts)
+
+    def _part(self, message: MutableMapping[str, Any], most: int) -> bytes:
+        if message["type"] == "http.disconnect":
+            self.is_gone = True
+            raise ClientGone
+        part: bytes = message.get("body", b"")
+        self.read_bytes += len(part)
+        if len(part) > most:
+            raise _too_large(self.limits.max_body_bytes)
+        return part
+
+    def pipes(self) -> tuple[Receive, Send]:
+        """For an app that speaks ASGI itself: the client's own ends, with what is sent noted here."""
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                self.status = message["status"]
+            else:
+                self.sent_bytes += len(message.get("body", b""))
+                self._is_over = not message.get("more_body", False)
+            await self._sent(message)
+
+        async def receive() -> MutableMapping[str, Any]:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.is_gone = not self._is_over
+            self.read_bytes += len(message.get("body", b""))
+            return message
+
+        return receive, send
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """Watch the client from now on."""
+        self._tell = tell
+        self._watch = asyncio.get_running_loop().create_task(self._look())
+
+    def cancel_when_gone(self) -> None:
+        """Cancel this task when the client is seen to have left; ClientGone is what it should raise then."""
+        task = asyncio.current_task()
+        assert task is not None, "a request is served by a task"
+        self._tell = task.cancel
+        self._watch = asyncio.get_running_loop().call_later(FIRST_LOOK_S, self._watch_now)
+
+    def stop_watching(self) -> None:
+        """The work is done."""
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def _watch_now(self) -> None:
+        self._watch = asyncio.get_running_loop().create_task(self._look())
+
+    async def _look(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self._is_over:
+            self.is_gone = True
+            if self._tell is not None:
+                self._tell()
+
+    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """Answer in one piece."""
+        await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        await self.write(body, more=False)
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Status and headers; the body comes piece by piece."""
+        self.status = status
+        await self._sent({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        """A piece of the body. Raises ClientGone for a client that does not read it in time."""
+        self.sent_bytes += len(data)
+        self._is_over = not more
+        await self._sent({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def _sent(self, message: MutableMapping[str, Any]) -> None:
+        try:
+            async with asyncio.timeout(self.limits.write_timeout_s):
+                await self._send(message)
+        except TimeoutError:
+            self.is_gone = True
+            raise ClientGone from None
+
+    async def refuse(self, error: EngineError, headers: Headers = ()) -> None:  # type: ignore[assignment]
+        """Answer with an error in OpenAI's shape."""
+        answer = openai_answer(error)
+        told = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+        await self.answer(answer.status, [JSON, *headers, *told], encode(answer.body))
+
+
+def _too_large(most: int) -> TooLarge:
+    return TooLarge(f"the body is larger than {most} bytes, the most that is read")

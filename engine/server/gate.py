@@ -1,0 +1,220 @@
+"""The gate before all routes of a port: who comes in, how many at a time, and errors in one shape."""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import ClassVar
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from engine.clock import Clock
+from engine.errors import EngineError, Forbidden, NotFound, OverQuota, QueueFull, Unauthorised
+from engine.server.client import Client, ClientGone, Receive, Scope, Send
+from engine.server.keys import Holder, Keyring
+from engine.server.settings import DEFAULT_TENANT, LimitsSettings
+from engine.telemetry import HttpAnswered, Telemetry
+
+Handler = Callable[[Client], Awaitable[None]]
+
+NOBODY = Holder(id="", tenant=DEFAULT_TENANT, is_admin=True)
+"""Who comes in where nobody is asked for a key."""
+
+CLOSED = 499
+"""Not sent to anybody: what nginx logs for a client that left."""
+
+
+class NoRoute(NotFound):
+    """Nothing is served at that path."""
+
+    code = "not_found"
+
+
+class WrongMethod(EngineError):
+    """Not with that method."""
+
+    status = 405
+    outcome = "rejected"
+    reason = "method_not_allowed"
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class InternalError(EngineError):
+    """A defect of ours. The message tells the client nothing of it; the log does."""
+
+    reason = "internal_error"
+    type = "server_error"
+    code = "internal_error"
+
+
+class Gate:
+    """One port: `hot` routes by method and path, all others in `rest`.
+
+    Every route asks for a key but those in `open_paths`; on an operators' port (`for_admins`) for that of an operator.
+    """
+
+    OPEN: ClassVar[frozenset[str]] = frozenset({"/health", "/ready"})
+
+    def __init__(
+        self,
+        hot: Mapping[tuple[str, str], Handler],
+        rest: ASGIApp,
+        *,
+        keyring: Keyring | None,
+        limits: LimitsSettings,
+        clock: Clock,
+        telemetry: Telemetry,
+        name_request: Callable[[], str],
+        for_admins: bool = False,
+        on_defect: Callable[[BaseException, str], None] | None = None,
+    ) -> None:
+        self._hot = hot
+        self._paths = frozenset(path for _, path in hot)
+        self._rest = rest
+        self._keyring = keyring
+        self._limits = limits
+        self._clock = clock
+        self._telemetry = telemetry
+        self._name_request = name_request
+        self._for_admins = for_admins
+        self._on_defect = on_defect
+        self._of_key: Counter[str] = Counter()
+        self.in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # lifespan and websockets are for nobody here
+            return
+        begun_ns = self._clock.now_ns()
+        client = Client(scope, receive, send, self._limits, NOBODY)
+        self.in_flight += 1
+        route = "other"
+        try:
+            client.request_id = self._request_id(client)
+            route = await self._let_in(client)
+        except EngineError as error:
+            route = scope.get("modelyard.route", route)
+            await self._refuse(client, error)
+        except ClientGone:
+            route = scope.get("modelyard.route", route)
+        except Exception as error:  # noqa: BLE001  the client is told nothing of it, the log everything
+            route = scope.get("modelyard.route", route)
+            if self._on_defect is not None:
+                self._on_defect(error, client.request_id)
+            await self._refuse(client, InternalError("something went wrong on our side; the request id finds it in the log"))
+        finally:
+            client.stop_watching()
+            self.in_flight -= 1
+            self._note(client, route, begun_ns)
+
+    async def _let_in(self, client: Client) -> str:
+        """Hand the request to its route, if it may; the route's name."""
+        scope = client.scope
+        path: str = scope["path"]
+        handler = self._hot.get((scope["method"], path))
+        if path in self.OPEN:
+            scope["modelyard.route"] = path
+            await self._handled(handler, client)
+            return path
+        if self._keyring is not None:
+            client.holder = self._holder(client, self._keyring)
+        if self._for_admins and not client.holder.is_admin:
+            raise Forbidden("the key is not an operator's, but must be for this port")
+        if handler is None:
+            if path in self._paths:
+                raise WrongMethod(f"{path} does not take {scope['method']}")
+            await self._cold(client)
+            return str(scope.get("modelyard.route", "other"))
+        scope["modelyard.route"] = path
+        key, most = client.holder.id, self._limits.max_requests_per_key
+        if self.in_flight > self._limits.max_requests:
+            raise QueueFull(f"{self._limits.max_requests} requests are being served, as many as are at a time")
+        if most is None:
+            await handler(client)
+            return path
+        if self._of_key[key] >= most:
+            raise OverQuota(f"{most} requests of this key are being served, as many as may be at a time", 1.0)
+        self._of_key[key] += 1
+        try:
+            await handler(client)
+        finally:
+            self._of_key[key] -= 1
+            if not self._of_key[key]:
+                del self._of_key[key]
+        return path
+
+    async def _handled(self, handler: Handler | None, client: Client) -> None:
+        if handler is None:
+            raise WrongMethod(f"{client.scope['path']} does not take {client.scope['method']}")
+        await handler(client)
+
+    async def _cold(self, client: Client) -> None:
+        """What Starlette routes: with its sends watched, so that an error is not sent after an answer."""
+        scope = client.scope
+        scope["state"] = {**scope.get("state", {}), "holder": client.holder, "client": client}
+        scope["app"] = self  # so that Starlette raises what it would otherwise answer in its own words
+        try:
+            await self._rest(scope, *client.pipes())
+        except HTTPException as error:
+            if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+                raise WrongMethod(f"{scope['path']} does not take {scope['method']}") from None
+            raise NoRoute(f"nothing is served at {scope['path']!r}") from None
+        finally:
+            if (route := scope.get("route")) is not None:
+                scope["modelyard.route"] = route.path
+
+    def _holder(self, client: Client, keyring: Keyring) -> Holder:
+        """Whose key it is. Raises Unauthorised."""
+        shown = client.headers.get(b"authorization", b"")
+        kind, _, key = shown.partition(b" ")
+        if kind.lower() != b"bearer" or not key:
+            raise Unauthorised("no API key is given: send it as Authorization: Bearer KEY")
+        holder = keyring.find(key.decode("latin-1").strip())
+        if holder is None:
+            raise Unauthorised("the API key is not known here")
+        return holder
+
+    def _request_id(self, client: Client) -> str:
+        """The client's own name for the request, if it is one, or ours."""
+        given = client.headers.get(b"x-request-id")
+        if given is not None and len(given) <= self._limits.max_id_chars and given.isascii():
+            name = given.decode()
+            if name.isprintable():
+                return name
+        return self._name_request()
+
+    async def _refuse(self, client: Client, error: EngineError) -> None:
+        if client.status:  # an answer has begun: nothing but to end the connection
+            if not isinstance(error, InternalError):
+                raise error
+            raise ConnectionAbortedError("the answer cannot be finished") from error
+        client.error = error.code or error.reason
+        try:
+            await client.refuse(error, [(b"x-request-id", client.request_id.encode("latin-1"))])
+        except ClientGone:
+            pass
+
+    def _note(self, client: Client, route: str, begun_ns: int) -> None:
+        status = CLOSED if client.is_gone else client.status
+        if self._telemetry.wants(HttpAnswered):
+            now_ns, holder = self._clock.now_ns(), client.holder
+            self._telemetry.emit(
+                HttpAnswered(
+                    now_ns,
+                    client.request_id,
+                    client.scope["method"],
+                    route,
+                    status,
+                    now_ns - begun_ns,
+                    client.read_bytes,
+                    client.sent_bytes,
+                    client.is_stream,
+                    client.is_gone,
+                    holder.tenant,
+                    holder.id or None,
+                    client.address,
+                    client.error,
+                    client.engine_id,
+                    client.trace_id,
+                )
+            )

@@ -1,0 +1,209 @@
+"""One HTTP request for text: its choices through the engine, and what the client is told of them."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from engine.engine import Engine
+from engine.errors import EngineError
+from engine.request import Completion, Request, Stream
+from engine.server.answers import (
+    DONE,
+    ChatChoice,
+    ChatWriter,
+    Head,
+    TextChoice,
+    TextWriter,
+    Turn,
+    Usage,
+    Writer,
+    chat_logprobs,
+    failure_event,
+    text_logprobs,
+    usage_of,
+)
+from engine.server.prompts import Prompt
+
+
+class Choice:
+    """One answer of the several that a client may ask for."""
+
+    def __init__(self, index: int, prompt: Prompt, request: Request) -> None:
+        self.index = index
+        self.prompt = prompt
+        self.request = request
+        self.stream = Stream()
+        self.completion: Completion | None = None
+        self._told_pieces = 0
+        self._told_tokens = 0
+        self._told_characters = 0
+        self._is_open = False
+        self._is_closed = False
+
+    async def run(self, engine: Engine) -> None:
+        """Let the engine answer. Raises an EngineError."""
+        self.completion = await engine.serve(self.request, self.stream)
+
+    @property
+    def finish_reason(self) -> str:
+        assert self.completion is not None, "it has been answered"
+        return self.completion.finish_reason
+
+    @property
+    def text(self) -> str:
+        """All of its text."""
+        return "".join(self.stream.text)
+
+    def news(self, writer: Writer) -> Iterator[bytes]:
+        """The events of what has come since the last time."""
+        stream = self.stream
+        if not self._is_open and (stream.num_tokens or self.completion is not None):
+            self._is_open = True
+            yield writer.opening(self.index)
+        pieces = stream.text
+        if len(pieces) > self._told_pieces:
+            logprobs = self.logprobs(writer)
+            for piece in pieces[self._told_pieces :]:
+                yield writer.piece(self.index, piece, logprobs)
+                logprobs = None
+                self._told_characters += len(piece)
+            self._told_pieces = len(pieces)
+        if self.completion is not None and not self._is_closed:
+            self._is_closed = True
+            yield writer.finish(self.index, self.finish_reason)
+
+    def logprobs(self, writer: Writer | None = None, *, of_chat: bool = True) -> dict[str, Any] | None:
+        """Those of the tokens that have come since the last time; None where nobody wants them."""
+        sampling, text = self.request.sampling, self.prompt.text
+        if sampling is None or sampling.logprobs is None or text is None:
+            return None
+        begin, end = self._told_tokens, len(self.stream.logprobs)
+        self._told_tokens = end
+        if of_chat and not isinstance(writer, TextWriter):
+            return chat_logprobs(text, self.stream, begin, end)
+        return text_logprobs(text, self.stream, begin, end, self._told_characters)
+
+
+class Out(Protocol):
+    """Where the events of a streamed answer go."""
+
+    async def begin(self, choice: Choice) -> None:
+        """Send status and headers: the first token of some choice is there."""
+
+    async def write(self, data: bytes) -> None:
+        """Send some events. Returns when the client has room for more."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client has left."""
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """Have it told when the client leaves."""
+
+
+class Generation:
+    """All choices of one HTTP request."""
+
+    def __init__(self, choices: Sequence[Choice], num_prompts: int, head: Head, *, is_chat: bool) -> None:
+        self.choices = choices
+        self.head = head
+        self._num_prompts = num_prompts
+        self._is_chat = is_chat
+
+    async def run(self, engine: Engine) -> None:
+        """Let the engine answer all of them. Raises the first EngineError, the others are cancelled then."""
+        if len(self.choices) == 1:
+            await self.choices[0].run(engine)
+            return
+        try:
+            async with asyncio.TaskGroup() as group:
+                for choice in self.choices:
+                    group.create_task(choice.run(engine))
+        except BaseExceptionGroup as several:
+            raise several.exceptions[0] from None
+
+    async def stream(self, engine: Engine, out: Out, *, tells_usage: bool) -> None:
+        """Send what comes as it comes, until all has come or the client has left.
+
+        Raises an EngineError when not even a first token came.
+        """
+        writer = self._writer()
+        wake = _Wake()
+        out.when_gone(wake.set)
+        for choice in self.choices:
+            choice.stream.listener = wake.set
+        work = asyncio.create_task(self.run(engine))
+        work.add_done_callback(wake.set)
+        has_begun = False
+        try:
+            while True:
+                await wake.wait()
+                if out.is_gone:
+                    return
+                error = _error_of(work)
+                data = b"".join([event for choice in self.choices for event in choice.news(writer)])
+                if data and not has_begun:
+                    await out.begin(next(choice for choice in self.choices if choice.stream.num_tokens))
+                    has_begun = True
+                if error is not None:
+                    if not has_begun:
+                        raise error
+                    await out.write(data + failure_event(error) + DONE)
+                    return
+                if work.done() and all(choice.completion is not None for choice in self.choices):
+                    await out.write(data + (writer.usage(self.usage()) if tells_usage else b"") + DONE)
+                    return
+                if data:
+                    await out.write(data)
+        finally:
+            if not work.done():
+                work.cancel()
+                await asyncio.wait([work])
+
+    def usage(self) -> Usage:
+        """What it cost."""
+        return usage_of([each.completion for each in self.choices if each.completion is not None], self._num_prompts)
+
+    def whole(self) -> list[Any]:
+        """The choices of an answer in one piece."""
+        return [self._whole(choice) for choice in self.choices]
+
+    def _whole(self, choice: Choice) -> ChatChoice | TextChoice:
+        logprobs = choice.logprobs(of_chat=self._is_chat)
+        if not self._is_chat:
+            return TextChoice(choice.index, choice.text, choice.finish_reason, logprobs)
+        return ChatChoice(choice.index, Turn("assistant", choice.text), choice.finish_reason, logprobs)
+
+    def _writer(self) -> Writer:
+        return ChatWriter(self.head) if self._is_chat else TextWriter(self.head)
+
+
+def _error_of(work: "asyncio.Task[None]") -> EngineError | None:
+    """What the work failed with, if it did. Anything but an EngineError is a defect, and is raised."""
+    if not work.done() or work.cancelled() or (error := work.exception()) is None:
+        return None
+    if not isinstance(error, EngineError):
+        raise error
+    return error
+
+
+class _Wake:
+    """Wakes the one who waits, however often it is told in between. Cheaper than an event with one waiter."""
+
+    __slots__ = ("_is_set", "_waiter")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def set(self, *_: object) -> None:
+        self._is_set = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        if not self._is_set:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+            self._waiter = None
+        self._is_set = False

@@ -1,0 +1,157 @@
+"""Prompts: what a client wrote, in the tokens of whichever model serves it in the end."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.clock import utc_now
+from engine.engine import MAX_NAME
+from engine.errors import BadRequest, TooLong
+from engine.request import Request, Sampling, Tokens
+from engine.server.bodies import Body, ChatBody, Message, Words, refused, stops_of
+
+if TYPE_CHECKING:
+    from engine.text import Text
+
+CHARACTERS_A_TOKEN = 4
+"""About so many, as long as nobody knows the tokenizer: the model is not in memory."""
+
+Render = Callable[["Text | None"], list[int]]
+
+
+@dataclass(slots=True)
+class Prompt:
+    """One prompt, shared by all choices that answer it. A `Wording` of requests.
+
+    Its tokens are worked out once for each model that asks for them. `num_characters` says about how long it is;
+    `is_open`: the client did not say how long the answer may be, so it is as long as there is room for.
+    """
+
+    render: Render
+    num_characters: int
+    is_open: bool
+    most_tokens: int | None = None  # of a prompt, that are allowed
+    grammar: Callable[["Text"], Any] | None = None  # that its answer has to follow
+    text: "Text | None" = field(default=None, init=False)  # of the model that it was worked out for last
+    _tokens: Tokens | None = field(default=None, init=False)
+
+    def estimate(self) -> Tokens:
+        """As many tokens as it will about have, where no model is there to tell."""
+        return np.zeros(max(1, self.num_characters // CHARACTERS_A_TOKEN), dtype=np.int32)
+
+    def tokens(self, text: "Text | None") -> Tokens:
+        """In the tokens of that model. Raises BadRequest when it cannot be said in them."""
+        if self._tokens is None or text is not self.text:
+            found = np.asarray(self.render(text), dtype=np.int32)
+            if not len(found):
+                raise refused("prompt", "the prompt has no tokens, but must have at least one")
+            if self.most_tokens is not None and len(found) > self.most_tokens:
+                raise TooLong(f"the prompt has {len(found)} tokens, but at most {self.most_tokens} are allowed")
+            self._tokens, self.text = found, text
+        return self._tokens
+
+    def __call__(self, request: Request, text: "Text | None", room_tokens: int) -> Request:
+        """The request in that model's tokens, its answer no longer than there is room for where that is open."""
+        known = self._tokens if text is self.text else None
+        tokens = self.tokens(text)
+        most = request.max_output_tokens
+        if self.is_open:
+            most = max(1, min(most, room_tokens - len(tokens)))
+        if tokens is known and request.prompt_tokens is tokens and most == request.max_output_tokens:
+            return request
+        sampling = request.sampling
+        if self.grammar is not None and text is not None and sampling is not None:
+            sampling = replace(sampling, grammar=self.grammar(text))
+        return replace(request, prompt_tokens=tokens, max_output_tokens=most, sampling=sampling)
+
+
+def readable(text: "Text | None") -> "Text":
+    """Raises BadRequest for a model that has no tokenizer."""
+    if text is None:
+        raise BadRequest("the model has no tokenizer: send the prompt as tokens, to /v1/completions")
+    return text
+
+
+def today(form: str) -> str:
+    """The date, for templates that tell it to the model."""
+    return utc_now().strftime(form)
+
+
+def chat_prompt(body: ChatBody, *, most_tokens: int | None) -> Prompt:
+    """The conversation of a chat."""
+    extra = body.chat_template_kwargs or {}
+    reserved = [name for name in extra if name in RESERVED]
+    if reserved:
+        allowed = f"without {', '.join(RESERVED)}"
+        raise refused("chat_template_kwargs", f"chat_template_kwargs has {reserved[0]}, but must be {allowed}")
+    messages = [plain(message) for message in body.messages]
+    tools = body.tools if body.tool_choice != "none" else None
+
+    def render(text: "Text | None") -> list[int]:
+        text = readable(text)
+        return text.chat.encode(messages, text.tokenizer, tools=tools, strftime_now=today, **extra)
+
+    characters = sum(len(str(message["content"])) for message in messages)
+    return Prompt(render, characters, body.output_tokens is None, most_tokens)
+
+
+RESERVED = ("messages", "tools", "add_generation_prompt", "strftime_now", "tokenizer")
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """A turn as templates know it: content in one piece, and nothing that was not given."""
+    content = message.content
+    if isinstance(content, list):
+        content = "".join([part.text or "" for part in content])
+    role = "system" if message.role == "developer" else message.role
+    made: dict[str, Any] = {"role": role, "content": content if content is not None else ""}
+    if message.name is not None:
+        made["name"] = message.name
+    if message.tool_call_id is not None:
+        made["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        made["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": call.type,
+                "function": {"name": call.function.name, "arguments": call.function.arguments},
+            }
+            for call in message.tool_calls
+        ]
+    return made
+
+
+def text_prompt(words: Words, *, is_open: bool, most_tokens: int | None) -> Prompt:
+    """The prompt of a completion: a text, or tokens as they are."""
+    if isinstance(words, str):
+        return Prompt(lambda text: readable(text).tokenizer.encode(words), len(words), is_open, most_tokens)
+    return Prompt(lambda _: words, CHARACTERS_A_TOKEN * len(words), is_open, most_tokens)
+
+
+def sampling_of(body: Body, logprobs: int | None, choice: int) -> Sampling:
+    """How the tokens of a choice are chosen: OpenAI's defaults, and another seed for each choice.
+
+    Raises BadRequest.
+    """
+    seed = body.seed
+    return Sampling(
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_k=max(0, body.top_k or 0),  # -1 is vLLM's word for no limit
+        top_p=1.0 if body.top_p is None else body.top_p,
+        min_p=body.min_p or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        seed=None if seed is None else (seed + choice) % (1 << 63),
+        stop=stops_of(body),
+        stop_tokens=tuple(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        logprobs=logprobs,
+    )
+
+
+def name_within(what: str, name: str | None) -> str | None:
+    """A session's or tenant's name, if there is one. Raises BadRequest for one that is too long."""
+    if name is not None and len(name) > MAX_NAME:
+        raise refused(what, f"{what} has {len(name)} characters, but may have {MAX_NAME}")
+    return name or None

@@ -1,0 +1,407 @@
+"""The clients' port: OpenAI's routes over the engine."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import msgspec
+
+from engine.clock import NS_PER_S, Clock
+from engine.engine import Engine
+from engine.errors import BadRequest, EngineError, Forbidden, NoReplica, openai_answer
+from engine.request import Completion, Request
+from engine.server.answers import EVENTS, JSON, Head, Whole, encode
+from engine.server.bodies import CHAT, COMPLETION, ChatBody, CompletionBody, check, parsed, prompts_of, refused
+from engine.server.client import Client, ClientGone, Headers
+from engine.server.gate import Handler
+from engine.server.generation import Choice, Generation
+from engine.server.keys import Holder
+from engine.server.prompts import Prompt, chat_prompt, name_within, sampling_of, text_prompt
+from engine.server.settings import DEFAULT_TENANT, LimitsSettings, ServerSettings
+from engine.telemetry import Asked, Content
+
+NO_HEADERS: Mapping[bytes, bytes] = {}
+MS = 1_000_000
+
+
+@dataclass(slots=True, frozen=True)
+class Kind:
+    """What tells chats and completions apart."""
+
+    is_chat: bool
+    operation: str  # as OpenTelemetry calls it
+    prefix: str
+    whole: str
+    chunk: str
+
+
+CHATS = Kind(True, "chat", "chatcmpl", "chat.completion", "chat.completion.chunk")
+TEXTS = Kind(False, "text_completion", "cmpl", "text_completion", "text_completion")
+
+
+class Public:
+    """What clients may ask for. `instance` tells the answers of this process from those of others."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: ServerSettings,
+        *,
+        instance: str,
+        exposition: Callable[[str], tuple[bytes, str]],
+        trace_of: Callable[[str | None], tuple[str, str, bool | None]],
+    ) -> None:
+        self.is_draining = False
+        self._engine = engine
+        self._settings = settings
+        self._limits: LimitsSettings = settings.limits
+        self._clock: Clock = engine.clock
+        self._instance = instance
+        self._exposition = exposition
+        self._trace_of = trace_of
+        self._ids = count()
+        self._names = count()
+
+    @property
+    def routes(self) -> dict[tuple[str, str], Handler]:
+        """By method and path."""
+        return {
+            ("POST", "/v1/chat/completions"): self.chat,
+            ("POST", "/v1/completions"): self.complete,
+            ("GET", "/v1/models"): self.models,
+            ("GET", "/metrics"): self.metrics,
+            ("GET", "/health"): self.health,
+            ("HEAD", "/health"): self.health,
+            ("GET", "/ready"): self.ready,
+            ("HEAD", "/ready"): self.ready,
+        }
+
+    def name_request(self) -> str:
+        """A name for an HTTP request that brings none."""
+        return f"req-{self._instance}-{next(self._names):x}"
+
+    # generation
+
+    async def chat(self, client: Client) -> None:
+        await self._generate(client, CHATS)
+
+    async def complete(self, client: Client) -> None:
+        await self._generate(client, TEXTS)
+
+    async def ask(self, path: str, raw: bytes, holder: Holder) -> tuple[int, dict[str, str], bytes]:
+        """What a client of that holder would be answered, without a connection: status, headers, body."""
+        kind = {"/v1/chat/completions": CHATS, "/v1/completions": TEXTS}[path]
+        try:
+            generation, _ = self._asked(raw, kind, holder, NO_HEADERS)
+            if generation.is_stream:
+                raise refused("stream", "stream is true, but must be false in a batch")
+            await generation.run(self._engine)
+        except EngineError as error:
+            answer = openai_answer(error)
+            return answer.status, answer.headers, encode(answer.body)
+        return 200, {}, self._body(generation, kind)
+
+    async def _generate(self, client: Client, kind: Kind) -> None:
+        if self.is_draining:
+            raise NoReplica("the server is shutting down")
+        raw = await client.body()
+        generation, body = self._asked(raw, kind, client.holder, client.headers)
+        client.engine_id, client.is_stream = generation.choices[0].request.id, generation.is_stream
+        self._tell(client, kind, generation, body)
+        first = generation.choices[0].request
+        try:
+            if generation.is_stream:
+                out = _Out(client, lambda choice: self._headers(client, choice))
+                await generation.stream(self._engine, out, tells_usage=generation.tells_usage)
+                if not client.is_gone:
+                    await client.write(b"", more=False)
+                return
+            client.cancel_when_gone()
+            await generation.run(self._engine)
+        except EngineError as error:
+            if client.status:
+                raise
+            client.error = error.code or error.reason
+            await client.refuse(error, [*self._limits_left(first), (b"x-request-id", client.request_id.encode())])
+            return
+        except BaseException:
+            if client.is_gone:
+                raise ClientGone from None
+            raise
+        client.stop_watching()
+        headers = [JSON, *self._headers(client, generation.choices[0])]
+        await client.answer(200, headers, self._body(generation, kind))
+
+    def _asked(
+        self, raw: bytes, kind: Kind, holder: Holder, headers: Mapping[bytes, bytes]
+    ) -> "tuple[Asking, ChatBody | CompletionBody]":
+        """A body as requests to the engine. Raises BadRequest, NotFound, Forbidden."""
+        body: ChatBody | CompletionBody
+        if kind.is_chat:
+            body = parsed(raw, CHAT, self._limits)
+            check(body, self._limits)
+            prompts = [chat_prompt(body, most_tokens=self._limits.max_prompt_tokens)]
+            logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        else:
+            body = parsed(raw, COMPLETION, self._limits)
+            check(body, self._limits)
+            is_open = body.output_tokens is None
+            prompts = [
+                text_prompt(words, is_open=is_open, most_tokens=self._limits.max_prompt_tokens)
+                for words in prompts_of(body)
+            ]
+            logprobs = body.logprobs
+        self._check_model(body.model, holder)
+        made = self._requests(body, prompts, logprobs, holder, headers)
+        created = (self._clock.epoch_ns + self._clock.now_ns()) // NS_PER_S
+        name = f"{kind.prefix}-{self._instance}-{made[0].request.id:x}"
+        options = body.stream_options
+        tells_usage = options is not None and options.include_usage
+        is_stream = bool(body.stream)
+        if options is not None and not is_stream:
+            raise refused("stream_options", "stream_options is given, but only with stream true has it a meaning")
+        head = Head(name, kind.chunk if is_stream else kind.whole, created, body.model, tells_usage=tells_usage)
+        asking = Asking(made, len(prompts), head, is_chat=kind.is_chat)
+        asking.is_stream, asking.tells_usage = is_stream, tells_usage
+        return asking, body
+
+    def _requests(
+        self,
+        body: ChatBody | CompletionBody,
+        prompts: list[Prompt],
+        logprobs: int | None,
+        holder: Holder,
+        headers: Mapping[bytes, bytes],
+    ) -> list[Choice]:
+        now_ns = self._clock.now_ns()
+        tenant, session = self._tenant(body, holder), self._session(headers)
+        priority, deadline_ns = self._priority(headers, holder), self._deadline_ns(headers, now_ns)
+        output = body.output_tokens
+        most = self._settings.default_max_tokens if output is None else output
+        if self._limits.max_output_tokens is not None:
+            most = min(most, self._limits.max_output_tokens)
+        made = []
+        for prompt in prompts:
+            for _ in range(body.num_choices):
+                request = Request(
+                    next(self._ids),
+                    body.model,
+                    prompt.estimate(),
+                    most,
+                    now_ns,
+                    tenant,
+                    session,
+                    priority,
+                    deadline_ns,
+                    sampling_of(body, logprobs, len(made)),
+                    wording=prompt,
+                )
+                made.append(Choice(len(made), prompt, self._worded(request, prompt)))
+        return made
+
+    def _worded(self, request: Request, prompt: Prompt) -> Request:
+        """In the tokens of the model that will probably serve it, so that the router knows its prompt."""
+        engine, name = self._engine, request.model
+        if engine.targets.is_group(name):
+            keys = [card.key for card in engine.targets.members(name)]
+        else:
+            keys = [engine.registry.find(name).key]
+        for key in keys:
+            home = engine.fleet.homes.get(key)
+            if home is not None:
+                return prompt(request, home.text, home.request_tokens)
+        return request
+
+    def _check_model(self, name: str, holder: Holder) -> None:
+        """Raise NotFound for a model that nobody knows, Forbidden for one that the key is not for."""
+        engine = self._engine
+        if engine.targets.is_group(name):
+            meant = [card.key for card in engine.targets.members(name)]
+        else:
+            meant = [engine.registry.find(name).key]
+        if not holder.may_use(name) and not all(map(holder.may_use, meant)):
+            allowed = ", ".join(sorted(holder.models or ()))
+            raise Forbidden(f"model {name!r} is not one that this key may use: {allowed}")
+
+    def _tenant(self, body: ChatBody | CompletionBody, holder: Holder) -> str:
+        """Whose the request is: the key's; where nobody has keys, the one that `user` names."""
+        if holder.id:
+            return holder.tenant
+        return name_within("user", body.user) or DEFAULT_TENANT
+
+    def _session(self, headers: Mapping[bytes, bytes]) -> str | None:
+        given = headers.get(b"x-session-id")
+        if given is None:
+            return None
+        return name_within("x-session-id", _ascii(b"x-session-id", given))
+
+    def _priority(self, headers: Mapping[bytes, bytes], holder: Holder) -> int:
+        given = headers.get(b"x-priority")
+        if given is None:
+            return 0
+        priority = _whole_number(b"x-priority", given, -MAX_PRIORITY, MAX_PRIORITY)
+        return priority if holder.max_priority is None else min(priority, holder.max_priority)
+
+    def _deadline_ns(self, headers: Mapping[bytes, bytes], now_ns: int) -> int | None:
+        given = headers.get(b"x-deadline-ms")
+        if given is None:
+            return None
+        return now_ns + MS * _whole_number(b"x-deadline-ms", given, 1, MAX_DEADLINE_MS)
+
+    def _tell(self, client: Client, kind: Kind, generation: "Asking", body: ChatBody | CompletionBody) -> None:
+        """Tell what came over the wire to those who want to know."""
+        telemetry = self._engine.telemetry
+        if telemetry.wants(Asked):
+            trace_id, parent, is_sampled = self._trace_of(client.header(b"traceparent"))
+            client.trace_id = trace_id
+            for choice in generation.choices:
+                request, sampling = choice.request, choice.request.sampling
+                assert sampling is not None, "HTTP requests have one"
+                telemetry.emit(
+                    Asked(
+                        request.arrival_ns,
+                        request.id,
+                        kind.operation,
+                        trace_id,
+                        parent,
+                        is_sampled,
+                        client.header(b"tracestate") or "",
+                        generation.head.id,
+                        generation.is_stream,
+                        len(generation.choices),
+                        request.max_output_tokens,
+                        body.temperature,
+                        body.top_p,
+                        body.top_k,
+                        body.seed,
+                    )
+                )
+        if telemetry.wants(Content):
+            said: Any = msgspec.to_builtins(body.messages) if isinstance(body, ChatBody) else body.prompt
+            for choice in generation.choices:
+                telemetry.emit(Content(choice.request.arrival_ns, choice.request.id, "input", said))
+
+    def _body(self, generation: Generation, kind: Kind) -> bytes:
+        head = generation.head
+        whole = Whole(head.id, kind.whole, head.created, head.model, generation.whole(), generation.usage())
+        return encode(whole)
+
+    def _headers(self, client: Client, choice: Choice) -> Headers:
+        """What a client may want to know beside the answer: who served it, and what is left of its limits."""
+        found = [(b"x-request-id", client.request_id.encode())]
+        completion, stream, request = choice.completion, choice.stream, choice.request
+        replica = stream.replica
+        if replica is not None and (serving := self._engine.replicas.get(replica)) is not None:
+            found += [
+                (b"x-modelyard-replica", replica.encode("latin-1", "replace")),
+                (b"x-modelyard-model", serving.model.encode("latin-1", "replace")),
+            ]
+            found += self._left(serving.model, request.tenant)
+        if isinstance(completion, Completion):
+            found.append((b"x-modelyard-attempts", b"%d" % completion.attempts))
+            took_ms = (completion.finished_ns - request.arrival_ns) // MS
+            found.append((b"openai-processing-ms", b"%d" % took_ms))
+        return found
+
+    def _limits_left(self, request: Request) -> Headers:
+        """Of whoever was refused."""
+        engine, name = self._engine, request.model
+        if engine.targets.is_group(name):
+            return []
+        return self._left(engine.registry.find(name).key, request.tenant)
+
+    def _left(self, model: str, tenant: str) -> Headers:
+        quotas = self._engine.quotas
+        if not quotas.settings.enabled:
+            return []
+        told = quotas.headers(model, tenant, self._clock.now_ns())
+        return [(name.encode(), value.encode()) for name, value in told.items()]
+
+    # what else there is
+
+    async def models(self, client: Client) -> None:
+        """All models that the key may use; groups beside them, which are asked for like models."""
+        holder, registry = client.holder, self._engine.registry
+        known = registry.all() if holder.models is None else [
+            model for model in registry.all() if holder.may_use(model.key)
+        ]
+        data = ", ".join(map(registry.model_json, known))
+        await client.answer(200, [JSON], ('{"object": "list", "data": [' + data + "]}").encode())
+
+    def model_json(self, name: str, holder: Holder) -> str:
+        """One model. Raises NotFound, Forbidden."""
+        self._check_model(name, holder)
+        registry = self._engine.registry
+        return registry.model_json(registry.find(name))
+
+    async def metrics(self, client: Client) -> None:
+        body, kind = self._exposition(client.header(b"accept") or "")
+        await client.answer(200, [(b"content-type", kind.encode())], body)
+
+    async def health(self, client: Client) -> None:
+        """The process answers."""
+        await client.answer(200, [JSON], b'{"status":"ok"}')
+
+    async def ready(self, client: Client) -> None:
+        """Whether requests are welcome: at least one replica can serve, or a model could be loaded for them."""
+        engine = self._engine
+        available = sum(map(engine.is_available, engine.replicas))
+        could_load = not engine.replicas and any(model.is_serviceable for model in engine.registry.all())
+        is_ready = not self.is_draining and (available > 0 or could_load)
+        told = {
+            "status": "draining" if self.is_draining else "ready" if is_ready else "not_ready",
+            "replicas": len(engine.replicas),
+            "replicas_available": available,
+        }
+        await client.answer(200 if is_ready else 503, [JSON], encode(told))
+
+
+MAX_PRIORITY = 1_000
+MAX_DEADLINE_MS = 24 * 3_600_000
+
+
+class Asking(Generation):
+    """A generation, and how it is to be told."""
+
+    is_stream = False
+    tells_usage = False
+
+
+class _Out:
+    """The client, as a streamed answer sees it."""
+
+    def __init__(self, client: Client, headers: Callable[[Choice], Headers]) -> None:
+        self._client = client
+        self._headers = headers
+
+    async def begin(self, choice: Choice) -> None:
+        await self._client.start(200, [*EVENTS, *self._headers(choice)])
+
+    async def write(self, data: bytes) -> None:
+        await self._client.write(data)
+
+    @property
+    def is_gone(self) -> bool:
+        return self._client.is_gone
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        self._client.when_gone(tell)
+
+
+def _ascii(name: bytes, value: bytes) -> str:
+    try:
+        return value.decode("ascii")
+    except UnicodeDecodeError:
+        raise BadRequest(f"the header {name.decode()} is {value!r}, but must be ASCII") from None
+
+
+def _whole_number(name: bytes, value: bytes, low: int, high: int) -> int:
+    text = _ascii(name, value)
+    digits = text.removeprefix("-")
+    if digits.isdecimal() and len(digits) <= MAX_DIGITS and low <= int(text) <= high:
+        return int(text)
+    raise BadRequest(f"the header {name.decode()} is {text[:64]!r}, but must be a whole number from {low} to {high}")
+
+
+MAX_DIGITS = 12
