@@ -4,15 +4,16 @@ It does what the lifecycle decides: makes executors and replicas, warms them, gi
 health monitor, watches them, and takes them away again.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.clock import Clock, to_ns
+from engine.clock import NS_PER_S, Clock, to_ns
 from engine.errors import BadSettings, LoadFailed
 from engine.execution import LEAP_STEPS, Executor, Machine, Replica, Scheduler, executors
+from engine.figures import Figure, Values
 from engine.formats import open_checkpoint
 from engine.registry import Health, HealthMonitor, Lifecycle, Registry
 from engine.routing import Router
@@ -118,6 +119,42 @@ class Fleet:
     def num_loads(self) -> int:
         """How often a model was loaded after time began."""
         return sum(self._num_loads.values())
+
+    def figures(self) -> Iterator[Figure]:
+        """Who is in memory and how well, what each replica has in hand, and what weights take."""
+        running: Values = {}
+        waiting: Values = {}
+        busy: Values = {}
+        health: Values = {}
+        for name, replica in self.replicas.items():
+            names = (replica.model, name)
+            running[names], waiting[names] = float(replica.num_running), float(replica.num_waiting)
+            busy[names] = replica.busy_ns / NS_PER_S
+            if self._health.knows(name):
+                health[(*names, self._health.health(name))] = 1.0
+        whose = ("model_name", "replica")
+        yield Figure("vllm:num_requests_running", "Requests in the batch.", whose, running, is_gauge=True)
+        yield Figure(
+            "vllm:num_requests_waiting", "Requests in a replica's line.", whose, waiting, is_gauge=True
+        )
+        yield Figure("modelyard:replica_busy_seconds", "Time spent in steps.", whose, busy)
+        yield Figure(
+            "modelyard:replica_health", "1 for the present state.", (*whose, "state"), health, is_gauge=True
+        )
+        states: Values = {(model.key, model.state): 1.0 for model in self._registry.all()}
+        yield Figure(
+            "modelyard:model_state",
+            "1 for the present state.",
+            ("model_name", "state"),
+            states,
+            is_gauge=True,
+        )
+        weights: Values = {(): float(self.lifecycle.used_bytes)}
+        yield Figure("modelyard:weights_bytes", "What weights take in memory.", (), weights, is_gauge=True)
+        budget = self.lifecycle.budget_bytes
+        if budget is not None:
+            most: Values = {(): float(budget)}
+            yield Figure("modelyard:weights_budget_bytes", "What they may take.", (), most, is_gauge=True)
 
     def names_of(self, key: str) -> list[str]:
         """The names of a model's replicas. One that the settings do not name has one replica, called like itself."""

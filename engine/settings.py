@@ -233,7 +233,7 @@ class RoutingSettings:
     `eject_above` times the median gets nothing for `eject_s`, twice as long each time; never more than `max_ejected`
     of a pool. Where less than `panic_below` of a pool is left, none of them takes more than `panic_requests` at a
     time. `refresh_s` lets strategies see loads only so often, to show what that does. `decision_log` is the share of
-    decisions that are put on record.
+    decisions that are put on record; of one in `time_every` the duration is measured, of none where that is 0.
     """
 
     strategy: str = "round_robin"
@@ -257,12 +257,13 @@ class RoutingSettings:
     panic_requests: int = 64
     refresh_s: float = 0.0
     decision_log: float = 0.0
+    time_every: int = 0
     index_blocks: int = 1 << 18
 
     def __post_init__(self) -> None:
         for name in ("max_attempts", "panic_requests", "session_capacity", "index_blocks"):
             at_least(f"routing.{name}", getattr(self, name), 1)
-        for name in ("max_fallbacks", "slow_start_s", "refresh_s"):
+        for name in ("max_fallbacks", "slow_start_s", "refresh_s", "time_every"):
             at_least(f"routing.{name}", getattr(self, name), 0)
         for name in ("session_timeout_s", "eject_s"):
             above(f"routing.{name}", getattr(self, name), 0)

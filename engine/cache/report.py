@@ -135,11 +135,20 @@ def figures(cache: PrefixCache, carrier: Carrier) -> Iterator[Figure]:
             for tier, value in zip(cache.tiers, getattr(space.stats, name), strict=True):
                 values[model, tier.name] = values.get((model, tier.name), 0) + value
         yield Figure(f"modelyard:cache_{name}", help_text, labels, values)
+    asked: Values = {
+        (model,): float(sum(space.stats.prompt_tokens for space in found))
+        for model, found in _by_model(cache).items()
+    }
+    yield Figure(
+        "modelyard:cache_prompt_tokens", "Prompt tokens that the cache was asked for.", ("model_name",), asked
+    )
     held: Values = {(each.key, tier.name): 0.0 for each in cache.holders for tier in cache.tiers}
     for each in cache.holders:
         for tier in cache.tiers:
             held[each.key, tier.name] += each.held_bytes[tier.rank]
     yield Figure("modelyard:cache_bytes", "What a model holds of a tier.", labels, dict(held), is_gauge=True)
+    yield from _divided(cache)
+    yield from _tiers(cache)
     usage: Values = {
         (tier.name,): tier.used_bytes / tier.capacity_bytes for tier in cache.tiers if tier.capacity_bytes
     }
@@ -149,6 +158,7 @@ def figures(cache: PrefixCache, carrier: Carrier) -> Iterator[Figure]:
         ("tier",),
         usage,
         is_gauge=True,
+        largest=True,
     )
     tally: Values = {(name,): float(value) for name, value in asdict(carrier.tally).items()}
     yield Figure("modelyard:cache_decisions", "Load or compute, and what became of it.", ("outcome",), tally)
@@ -167,6 +177,39 @@ def figures(cache: PrefixCache, carrier: Carrier) -> Iterator[Figure]:
     )
     again: Values = {(model,): float(count) for model, (count, _) in cache.wanted_again.items()}
     yield Figure("modelyard:cache_evicted_then_wanted", "Evicted too early.", ("model_name",), again)
+
+
+def _divided(cache: PrefixCache) -> Iterator[Figure]:
+    """What models are sure of where tiers are divided, and what they hold beyond it; guests are sure of nothing."""
+    sure: Values = {}
+    borrowed: Values = {}
+    for tier in cache.tiers:
+        for part in tier.parts:
+            if part.holder is not None:
+                names = (part.holder.key, tier.name)
+                beyond = part.holder.held_bytes[tier.rank] - part.sure_bytes
+                sure[names] = sure.get(names, 0.0) + part.sure_bytes
+                borrowed[names] = borrowed.get(names, 0.0) + max(0, beyond)
+    labels = ("model_name", "tier")
+    yield Figure(
+        "modelyard:cache_sure_bytes", "What a model cannot lose to others.", labels, sure, is_gauge=True
+    )
+    yield Figure(
+        "modelyard:cache_borrowed_bytes", "What it holds beyond that.", labels, borrowed, is_gauge=True
+    )
+
+
+def _tiers(cache: PrefixCache) -> Iterator[Figure]:
+    """How large tiers are, how full, and whether anything new comes to them."""
+    tiers, label = cache.tiers, ("tier",)
+    used: Values = {(tier.name,): float(tier.used_bytes) for tier in tiers}
+    capacity: Values = {(tier.name,): float(tier.capacity_bytes) for tier in tiers}
+    is_open: Values = {(tier.name,): float(tier.is_open) for tier in tiers}
+    yield Figure("modelyard:cache_tier_bytes", "What lies in a tier.", label, used, is_gauge=True)
+    yield Figure("modelyard:cache_capacity_bytes", "What a tier holds.", label, capacity, is_gauge=True)
+    yield Figure(
+        "modelyard:cache_tier_open", "0: closed after faults of its store.", label, is_open, is_gauge=True
+    )
 
 
 def _by_model(cache: PrefixCache) -> dict[str, list[Space]]:

@@ -362,10 +362,20 @@ class Quotas:
                 crossed[label] = crossed.get(label, 0.0) + number
         whose = ("model_name", "tenant")
         yield Figure(
-            "modelyard:quota_used_ratio", "Used share of a limit.", (*whose, "kind"), used, is_gauge=True
+            "modelyard:quota_used_ratio",
+            "Used share of a limit.",
+            (*whose, "kind"),
+            used,
+            is_gauge=True,
+            largest=True,
         )
         yield Figure(
-            "modelyard:quota_degradation_mode", "0 normal to 4 emergency.", whose, modes, is_gauge=True
+            "modelyard:quota_degradation_mode",
+            "0 normal to 4 emergency.",
+            whose,
+            modes,
+            is_gauge=True,
+            largest=True,
         )
         yield Figure("modelyard:quota_soft_limits_passed", "Upward crossings.", (*whose, "share"), crossed)
         rejections: Values = {(reason,): float(number) for reason, number in self._rejections.items()}

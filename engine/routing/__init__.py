@@ -6,6 +6,7 @@ from engine.routing.router import Attempts, Router, RouterChange, check_strategy
 from engine.routing.seats import Seat, Tools
 from engine.routing.strategies import Costed, Strategy, strategy
 from engine.routing.targets import Targets, Walk
+from engine.routing.timing import DecisionTimer
 
 __all__ = [
     "LOAD",
@@ -16,6 +17,7 @@ __all__ = [
     "Candidate",
     "Choice",
     "Costed",
+    "DecisionTimer",
     "Experiments",
     "Router",
     "RouterChange",

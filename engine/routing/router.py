@@ -138,6 +138,9 @@ class Router:
         self._drawn: list[float] = []
         self._turns = Turns()
         self._rooms: dict[str, Room] = {}
+        self._num_gone = 0  # decisions for replicas that are there no more
+        self._num_found = 0  # sessions found by decisions that were made with care
+        self._reasons: dict[str, int] = {}  # of decisions that were made with care
         self.wants_prefixes = hasattr(self._make_strategy(""), "depths") or "cache_aware" in settings.strategy
 
     # who is there
@@ -172,6 +175,7 @@ class Router:
         """A replica that is gone for good. Raises KeyError for one that was never added."""
         seat = self._seats.pop(name)
         seat.is_open = False
+        self._num_gone += seat.num_routed
         if seat in self._ramping:
             self._ramping.remove(seat)
         for pool_name in seat.pools:
@@ -309,6 +313,14 @@ class Router:
         loads: Values = {(seat.model, seat.name): float(seat.tokens_in_flight) for seat in seats}
         whose = ("model_name", "replica")
         yield Figure("modelyard:router_decisions", "Requests sent to a replica.", whose, routed)
+        yield Figure("modelyard:router_decision_reasons", "Why they were.", ("reason",), self._why())
+        yield Figure(
+            "modelyard:router_strategy",
+            "1 for the one in use.",
+            ("strategy",),
+            {(self.strategy_name,): 1.0},
+            is_gauge=True,
+        )
         yield Figure(
             "modelyard:router_open", "Whether a replica is given requests.", whose, is_open, is_gauge=True
         )
@@ -324,6 +336,15 @@ class Router:
         yield Figure("modelyard:router_sessions", "Look-ups of sessions.", ("event",), events)
         panics: Values = {(pool.name,): float(pool.panics) for pool in self._pools.values()}
         yield Figure("modelyard:router_panic", "Too few replicas are left.", ("pool",), panics, is_gauge=True)
+
+    def _why(self) -> Values:
+        """Decisions by their reason. The short way counts none: what it did is what is left of all of them."""
+        why = dict(self._reasons)
+        short = self._num_gone + sum([seat.num_routed for seat in self._seats.values()]) - sum(why.values())
+        sessions = self.sessions.num_hits - self._num_found
+        why[SESSION] = why.get(SESSION, 0) + sessions
+        why[STRATEGY] = why.get(STRATEGY, 0) + short - sessions
+        return {(reason,): float(number) for reason, number in why.items()}
 
     # what is seen of replicas
 
@@ -368,6 +389,7 @@ class Router:
             seat.tokens_in_flight += tokens
             seat.requests_in_flight += 1
         seat.num_routed += 1
+        self._reasons[reason] = self._reasons.get(reason, 0) + 1
         if pool.chosen is not None:
             pool.chosen(request, seat)
         return seat
@@ -379,6 +401,7 @@ class Router:
         if session is not None and pool.table is not None:
             known = pool.table.find(session, now_ns)
             if known is not None:
+                self._num_found += 1
                 if known in candidates:
                     known.credit -= 1
                     return known, SESSION

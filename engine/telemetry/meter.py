@@ -3,148 +3,337 @@
 A labelled increment of the client library costs over a microsecond; an integer costs 40 ns.
 """
 
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
+from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from engine.clock import NS_PER_S
-from engine.figures import Figure
-from engine.telemetry.events import AttemptLost, Ended, Event, HealthChanged, ModelMoved, Preempted
+from engine.figures import LATENCY_BUCKETS_S, Counted, Distribution, Figure, Histogram, Values, cumulative
+from engine.telemetry.events import (
+    AttemptLost,
+    Ended,
+    Event,
+    FellBack,
+    HealthChanged,
+    HttpAnswered,
+    ModeChanged,
+    ModelMoved,
+    Preempted,
+    RouterChanged,
+    StoreFailed,
+)
+from engine.telemetry.exposition import (
+    OPEN_METRICS,
+    PLAIN,
+    Family,
+    Names,
+    text_of,
+    wants_open_metrics,
+)
+from engine.telemetry.served import FINISHED, Ends, Objective, Served
 
-LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+__all__ = ["LATENCY_BUCKETS_S", "Histogram", "Meter", "render"]
 
+UNKNOWN = "unknown"
+"""The model of a request whose name nobody knows: what clients write becomes no label."""
 
-class Histogram:
-    """Counts of durations by bucket. Upper bounds are inclusive, as Prometheus has them."""
+LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0)
 
-    __slots__ = ("_bounds_ns", "counts", "sum_ns")
+OF_MODEL = ("model_name",)
 
-    def __init__(self) -> None:
-        self._bounds_ns = [round(bound_s * NS_PER_S) for bound_s in LATENCY_BUCKETS_S]
-        self.counts = [0] * (len(LATENCY_BUCKETS_S) + 1)
-        self.sum_ns = 0
+COUNTERS = (
+    ("vllm:prompt_tokens", "Prompt tokens of completed requests.", "prompt_tokens"),
+    ("vllm:generation_tokens", "Tokens generated.", "output_tokens"),
+    ("vllm:prefix_cache_hits", "Prompt tokens found in the cache.", "cached_tokens"),
+)
+QUERIES = ("vllm:prefix_cache_queries", "Prompt tokens looked for in the cache.", "prompt_tokens")
+GOOD = ("modelyard:requests_within_slo", "Completed requests that were fast enough.", "good")
 
-    def observe(self, duration_ns: int) -> None:
-        self.counts[bisect_left(self._bounds_ns, duration_ns)] += 1
-        self.sum_ns += duration_ns
-
-    def buckets(self) -> list[tuple[str, float]]:
-        bounds = [*map(str, LATENCY_BUCKETS_S), "+Inf"]
-        return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
+LATENCIES = (
+    ("vllm:time_to_first_token_seconds", "From arrival to the first token.", "ttft"),
+    ("vllm:e2e_request_latency_seconds", "From arrival to the last token.", "e2e"),
+)
+PHASES = (
+    ("vllm:request_queue_time_seconds", "In the line of a replica.", "queue"),
+    ("vllm:request_prefill_time_seconds", "From the start of prefill to the first token.", "prefill"),
+    ("vllm:request_decode_time_seconds", "From the first token to the last.", "decode"),
+    ("vllm:request_inference_time_seconds", "From the start of prefill to the last token.", "inference"),
+    ("vllm:request_time_per_output_token_seconds", "Mean gap between a request's tokens.", "tpot"),
+    ("vllm:inter_token_latency_seconds", "Gaps between tokens, each as its request's mean.", "token_gaps"),
+    ("modelyard:quota_wait_seconds", "In the line of a quota, of those who had to wait.", "quota_wait"),
+    ("vllm:request_prompt_tokens", "Prompt tokens of a request.", "prompt_sizes"),
+    ("vllm:request_generation_tokens", "Tokens generated for a request.", "output_sizes"),
+)
 
 
 class Meter(Collector):
     """A sink that counts, and a collector that Prometheus can scrape.
 
     Names are vLLM's where vLLM has the metric (`vllm:...`), ours otherwise (`modelyard:...`); labels are models,
-    replicas, outcomes and states, all of which are bounded by the configuration.
+    replicas, arms, outcomes and states, all of which are bounded by the configuration, and by `Names` beyond that.
     """
 
-    kinds = frozenset({Ended, AttemptLost, HealthChanged, Preempted, ModelMoved})
+    kinds = frozenset(
+        {
+            Ended,
+            AttemptLost,
+            FellBack,
+            HealthChanged,
+            HttpAnswered,
+            ModeChanged,
+            ModelMoved,
+            Preempted,
+            RouterChanged,
+            StoreFailed,
+        }
+    )
 
-    def __init__(self) -> None:
-        self.sources: list[Callable[[], Iterable[Figure]]] = []  # of figures that somebody else counts
-        self._ended: Counter[tuple[str, str]] = Counter()
-        self._prompt_tokens: Counter[str] = Counter()
-        self._output_tokens: Counter[str] = Counter()
-        self._cached_tokens: Counter[str] = Counter()
-        self._served: Counter[str] = Counter()
-        self._lost: Counter[str] = Counter()
-        self._health: Counter[tuple[str, str]] = Counter()
-        self._preempted: Counter[str] = Counter()
-        self._states: Counter[tuple[str, str]] = Counter()
-        self._ttft: dict[str, Histogram] = {}
-        self._e2e: dict[str, Histogram] = {}
+    def __init__(self, objective: Objective | None = None) -> None:
+        """`objective` says which answers were good; the default where nobody does."""
+        self.sources: list[Callable[[], Iterable[Family]]] = []  # of figures that somebody else counts
+        self._objective = objective if objective is not None else Objective()
+        self._names = Names()
+        self._ends: dict[str, Ends] = {}
+        self._reasons: Counter[tuple[str, ...]] = Counter()
+        self._arms: Counter[tuple[str, ...]] = Counter()
+        self._replicas: Counter[tuple[str, ...]] = Counter()
+        self._lost: Counter[tuple[str, ...]] = Counter()
+        self._health: Counter[tuple[str, ...]] = Counter()
+        self._preempted: Counter[tuple[str, ...]] = Counter()
+        self._states: Counter[tuple[str, ...]] = Counter()
+        self._fallbacks: Counter[tuple[str, ...]] = Counter()
+        self._router: Counter[tuple[str, ...]] = Counter()
+        self._modes: Counter[tuple[str, ...]] = Counter()
+        self._store: Counter[tuple[str, ...]] = Counter()
+        self._loads: dict[tuple[str, ...], Histogram] = {}
+        self._loading: dict[str, int] = {}  # since when
+        self._answers: Counter[tuple[str, ...]] = Counter()
+        self._aborted: Counter[tuple[str, ...]] = Counter()
+        self._answer_times: dict[tuple[str, ...], Histogram] = {}
+        self._take: dict[type[Event], Callable[[Any], None]] = {
+            Ended: self._count_end,
+            AttemptLost: self._count_loss,
+            FellBack: self._count_fallback,
+            HealthChanged: self._count_health,
+            HttpAnswered: self._count_answer,
+            ModeChanged: self._count_mode,
+            ModelMoved: self._count_move,
+            Preempted: self._count_preemption,
+            RouterChanged: self._count_router,
+            StoreFailed: self._count_store,
+        }
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, Ended):
-            self._count_end(event)
-        elif isinstance(event, AttemptLost):
-            self._lost[event.replica] += 1
-        elif isinstance(event, HealthChanged):
-            self._health[event.replica, event.after] += 1
-        elif isinstance(event, Preempted):
-            self._preempted[event.replica] += 1
-        elif isinstance(event, ModelMoved):
-            self._states[event.model, event.after] += 1
+        take = self._take.get(type(event))
+        if take is not None:
+            take(event)
 
     def _count_end(self, end: Ended) -> None:
-        model = end.model or "unknown"
-        self._ended[model, end.outcome] += 1
-        if end.outcome != "completed" or end.first_token_ns is None or end.replica is None:
+        ends = self._ends.get(end.model or UNKNOWN)
+        if ends is None:
+            ends = self._ends_of(end.model or UNKNOWN)
+        outcome = end.outcome
+        ends.outcomes[outcome] += 1
+        if end.reason is not None:
+            self._reasons[outcome, end.reason] += 1
+        if end.arm is not None:
+            self._arms[(*end.arm.partition("/")[::2], outcome)] += 1
+        if outcome != "completed":
+            if outcome in FINISHED:
+                ends.finished[FINISHED[outcome]] += 1
             return
-        self._served[end.replica] += 1
-        self._prompt_tokens[model] += end.prompt_tokens
-        self._output_tokens[model] += end.output_tokens
-        self._cached_tokens[model] += end.cached_tokens
-        self._ttft.setdefault(model, Histogram()).observe(end.first_token_ns - end.arrival_ns)
-        self._e2e.setdefault(model, Histogram()).observe(end.at_ns - end.arrival_ns)
+        ends.finished[end.finish_reason or "length"] += 1
+        if end.first_token_ns is None or end.replica is None:
+            return
+        self._replicas[(self._names.of("replica", end.replica),)] += 1
+        if ends.served is None:
+            ends.served = Served(self._objective)
+        ends.served.count(end, end.first_token_ns)
 
-    def collect(self) -> Iterator[Metric]:
-        yield _counter(
-            "vllm:prompt_tokens", "Prompt tokens of completed requests.", "model_name", self._prompt_tokens
+    def _ends_of(self, model: str) -> Ends:
+        """Those of a model that is not known yet; whoever is too much has them together."""
+        return self._ends.setdefault(self._names.of("model_name", model), Ends())
+
+    def _count_loss(self, event: AttemptLost) -> None:
+        self._lost[(self._names.of("replica", event.replica),)] += 1
+
+    def _count_fallback(self, event: FellBack) -> None:
+        self._fallbacks[self._names.of("model_name", event.after), event.reason] += 1
+
+    def _count_health(self, event: HealthChanged) -> None:
+        self._health[self._names.of("replica", event.replica), event.after] += 1
+
+    def _count_answer(self, event: HttpAnswered) -> None:
+        route, status = self._names.of("route", event.route or UNKNOWN), str(event.status)
+        self._answers[route, self._names.of("method", event.method), status] += 1
+        times = self._answer_times.get((route,))
+        if times is None:
+            times = self._answer_times[(route,)] = Histogram()
+        times.observe(event.duration_ns)
+        if event.is_aborted:
+            self._aborted[(route,)] += 1
+
+    def _count_mode(self, event: ModeChanged) -> None:
+        self._modes[event.before, event.after] += 1
+
+    def _count_move(self, event: ModelMoved) -> None:
+        model = self._names.of("model_name", event.model)
+        self._states[model, event.after] += 1
+        begun_ns = self._loading.pop(event.model, None)
+        if event.after == "loading":
+            self._loading[event.model] = event.at_ns
+        elif begun_ns is not None and event.after in ("healthy", "degraded"):
+            self._loads.setdefault((model,), Histogram(LOAD_BUCKETS_S)).observe(event.at_ns - begun_ns)
+
+    def _count_preemption(self, event: Preempted) -> None:
+        self._preempted[(self._names.of("replica", event.replica),)] += 1
+
+    def _count_router(self, event: RouterChanged) -> None:
+        self._router[self._names.of("subject", event.subject), event.change] += 1
+
+    def _count_store(self, event: StoreFailed) -> None:
+        self._store[(self._names.of("tier", event.tier),)] += 1
+
+    def families(self) -> Iterator[Family]:
+        """All that is counted here and by the sources, each name once. What nobody has counted yet is left out."""
+        served: dict[tuple[str, ...], Served] = {
+            (model,): ends.served for model, ends in self._ends.items() if ends.served is not None
+        }
+        for name, help_text, field in COUNTERS:
+            yield _counts_of(name, help_text, field, served)
+        for name, help_text, field in LATENCIES:
+            yield _spread_of(name, help_text, field, served)
+        outcomes: Values = {
+            (model, outcome): number
+            for model, ends in self._ends.items()
+            for outcome, number in ends.outcomes.items()
+        }
+        yield Figure("modelyard:requests", "Requests by outcome.", ("model_name", "outcome"), outcomes)
+        of_replica = ("replica",)
+        yield _figure("modelyard:replica_requests", "Requests completed.", of_replica, self._replicas)
+        yield _figure(
+            "modelyard:replica_lost_attempts", "Attempts lost with a replica.", of_replica, self._lost
         )
-        yield _counter("vllm:generation_tokens", "Tokens generated.", "model_name", self._output_tokens)
-        yield _counter(
-            "vllm:prefix_cache_hits", "Prompt tokens found in the cache.", "model_name", self._cached_tokens
+        yield _figure(
+            "vllm:num_preemptions", "KV given back to those who began earlier.", of_replica, self._preempted
         )
-        yield _histogram("vllm:time_to_first_token_seconds", "From arrival to the first token.", self._ttft)
-        yield _histogram("vllm:e2e_request_latency_seconds", "From arrival to the last token.", self._e2e)
-        yield _pairs("modelyard:requests", "Requests by outcome.", ("model_name", "outcome"), self._ended)
-        yield _counter("modelyard:replica_requests", "Requests completed.", "replica", self._served)
-        yield _counter(
-            "modelyard:replica_lost_attempts", "Attempts lost with a replica.", "replica", self._lost
-        )
-        yield _counter(
-            "vllm:num_preemptions", "KV given back to those who began earlier.", "replica", self._preempted
-        )
-        yield _pairs(
+        yield _figure(
             "modelyard:model_states", "Changes of a model's state.", ("model_name", "state"), self._states
         )
-        yield _pairs("modelyard:health_changes", "Changes of health.", ("replica", "state"), self._health)
+        yield _figure("modelyard:health_changes", "Changes of health.", ("replica", "state"), self._health)
+        for family in self._more(served):
+            if family.values:
+                yield family
         for source in self.sources:
-            for figure in source():
-                yield _family(figure)
+            for family in source():
+                yield self._names.fold(family) if isinstance(family, Figure) else family
+
+    def _more(self, served: dict[tuple[str, ...], Served]) -> Iterator[Family]:
+        """What has no place in a scrape before it has happened."""
+        yield _counts_of(*QUERIES, served)
+        yield _counts_of(*GOOD, served)
+        finished: Values = {
+            (model, reason): number
+            for model, ends in self._ends.items()
+            for reason, number in ends.finished.items()
+        }
+        yield Figure(
+            "vllm:request_success",
+            "Requests that ended, and why.",
+            ("model_name", "finished_reason"),
+            finished,
+        )
+        for name, help_text, field in PHASES:
+            yield _spread_of(name, help_text, field, served)
+        yield _figure(
+            "modelyard:request_failures",
+            "Requests that were not completed.",
+            ("outcome", "reason"),
+            self._reasons,
+        )
+        yield _figure(
+            "modelyard:experiment_outcomes",
+            "How requests in an arm ended.",
+            ("experiment", "arm", "outcome"),
+            self._arms,
+        )
+        yield _figure(
+            "modelyard:router_fallbacks", "To what, and why.", ("model_name", "reason"), self._fallbacks
+        )
+        yield _figure(
+            "modelyard:router_changes",
+            "Replicas ejected and back, pools in panic and out of it.",
+            ("subject", "change"),
+            self._router,
+        )
+        yield _figure(
+            "modelyard:quota_mode_changes", "Steps between modes.", ("before", "after"), self._modes
+        )
+        yield _figure(
+            "modelyard:cache_store_failures", "What the store of a tier failed to do.", ("tier",), self._store
+        )
+        yield _figure(
+            "modelyard:http_requests",
+            "Answers given, by route.",
+            ("route", "method", "status"),
+            self._answers,
+        )
+        yield _figure("modelyard:http_aborted", "Answers that nobody waited for.", ("route",), self._aborted)
+        yield Distribution(
+            "modelyard:http_request_duration_seconds",
+            "From the request's head to the answer's end.",
+            ("route",),
+            self._answer_times,
+        )
+        yield Distribution(
+            "modelyard:model_load_seconds", "From asked for to serving.", OF_MODEL, self._loads
+        )
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self.families():
+            yield _metric(family)
 
     def exposition(self) -> str:
         """The metrics in Prometheus' text format."""
-        registry = CollectorRegistry()
-        registry.register(self)
-        return generate_latest(registry).decode()
+        return text_of(self.families())
 
 
-def _counter(name: str, help_text: str, label: str, counts: Counter[str]) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, help_text, labels=[label])
-    for value in sorted(counts):
-        family.add_metric([value], counts[value])
-    return family
+def render(meter: Meter, accept: str = "") -> tuple[bytes, str]:
+    """What a scrape gets that accepts this, and the content type of it: OpenMetrics where it is asked for."""
+    is_open = wants_open_metrics(accept)
+    return text_of(meter.families(), is_open=is_open).encode(), OPEN_METRICS if is_open else PLAIN
 
 
-def _pairs(
-    name: str, help_text: str, labels: tuple[str, str], counts: Counter[tuple[str, str]]
-) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, help_text, labels=labels)
-    for values in sorted(counts):
-        family.add_metric(values, counts[values])
-    return family
+def _counts_of(name: str, help_text: str, field: str, served: dict[tuple[str, ...], Served]) -> Figure:
+    count = attrgetter(field)
+    return Figure(name, help_text, OF_MODEL, {model: count(each) for model, each in served.items()})
 
 
-def _family(figure: Figure) -> Metric:
-    kind = GaugeMetricFamily if figure.is_gauge else CounterMetricFamily
-    family = kind(figure.name, figure.help_text, labels=list(figure.labels))
-    for values in sorted(figure.values):
-        family.add_metric(values, figure.values[values])
-    return family
+def _spread_of(name: str, help_text: str, field: str, served: dict[tuple[str, ...], Served]) -> Distribution:
+    histogram: Callable[[Served], Counted] = attrgetter(field)
+    return Distribution(name, help_text, OF_MODEL, {model: histogram(each) for model, each in served.items()})
 
 
-def _histogram(name: str, help_text: str, histograms: dict[str, Histogram]) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(name, help_text, labels=["model_name"])
-    for model in sorted(histograms):
-        family.add_metric([model], histograms[model].buckets(), histograms[model].sum_ns / NS_PER_S)
-    return family
+def _figure(
+    name: str, help_text: str, labels: tuple[str, ...], counts: Mapping[tuple[str, ...], int]
+) -> Figure:
+    return Figure(name, help_text, labels, dict(counts))
+
+
+def _metric(family: Family) -> Metric:
+    """A family as the client library has it."""
+    if isinstance(family, Distribution):
+        told = HistogramMetricFamily(family.name, family.help_text, labels=list(family.labels))
+        for values in sorted(family.values):
+            counted = family.values[values]
+            told.add_metric(values, cumulative(counted), counted.total)
+        return told
+    kind = GaugeMetricFamily if family.is_gauge else CounterMetricFamily
+    numbers = kind(family.name, family.help_text, labels=list(family.labels))
+    for values in sorted(family.values):
+        numbers.add_metric(values, family.values[values])
+    return numbers
