@@ -21,7 +21,9 @@ from engine.telemetry.events import (
     StoreFailed,
 )
 from engine.telemetry.jsonlog import JsonLines
-from engine.telemetry.meter import Meter
+from engine.telemetry.meter import Meter, render
+from engine.telemetry.own import OwnCounts
+from engine.telemetry.served import Objective
 from engine.telemetry.telemetry import Sink, Story, Telemetry
 
 __all__ = [
@@ -39,6 +41,8 @@ __all__ = [
     "Meter",
     "ModeChanged",
     "ModelMoved",
+    "Objective",
+    "OwnCounts",
     "Preempted",
     "PrefixFound",
     "Routed",
@@ -48,4 +52,5 @@ __all__ = [
     "StoreFailed",
     "Story",
     "Telemetry",
+    "render",
 ]
