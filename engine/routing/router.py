@@ -8,14 +8,14 @@ start, too few left, a log wanted, another try), the decision is made *with care
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
-from typing import Self
+from typing import Any, Self
 
 from engine.chance import draws
 from engine.clock import to_ns
-from engine.errors import BadSettings, NoReplica
+from engine.errors import BadSettings, EngineError, NoReplica, NotFound
 from engine.figures import Figure, Values
 from engine.request import Request
 from engine.routing.decisions import (
@@ -80,12 +80,16 @@ class Pool:
 
     def __init__(self, name: str, chooser: Strategy, table: Table | None) -> None:
         self.name = name
-        self.strategy = chooser
         self.table = table
         self.seats: list[Seat] = []
         self.live: list[Seat] = []
         self.panics = False
         self.is_watched = False  # decisions have to be made with care
+        self.use(chooser)
+
+    def use(self, chooser: Strategy) -> None:
+        """Let that strategy choose from now on."""
+        self.strategy = chooser
         self.pick = chooser.pick
         self.depths = cache_of(chooser)
         self.chosen: Callable[[Request, Seat], None] | None = getattr(chooser, "chosen", None)
@@ -193,6 +197,42 @@ class Router:
         if seat.is_healthy != available:
             seat.is_healthy = available
             self._turn(seat, now_ns)
+
+    def drain(self, name: str, now_ns: int, *, drained: bool = True) -> None:
+        """Give a replica no more requests, however well it is, or give it some again: an operator's word.
+
+        Raises NotFound.
+        """
+        seat = self._seats.get(name)
+        if seat is None:
+            raise NotFound(f"no replica is called {name!r}; there are {', '.join(self._seats) or 'none'}")
+        if seat.is_drained != drained:
+            seat.is_drained = drained
+            self._tell(now_ns, name, "drained" if drained else "back", "an operator wants it")
+            self._turn(seat, now_ns)
+
+    def set_strategy(self, strategy: str, options: dict[str, Any], now_ns: int) -> None:
+        """Let another strategy choose from now on; loads, sessions and health stay as they are.
+
+        Raises UnknownName, or BadSettings for options that it does not have; then nothing has changed.
+        """
+        before, wanted = self.settings, self.wants_prefixes
+        self.settings = replace(before, strategy=strategy, options=options)
+        try:
+            made = {name: self._make_strategy(name) for name in self._pools}
+            self.wants_prefixes = hasattr(self._make_strategy(""), "depths") or "cache_aware" in strategy
+        except EngineError:
+            self.settings, self.wants_prefixes = before, wanted
+            raise
+        self.strategy_name = strategy
+        for pool in self._pools.values():
+            if pool.eased is not None:
+                for seat in pool.seats:
+                    if pool.eased in seat.watchers:
+                        seat.watchers.remove(pool.eased)
+            pool.use(made[pool.name])
+            self._rebuild(pool, now_ns)
+        self._tell(now_ns, "router", f"strategy {strategy}", f"an operator wants it, not {before.strategy}")
 
     def seat(self, name: str) -> Seat:
         """What the router knows of a replica. Raises KeyError."""
@@ -538,7 +578,7 @@ class Router:
 
     def _turn(self, seat: Seat, now_ns: int) -> None:
         """Open or close a seat, after what is known of it."""
-        is_open = seat.is_healthy and not seat.is_ejected
+        is_open = seat.is_healthy and not seat.is_ejected and not seat.is_drained
         if is_open == seat.is_open:
             return
         seat.is_open = is_open
@@ -734,4 +774,6 @@ def _state_of(strategy: Strategy) -> object:
 def _why_closed(seat: Seat) -> str:
     if not seat.is_healthy:
         return "not healthy"
+    if seat.is_drained:
+        return "drained by an operator"
     return "ejected: too slow"

@@ -27,6 +27,7 @@ class Seat:
     __slots__ = (
         "credit",
         "holder",
+        "is_drained",
         "is_ejected",
         "is_healthy",
         "is_open",
@@ -70,6 +71,7 @@ class Seat:
         self.room = Room()
         self.is_healthy = True
         self.is_ejected = False
+        self.is_drained = False  # by an operator
         self.is_open = True  # may be given requests
         self.num_ejections = 0
         self.ramp_since_ns = NEVER_NS
