@@ -78,6 +78,11 @@ def parser() -> argparse.ArgumentParser:
 
     _add_keys(commands.add_parser("keys", help="make, list and revoke the keys of clients and operators"))
 
+    boards = commands.add_parser("dashboards", help="write a Grafana dashboard and Prometheus alert rules")
+    boards.add_argument("folder", type=Path, help="where to; made if need be")
+    boards.add_argument("--force", action="store_true", help="overwrite files that were changed there")
+    boards.set_defaults(run=_dashboards)
+
     compiling = commands.add_parser("compile", help="compile what every request passes in place, with mypyc")
     compiling.add_argument("--remove", action="store_true", help="delete what was compiled")
     compiling.set_defaults(run=_compile)
@@ -179,6 +184,14 @@ def _keys_revoke(chosen: argparse.Namespace) -> int:
     from engine.command.keys import revoke  # noqa: PLC0415
 
     return revoke(chosen.id, chosen.file)
+
+
+def _dashboards(chosen: argparse.Namespace) -> int:
+    from engine.command.boards import write_boards  # noqa: PLC0415
+
+    for path in write_boards(chosen.folder, force=chosen.force):
+        print(path)
+    return 0
 
 
 def _compile(chosen: argparse.Namespace) -> int:
