@@ -120,14 +120,17 @@ class LogSettings:
 class TraceSettings:
     """One trace a request: to a collector that takes OTLP over HTTP (`endpoint`), to a file, to both, or nowhere.
 
-    `sample` is the share of requests that are traced; one whose caller has decided is as the caller decided. What
-    does not go out waits, `max_waiting` spans at most; the others are dropped and counted. `content` puts prompts and
-    completions into spans. `headers` go with each export: a collector's key.
+    `sample` is the share of requests that are traced; one whose caller has decided is as the caller decided. Those
+    that failed or ran out of time (`keep_errors`), and those that took longer than `keep_slower_s`, are traced in any
+    case. What does not go out waits, `max_waiting` spans at most; the others are dropped and counted. `content` puts
+    prompts and completions into spans. `headers` go with each export: a collector's key.
     """
 
     endpoint: str | None = None  # http://host:4318/v1/traces
     file: str | None = None
     sample: float = 1.0
+    keep_errors: bool = True
+    keep_slower_s: float | None = None
     content: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     service_name: str = "modelyard"
@@ -141,6 +144,8 @@ class TraceSettings:
         require("server.traces.file", self.file, self.file != "", "the path of a file, or null")
         require("server.traces.sample", self.sample, 0 <= self.sample <= 1, "from 0 to 1")
         require("server.traces.service_name", self.service_name, self.service_name != "", "a name")
+        if self.keep_slower_s is not None:
+            at_least("server.traces.keep_slower_s", self.keep_slower_s, 0)
         above("server.traces.timeout_s", self.timeout_s, 0)
         at_least("server.traces.max_waiting", self.max_waiting, 1)
 

@@ -36,9 +36,12 @@ def parse_traceparent(header: str, state: str = "") -> TraceContext | None:
     version, trace_id, parent, flags, more = match.groups()
     if (version == "00" and more) or not int(trace_id, 16) or not int(parent, 16):
         return None
-    if len(state) > MAX_STATE or not STATE.fullmatch(state):
-        state = ""
-    return TraceContext(trace_id, parent, bool(int(flags, 16) & SAMPLED), state)
+    return TraceContext(trace_id, parent, bool(int(flags, 16) & SAMPLED), fit_state(state))
+
+
+def fit_state(state: str) -> str:
+    """A `tracestate` that may be handed on; empty where it is not fit for that."""
+    return state if len(state) <= MAX_STATE and STATE.fullmatch(state) else ""
 
 
 class TraceIds:
@@ -48,9 +51,10 @@ class TraceIds:
     Everybody who knows the number of a request gets the same name, and nobody has to remember it.
     """
 
-    __slots__ = ("_key",)
+    __slots__ = ("_key", "_num_new")
 
     def __init__(self, seed: int, epoch_ns: int) -> None:
+        self._num_new = 0
         self._key = blake2b(f"{seed}/{epoch_ns}".encode(), digest_size=32).digest()
 
     def of(self, request_id: int) -> tuple[int, int]:
@@ -58,10 +62,13 @@ class TraceIds:
         digest = blake2b(b"%d" % request_id, key=self._key, digest_size=24).digest()
         return int.from_bytes(digest[:16], "big") or 1, int.from_bytes(digest[16:], "big") or 1
 
-    def context(self, request_id: int, traceparent: str | None = None, state: str = "") -> TraceContext:
-        """The trace of a request that came with that header, or a new one."""
-        given = parse_traceparent(traceparent, state) if traceparent else None
-        return given or TraceContext(f"{self.of(request_id)[0]:032x}")
+    def context(self, traceparent: str | None, state: str | None = None) -> TraceContext:
+        """The trace of whoever comes with that header; a new one for who has none, or none that can be read."""
+        given = parse_traceparent(traceparent, state or "") if traceparent else None
+        if given is not None:
+            return given
+        self._num_new += 1
+        return TraceContext(f"{self.of(-self._num_new)[0]:032x}")  # requests have numbers from 0
 
 
 def following(span_id: int, number: int) -> int:

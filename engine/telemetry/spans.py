@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from engine.clock import NS_PER_S
 from engine.figures import Figure
 from engine.telemetry import semconv
-from engine.telemetry.context import WORD, TraceIds, following, pseudonym
+from engine.telemetry.context import WORD, TraceIds, fit_state, following, pseudonym
 from engine.telemetry.events import (
     Asked,
     AttemptLost,
@@ -160,7 +160,7 @@ class SpanBuilder:
         notes = self._notes.pop(end.request_id, [])
         trace_id, span_id = self._ids.of(end.request_id)
         asked = first_of(notes, Asked)
-        if asked is not None:
+        if asked is not None and asked.trace_id:
             trace_id = int(asked.trace_id, 16)
         if not self._sampling.keeps(end, trace_id, None if asked is None else asked.is_sampled):
             self.num_left_out += 1
@@ -188,7 +188,7 @@ class SpanBuilder:
         if self._server is not None:
             root.attributes[semconv.SERVER_ADDRESS], root.attributes[semconv.SERVER_PORT] = self._server
         if asked is not None:
-            root.trace_state = asked.trace_state
+            root.trace_state = fit_state(asked.trace_state)
             root.attributes |= wanted(asked)
         self._tell(root, notes)
         for note in notes:
