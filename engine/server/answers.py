@@ -177,7 +177,7 @@ class TextWriter:
     def __init__(self, head: Head) -> None:
         self._head = head
 
-    def opening(self, index: int) -> bytes:  # noqa: ARG002  a text has none
+    def opening(self, index: int) -> bytes:  # a text has none
         return b""
 
     def piece(self, index: int, text: str, logprobs: dict[str, Any] | None) -> bytes:

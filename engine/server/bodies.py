@@ -168,7 +168,7 @@ _STEP = re.compile(r"([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 
 
 def _explained(raw: bytes, text: str) -> BadRequest:
-    """msgspec's complaint in a sentence of ours: field, value, what is allowed."""
+    """The complaint of msgspec in a sentence of ours: field, value, what is allowed."""
     match = _PLACE.match(text)
     assert match is not None, "it matches everything"
     what, place = match[1], match[2] or ""
@@ -217,7 +217,12 @@ def check(body: Body, limits: LimitsSettings) -> None:
     """Raise BadRequest for what no model here can do, and for what is more than is allowed."""
     must("n", body.n, 1 <= body.num_choices <= limits.max_choices, f"from 1 to {limits.max_choices}")
     for name in ("frequency_penalty", "presence_penalty"):
-        must(name, getattr(body, name), not getattr(body, name), "0: it is not supported (repetition_penalty is)")
+        must(
+            name,
+            getattr(body, name),
+            not getattr(body, name),
+            "0: it is not supported (repetition_penalty is)",
+        )
     must("logit_bias", body.logit_bias, not body.logit_bias, "empty: it is not supported")
     must("user", body.user, body.user is None or len(body.user) <= limits.max_id_chars, _at_most(limits))
     _check_stop(body, limits)
@@ -236,7 +241,12 @@ def _at_most(limits: LimitsSettings) -> str:
 
 def _check_stop(body: Body, limits: LimitsSettings) -> None:
     stop = stops_of(body)
-    must("stop", body.stop, len(stop) <= limits.max_stop and all(stop), f"up to {limits.max_stop} texts, none empty")
+    must(
+        "stop",
+        body.stop,
+        len(stop) <= limits.max_stop and all(stop),
+        f"up to {limits.max_stop} texts, none empty",
+    )
 
 
 def stops_of(body: Body) -> tuple[str, ...]:
@@ -262,7 +272,12 @@ def _check_chat(body: ChatBody, limits: LimitsSettings) -> None:
     top, most = body.top_logprobs, limits.max_top_logprobs
     must("top_logprobs", top, top is None or 0 <= top <= most, f"from 0 to {most}")
     must("top_logprobs", top, top is None or bool(body.logprobs), "left out, or logprobs true")
-    must("modalities", body.modalities, body.modalities in (None, ["text"]), '["text"]: nothing else is generated')
+    must(
+        "modalities",
+        body.modalities,
+        body.modalities in (None, ["text"]),
+        '["text"]: nothing else is generated',
+    )
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -273,7 +288,12 @@ def _check_message(place: str, message: Message) -> None:
     if isinstance(message.content, list):
         for number, part in enumerate(message.content):
             is_text = part.type == "text" and part.text is not None
-            must(f"{place}.content[{number}].type", part.type, is_text, '"text", with a text: nothing else is read')
+            must(
+                f"{place}.content[{number}].type",
+                part.type,
+                is_text,
+                '"text", with a text: nothing else is read',
+            )
     elif message.content is None:
         may = message.role == "assistant" and bool(message.tool_calls)
         must(f"{place}.content", None, may, "a text: only an assistant's turn with tool_calls has none")
@@ -289,7 +309,9 @@ def _check_completion(body: CompletionBody, limits: LimitsSettings) -> None:
     prompts = prompts_of(body)
     count = len(prompts) * body.num_choices
     if count > limits.max_choices:
-        raise refused("prompt", f"prompt asks for {count} answers, but at most {limits.max_choices} are allowed")
+        raise refused(
+            "prompt", f"prompt asks for {count} answers, but at most {limits.max_choices} are allowed"
+        )
 
 
 Words = str | list[int]
@@ -305,9 +327,14 @@ def prompts_of(body: CompletionBody) -> list[Words]:
         return [_tokens(prompt)]
     if prompt and all(isinstance(each, str) for each in prompt):
         return list(prompt)
-    if prompt and all(isinstance(each, list) and each and all(type(one) is int for one in each) for each in prompt):
+    if prompt and all(
+        isinstance(each, list) and each and all(type(one) is int for one in each) for each in prompt
+    ):
         return [_tokens(each) for each in prompt]
-    raise refused("prompt", f"prompt is {shown(prompt)}, but must be a text, texts, tokens or lists of tokens, not empty")
+    raise refused(
+        "prompt",
+        f"prompt is {shown(prompt)}, but must be a text, texts, tokens or lists of tokens, not empty",
+    )
 
 
 MAX_TOKEN = (1 << 31) - 1

@@ -56,7 +56,9 @@ class Client:
         "trace_id",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: LimitsSettings, holder: Holder) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, limits: LimitsSettings, holder: Holder
+    ) -> None:
         self.scope = scope
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.holder = holder
@@ -72,7 +74,7 @@ class Client:
         self.sent_bytes = 0
         self._receive = receive
         self._send = send
-        self._tell: Callable[[], None] | None = None
+        self._tell: Callable[[], object] | None = None
         self._watch: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._is_over = False
 
@@ -144,7 +146,7 @@ class Client:
 
         return receive, send
 
-    def when_gone(self, tell: Callable[[], None]) -> None:
+    def when_gone(self, tell: Callable[[], object]) -> None:
         """Watch the client from now on."""
         self._tell = tell
         self._watch = asyncio.get_running_loop().create_task(self._look())

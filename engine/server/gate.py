@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from engine.errors import EngineError, Forbidden, NotFound, OverQuota, QueueFull
 from engine.server.client import Client, ClientGone, Receive, Scope, Send
 from engine.server.keys import Holder, Keyring
 from engine.server.settings import DEFAULT_TENANT, LimitsSettings
-from engine.telemetry import HttpAnswered, Telemetry
+from engine.telemetry import HttpAnswered, OwnCounts, Telemetry
 
 Handler = Callable[[Client], Awaitable[None]]
 
@@ -51,7 +52,7 @@ class InternalError(EngineError):
 class Gate:
     """One port: `hot` routes by method and path, all others in `rest`.
 
-    Every route asks for a key but those in `open_paths`; on an operators' port (`for_admins`) for that of an operator.
+    Every route asks for a key but those in `OPEN`; on the operators' port (`for_admins`) for an operator's.
     """
 
     OPEN: ClassVar[frozenset[str]] = frozenset({"/health", "/ready"})
@@ -66,6 +67,7 @@ class Gate:
         clock: Clock,
         telemetry: Telemetry,
         name_request: Callable[[], str],
+        counts: OwnCounts,
         for_admins: bool = False,
         on_defect: Callable[[BaseException, str], None] | None = None,
     ) -> None:
@@ -78,6 +80,7 @@ class Gate:
         self._telemetry = telemetry
         self._name_request = name_request
         self._for_admins = for_admins
+        self._counts = counts
         self._on_defect = on_defect
         self._of_key: Counter[str] = Counter()
         self.in_flight = 0
@@ -88,6 +91,7 @@ class Gate:
         begun_ns = self._clock.now_ns()
         client = Client(scope, receive, send, self._limits, NOBODY)
         self.in_flight += 1
+        self._counts.http_in_flight += 1
         route = "other"
         try:
             client.request_id = self._request_id(client)
@@ -101,10 +105,13 @@ class Gate:
             route = scope.get("modelyard.route", route)
             if self._on_defect is not None:
                 self._on_defect(error, client.request_id)
-            await self._refuse(client, InternalError("something went wrong on our side; the request id finds it in the log"))
+            await self._refuse(
+                client, InternalError("something went wrong on our side; the log tells it by request id")
+            )
         finally:
             client.stop_watching()
             self.in_flight -= 1
+            self._counts.http_in_flight -= 1
             self._note(client, route, begun_ns)
 
     async def _let_in(self, client: Client) -> str:
@@ -128,7 +135,9 @@ class Gate:
         scope["modelyard.route"] = path
         key, most = client.holder.id, self._limits.max_requests_per_key
         if self.in_flight > self._limits.max_requests:
-            raise QueueFull(f"{self._limits.max_requests} requests are being served, as many as are at a time")
+            raise QueueFull(
+                f"{self._limits.max_requests} requests are being served, as many as are at a time"
+            )
         if most is None:
             await handler(client)
             return path
@@ -189,10 +198,8 @@ class Gate:
                 raise error
             raise ConnectionAbortedError("the answer cannot be finished") from error
         client.error = error.code or error.reason
-        try:
+        with suppress(ClientGone):
             await client.refuse(error, [(b"x-request-id", client.request_id.encode("latin-1"))])
-        except ClientGone:
-            pass
 
     def _note(self, client: Client, route: str, begun_ns: int) -> None:
         status = CLOSED if client.is_gone else client.status

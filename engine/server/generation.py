@@ -162,7 +162,9 @@ class Generation:
 
     def usage(self) -> Usage:
         """What it cost."""
-        return usage_of([each.completion for each in self.choices if each.completion is not None], self._num_prompts)
+        return usage_of(
+            [each.completion for each in self.choices if each.completion is not None], self._num_prompts
+        )
 
     def whole(self) -> list[Any]:
         """The choices of an answer in one piece."""

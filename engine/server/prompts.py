@@ -48,7 +48,9 @@ class Prompt:
             if not len(found):
                 raise refused("prompt", "the prompt has no tokens, but must have at least one")
             if self.most_tokens is not None and len(found) > self.most_tokens:
-                raise TooLong(f"the prompt has {len(found)} tokens, but at most {self.most_tokens} are allowed")
+                raise TooLong(
+                    f"the prompt has {len(found)} tokens, but at most {self.most_tokens} are allowed"
+                )
             self._tokens, self.text = found, text
         return self._tokens
 
@@ -85,7 +87,9 @@ def chat_prompt(body: ChatBody, *, most_tokens: int | None) -> Prompt:
     reserved = [name for name in extra if name in RESERVED]
     if reserved:
         allowed = f"without {', '.join(RESERVED)}"
-        raise refused("chat_template_kwargs", f"chat_template_kwargs has {reserved[0]}, but must be {allowed}")
+        raise refused(
+            "chat_template_kwargs", f"chat_template_kwargs has {reserved[0]}, but must be {allowed}"
+        )
     messages = [plain(message) for message in body.messages]
     tools = body.tools if body.tool_choice != "none" else None
 

@@ -12,7 +12,16 @@ from engine.engine import Engine
 from engine.errors import BadRequest, EngineError, Forbidden, NoReplica, openai_answer
 from engine.request import Completion, Request
 from engine.server.answers import EVENTS, JSON, Head, Whole, encode
-from engine.server.bodies import CHAT, COMPLETION, ChatBody, CompletionBody, check, parsed, prompts_of, refused
+from engine.server.bodies import (
+    CHAT,
+    COMPLETION,
+    ChatBody,
+    CompletionBody,
+    check,
+    parsed,
+    prompts_of,
+    refused,
+)
 from engine.server.client import Client, ClientGone, Headers
 from engine.server.gate import Handler
 from engine.server.generation import Choice, Generation
@@ -123,7 +132,9 @@ class Public:
             if client.status:
                 raise
             client.error = error.code or error.reason
-            await client.refuse(error, [*self._limits_left(first), (b"x-request-id", client.request_id.encode())])
+            await client.refuse(
+                error, [*self._limits_left(first), (b"x-request-id", client.request_id.encode())]
+            )
             return
         except BaseException:
             if client.is_gone:
@@ -160,8 +171,12 @@ class Public:
         tells_usage = options is not None and options.include_usage
         is_stream = bool(body.stream)
         if options is not None and not is_stream:
-            raise refused("stream_options", "stream_options is given, but only with stream true has it a meaning")
-        head = Head(name, kind.chunk if is_stream else kind.whole, created, body.model, tells_usage=tells_usage)
+            raise refused(
+                "stream_options", "stream_options is given, but only with stream true has it a meaning"
+            )
+        head = Head(
+            name, kind.chunk if is_stream else kind.whole, created, body.model, tells_usage=tells_usage
+        )
         asking = Asking(made, len(prompts), head, is_chat=kind.is_chat)
         asking.is_stream, asking.tells_usage = is_stream, tells_usage
         return asking, body
@@ -181,7 +196,7 @@ class Public:
         most = self._settings.default_max_tokens if output is None else output
         if self._limits.max_output_tokens is not None:
             most = min(most, self._limits.max_output_tokens)
-        made = []
+        made: list[Choice] = []
         for prompt in prompts:
             for _ in range(body.num_choices):
                 request = Request(
@@ -249,7 +264,9 @@ class Public:
             return None
         return now_ns + MS * _whole_number(b"x-deadline-ms", given, 1, MAX_DEADLINE_MS)
 
-    def _tell(self, client: Client, kind: Kind, generation: "Asking", body: ChatBody | CompletionBody) -> None:
+    def _tell(
+        self, client: Client, kind: Kind, generation: "Asking", body: ChatBody | CompletionBody
+    ) -> None:
         """Tell what came over the wire to those who want to know."""
         telemetry = self._engine.telemetry
         if telemetry.wants(Asked):
@@ -323,9 +340,11 @@ class Public:
     async def models(self, client: Client) -> None:
         """All models that the key may use; groups beside them, which are asked for like models."""
         holder, registry = client.holder, self._engine.registry
-        known = registry.all() if holder.models is None else [
-            model for model in registry.all() if holder.may_use(model.key)
-        ]
+        known = (
+            registry.all()
+            if holder.models is None
+            else [model for model in registry.all() if holder.may_use(model.key)]
+        )
         data = ", ".join(map(registry.model_json, known))
         await client.answer(200, [JSON], ('{"object": "list", "data": [' + data + "]}").encode())
 
@@ -401,7 +420,9 @@ def _whole_number(name: bytes, value: bytes, low: int, high: int) -> int:
     digits = text.removeprefix("-")
     if digits.isdecimal() and len(digits) <= MAX_DIGITS and low <= int(text) <= high:
         return int(text)
-    raise BadRequest(f"the header {name.decode()} is {text[:64]!r}, but must be a whole number from {low} to {high}")
+    raise BadRequest(
+        f"the header {name.decode()} is {text[:64]!r}, but must be a whole number from {low} to {high}"
+    )
 
 
 MAX_DIGITS = 12

@@ -1,33 +1,35 @@
-"""Both ports in one process: from a deployment to a server that listens, and from SIGTERM to one that is gone."""
+"""Both ports in one process: from settings to a server that listens, and from SIGTERM to one that is gone."""
 
 import asyncio
 import logging
 import secrets
-import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
 import uvicorn
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, Router
 
-from engine.clock import NS_PER_S, WallClock, to_ns
+from engine.clock import WallClock, to_ns
 from engine.engine import Engine
 from engine.errors import BadSettings
-from engine.server.gate import Gate
-from engine.server.keys import Keyring
+from engine.server.admin import Admin
+from engine.server.audit import AuditSink, open_audit
+from engine.server.gate import Gate, Handler
+from engine.server.keys import Keyring, KeysChanged
 from engine.server.public import Public
 from engine.server.settings import ServerSettings
 from engine.server.wire import bounded
 from engine.settings import EngineSettings
-from engine.telemetry import Meter, Sink
-render=lambda m,a:(m.exposition().encode(),"text/plain")
+from engine.telemetry import Meter, OwnCounts, Sink, render
 
 LAG_EVERY_S = 0.1
 BACKLOG = 2048
+
+logger = logging.getLogger("modelyard.server")
 
 
 class Listener(uvicorn.Server):
@@ -39,17 +41,27 @@ class Listener(uvicorn.Server):
 
 
 class Server:
-    """The whole server. Make it inside a running loop; `start` it, then `stop` it."""
+    """The whole server. Make it inside a running loop; `start` it, then `stop` it.
+
+    `port` and `admin_port` are those that it listens on, once it does.
+    """
 
     def __init__(self, settings: EngineSettings, server: ServerSettings, sinks: Sequence[Sink] = ()) -> None:
         """Raises BadSettings before anything listens."""
         self.settings = server
-        self.clock = WallClock()
-        self.meter = Meter()
-        keys_file = server.keys_file
-        self.keyring = None if keys_file is None else Keyring(_path(keys_file), self.clock)
-        self.engine = Engine(settings, self.clock, [self.meter, *sinks])
-        self.meter.sources.append(self.engine.figures)
+        self.port = 0
+        self.admin_port: int | None = None
+        self.clock = clock = WallClock()
+        self.meter, self.counts = Meter(), OwnCounts()
+        self.audit = open_audit(server.audit, clock)
+        kept: list[Sink] = [self.meter, *sinks]
+        if self.audit is not None:
+            kept.append(AuditSink(self.audit))
+        self.keyring = self._open_keys(server.keys_file)
+        self.engine = Engine(settings, clock, kept)
+        self.meter.sources += [self.engine.figures, self.counts.figures]
+        if self.audit is not None:
+            self.meter.sources.append(self.audit.figures)
         self.public = Public(
             self.engine,
             server,
@@ -57,28 +69,62 @@ class Server:
             exposition=lambda accept: render(self.meter, accept),
             trace_of=lambda _: ("", "", None),
         )
+        self.admin = Admin(self.engine, server, self.audit, version())
         self._listeners: list[Listener] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self.port = 0
-        self.admin_port: int | None = None
 
     async def start(self) -> None:
         """Listen, and let the replicas serve. Raises BadSettings for a port that is taken."""
         server = self.settings
-        sockets = [_bound("server", server.host, server.port)]
-        self.port = sockets[0].getsockname()[1]
+        doors = [bound("server.port", server.host, server.port)]
+        if server.admin_port is not None:
+            try:
+                doors.append(bound("server.admin_port", server.admin_host, server.admin_port))
+            except BadSettings:
+                doors[0].close()
+                raise
+        self.port = doors[0].getsockname()[1]
         self.engine.start()
-        gate = Gate(
-            self.public.routes,
-            Router(self._cold_routes()),
+        self._look_at_lag()
+        await self._listen(self._gate(self.public.routes, self._cold_routes()), doors[0])
+        if len(doors) > 1:
+            self.admin_port = doors[1].getsockname()[1]
+            open_to_all = {key: handler for key, handler in self.public.routes.items() if key[1] in OF_BOTH}
+            await self._listen(self._gate(open_to_all, self.admin.routes(), for_admins=True), doors[1])
+
+    async def stop(self, drain_s: float | None = None) -> None:
+        """Take no more requests, let those that run end for a while, then let go of everything."""
+        self.public.is_draining = True
+        patience_s = self.settings.drain_s if drain_s is None else drain_s
+        for listener in self._listeners:
+            listener.config.timeout_graceful_shutdown = patience_s  # type: ignore[assignment]
+            listener.should_exit = True
+        await asyncio.gather(*self._tasks)
+        await self.clock.close()
+        self.engine.close()
+        if self.audit is not None:
+            self.audit.close()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether both ports are still served."""
+        return not any(task.done() for task in self._tasks)
+
+    def _gate(
+        self, hot: dict[tuple[str, str], Handler], cold: list[BaseRoute], *, for_admins: bool = False
+    ) -> Gate:
+        return Gate(
+            hot,
+            Router(cold),
             keyring=self.keyring,
-            limits=server.limits,
+            limits=self.settings.limits,
             clock=self.clock,
             telemetry=self.engine.telemetry,
             name_request=self.public.name_request,
+            for_admins=for_admins,
+            counts=self.counts,
             on_defect=_log_defect,
         )
-        await self._listen(gate, sockets[0])
 
     async def _listen(self, app: Gate, sock: socket.socket) -> None:
         limits = self.settings.limits
@@ -90,6 +136,7 @@ class Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=int(limits.keep_alive_s),
             backlog=BACKLOG,
         )
@@ -102,16 +149,6 @@ class Server:
                 await task
             await asyncio.sleep(0.001)
 
-    async def stop(self, drain_s: float | None = None) -> None:
-        """Take no more requests, let those that run end for a while, then let go of everything."""
-        self.public.is_draining = True
-        for listener in self._listeners:
-            listener.config.timeout_graceful_shutdown = drain_s if drain_s is not None else self.settings.drain_s  # type: ignore[assignment]
-            listener.should_exit = True
-        await asyncio.gather(*self._tasks)
-        await self.clock.close()
-        self.engine.close()
-
     def _cold_routes(self) -> list[BaseRoute]:
         async def model(request: HttpRequest) -> Response:
             told = self.public.model_json(request.path_params["name"], request.state.holder)
@@ -119,24 +156,61 @@ class Server:
 
         return [Route("/v1/models/{name:path}", model)]
 
+    def _open_keys(self, file: str | None) -> Keyring | None:
+        if file is None:
+            return None
+        return Keyring(Path(file), self.clock, self._keys_changed)
 
-def _path(text: str) -> Any:
-    from pathlib import Path  # noqa: PLC0415
+    def _keys_changed(self, change: KeysChanged) -> None:
+        if change.problem is not None:
+            logger.error("the keys stay as they were: %s", change.problem)
+        if self.audit is not None:
+            outcome = "done" if change.problem is None else change.problem
+            self.audit.write("system", "keys.read", "keys", after=change, outcome=outcome)
 
-    return Path(text)
+    def _look_at_lag(self) -> None:
+        """How late the loop comes to a callback, again and again: what a step in the loop would cost everybody."""
+        due_ns = self.clock.now_ns() + to_ns(LAG_EVERY_S)
+
+        def look() -> None:
+            self.counts.lagged(max(0, self.clock.now_ns() - due_ns))
+            self._look_at_lag()
+
+        self.clock.call_later(to_ns(LAG_EVERY_S), look)
 
 
-def _bound(what: str, host: str, port: int) -> socket.socket:
+OF_BOTH = ("/health", "/ready", "/metrics")
+
+
+def version() -> str:
+    """Of this package, as it is installed."""
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
+    try:
+        return version("modelyard")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def bound(what: str, host: str, port: int) -> socket.socket:
     """A socket that is ours. Raises BadSettings when it cannot be."""
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
+        (family, kind, number, _, address), *_ = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
     except OSError as error:
-        raise BadSettings(f"{what} cannot listen on {host}:{port}: {error.strerror or error}") from error
+        raise BadSettings(f"{what}: {host!r} is no address of this machine: {error.strerror}") from error
+    sock = socket.socket(family, kind, number)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise BadSettings(
+            f"{what} is {port}, but {host}:{port} cannot be listened on: {error.strerror}"
+        ) from error
     return sock
 
 
 def _log_defect(error: BaseException, request_id: str) -> None:
-    logging.getLogger("modelyard.server").error("request %s failed", request_id, exc_info=error)
+    logger.error("request %s failed", request_id, exc_info=error)

@@ -71,9 +71,9 @@ class Bounded(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None or self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:
-            if self._head_timer is None:  # the next request of a connection that is kept alive
-                self._head_timer = self.loop.call_later(self.limits.body_timeout_s, self._head_is_late)
+        is_next = self.cycle is None or self.cycle.response_complete  # of a connection that is kept alive
+        if is_next and self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.limits.body_timeout_s, self._head_is_late)
         if self._is_in_head:
             self._head_bytes += len(data)
             self._check_head()
@@ -144,8 +144,8 @@ class Bounded(HttpToolsProtocol):
         if not self.transport.is_closing() and not (self.cycle and self.cycle.response_started):
             body = encode(openai_answer(error).body)
             self.transport.write(
-                b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-                % (error.status, PHRASES[error.status], len(body), body)
+                b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\nconnection: close\r\n"
+                b"content-length: %d\r\n\r\n%b" % (error.status, PHRASES[error.status], len(body), body)
             )
         self.transport.close()
 

@@ -1,0 +1,216 @@
+"""OpenAI's routes over real HTTP, as httpx and the openai client see them."""
+
+import json
+
+import pytest
+
+HELLO = {"model": "llama", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
+
+
+def test_a_chat_is_answered_whole(plain):
+    answer = plain.openai().chat.completions.create(**HELLO)
+    choice = answer.choices[0]
+    assert (answer.object, answer.model, choice.finish_reason) == ("chat.completion", "llama", "length")
+    assert (choice.message.role, len(choice.message.content)) == ("assistant", 8)
+    assert (answer.usage.completion_tokens, answer.usage.total_tokens) == (8, answer.usage.prompt_tokens + 8)
+
+
+def test_a_streamed_chat_is_the_same_text_a_token_a_chunk(plain):
+    client = plain.openai()
+    asked = {**HELLO, "seed": 5, "max_tokens": 20}
+    whole = client.chat.completions.create(**asked).choices[0].message.content
+    chunks = list(
+        client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    )
+    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
+    assert "".join(piece or "" for piece in pieces) == whole
+    assert len([piece for piece in pieces if piece]) == 20
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert (chunks[-1].choices, chunks[-1].usage.completion_tokens) == ([], 20)
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_usage_is_in_a_stream_only_where_it_is_asked_for(plain):
+    chunks = list(plain.openai().chat.completions.create(**HELLO, stream=True))
+    assert all(chunk.choices and chunk.usage is None for chunk in chunks)
+
+
+def test_events_end_with_done(plain):
+    with plain.http().stream("POST", "/v1/chat/completions", json={**HELLO, "stream": True}) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in answer.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    assert all(
+        json.loads(line.removeprefix("data: "))["object"] == "chat.completion.chunk" for line in lines[:-1]
+    )
+
+
+def test_several_choices_count_the_prompt_once(plain):
+    answer = plain.openai().chat.completions.create(**HELLO, n=3)
+    one = plain.openai().chat.completions.create(**HELLO)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert answer.usage.prompt_tokens == one.usage.prompt_tokens
+    assert answer.usage.completion_tokens == 24
+
+
+def test_several_choices_stream_side_by_side(plain):
+    chunks = list(plain.openai().chat.completions.create(**HELLO, n=3, stream=True))
+    texts = {index: "" for index in range(3)}
+    ends = []
+    for chunk in chunks:
+        choice = chunk.choices[0]
+        texts[choice.index] += choice.delta.content or ""
+        ends += [choice.index] if choice.finish_reason else []
+    assert [len(text) for text in texts.values()] == [8, 8, 8]
+    assert sorted(ends) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "choices", "prompt_tokens"),
+    [("hello", 1, 5), (["hello", "you"], 2, 8), ([1, 2, 3], 1, 3), ([[1, 2, 3], [4]], 2, 4)],
+)
+def test_completions_take_texts_and_tokens(plain, prompt, choices, prompt_tokens):
+    answer = plain.openai().completions.create(model="llama", prompt=prompt, max_tokens=4)
+    assert [choice.index for choice in answer.choices] == list(range(choices))
+    assert all(len(choice.text) == 4 for choice in answer.choices)
+    assert answer.usage.prompt_tokens == prompt_tokens
+    assert answer.usage.completion_tokens == 4 * choices
+
+
+def test_completions_stream(plain):
+    chunks = list(plain.openai().completions.create(model="llama", prompt="hello", max_tokens=4, stream=True))
+    assert len("".join(chunk.choices[0].text for chunk in chunks)) == 4
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
+def test_a_stop_string_ends_an_answer(plain):
+    asked = {**HELLO, "max_tokens": 40}
+    text = plain.openai().chat.completions.create(**asked).choices[0].message.content
+    stop = text[11:14]
+    stopped = plain.openai().chat.completions.create(**asked, stop=[stop]).choices[0]
+    assert stopped.finish_reason == "stop"
+    assert stopped.message.content == text[: text.index(stop)]
+
+
+def test_an_answer_without_a_length_is_as_long_as_the_default(plain):
+    asked = {name: value for name, value in HELLO.items() if name != "max_tokens"}
+    answer = plain.openai().chat.completions.create(**asked)
+    assert answer.usage.completion_tokens == plain.server.settings.default_max_tokens
+
+
+def test_an_open_answer_ends_with_the_context(plain):
+    prompt = "x" * 4000
+    answer = plain.openai().completions.create(model="llama", prompt=prompt)
+    assert answer.usage.completion_tokens == 96
+
+
+def test_max_completion_tokens_goes_before_max_tokens(plain):
+    answer = plain.openai().chat.completions.create(**HELLO, max_completion_tokens=3)
+    assert answer.usage.completion_tokens == 3
+
+
+@pytest.mark.parametrize("name", ["auto", "llama", "llama@1.0.0", "llama@^1", "tag:none"])
+def test_names_mean_models(plain, name):
+    answer = plain.http().post("/v1/chat/completions", json={**HELLO, "model": name})
+    if name == "tag:none":
+        assert answer.status_code == 404
+    else:
+        assert answer.json()["model"] == name
+        assert answer.headers["x-modelyard-model"] == "llama@1.0.0"
+
+
+def test_models_are_listed_and_told_one_by_one(plain):
+    client = plain.openai()
+    listed = client.models.list().data
+    assert [model.id for model in listed] == ["llama"]
+    assert client.models.retrieve("llama").id == "llama"
+    assert plain.http().get("/v1/models/nope").status_code == 404
+
+
+def test_a_conversation_finds_its_earlier_turns_in_the_cache(plain):
+    messages = [{"role": "user", "content": "Tell me of the sea, at some length, and of its tides."}]
+    cached = []
+    for turn in range(5):
+        answer = plain.openai().chat.completions.create(model="llama", messages=messages, max_tokens=40)
+        cached.append(answer.usage.prompt_tokens_details.cached_tokens)
+        messages += [
+            {"role": "assistant", "content": answer.choices[0].message.content},
+            {"role": "user", "content": f"And what about question number {turn}?"},
+        ]
+    assert cached[0] == 0
+    assert all(now > before for before, now in zip(cached, cached[1:], strict=False)), cached
+
+
+def test_a_session_stays_with_its_replica(plain):
+    def replica(session):
+        headers = {"X-Session-ID": session}
+        return (
+            plain.http()
+            .post("/v1/chat/completions", json=HELLO, headers=headers)
+            .headers["x-modelyard-replica"]
+        )
+
+    assert len({replica("mine") for _ in range(6)}) == 1
+    assert len({replica(f"other {number}") for number in range(6)}) == 3
+
+
+def test_health_and_readiness(plain):
+    http = plain.http()
+    assert http.get("/health").json() == {"status": "ok"}
+    assert http.get("/ready").json() == {"status": "ready", "replicas": 3, "replicas_available": 3}
+
+
+def test_metrics_are_scraped(plain):
+    plain.openai().chat.completions.create(**HELLO)
+    answer = plain.http().get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert "vllm:generation_tokens_total" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "code", "message"),
+    [
+        ({"model": "nope"}, 404, "model_not_found", "no model is called 'nope'; known are llama"),
+        ({"temperature": 1e308}, 400, "bad_request", "temperature is 1e+308, but must be from 0 to 2"),
+        ({"n": 10**9}, 400, "bad_request", "n is 1000000000, but must be from 1 to 16"),
+        ({"max_tokens": -1}, 400, "bad_request", "max_tokens is -1, but must be 1 or more"),
+        ({"max_tokens": 10**9}, 400, "context_length_exceeded", "do not fit 'llama@1.0.0'"),
+        ({"max_tokens": "8"}, 400, "bad_request", 'max_tokens is "8", but must be int or null'),
+        ({"messages": []}, 400, "bad_request", "messages has 0 turns, but must have 1 to 4096"),
+        ({"messages": "hello"}, 400, "bad_request", 'messages is "hello", but must be array'),
+        ({"bla": 1}, 400, "bad_request", "bla is not a field of this request"),
+        ({"logit_bias": {"5": 100}}, 400, "bad_request", "logit_bias is"),
+        ({"presence_penalty": 0.5}, 400, "bad_request", "presence_penalty is 0.5, but must be 0"),
+        ({"stop": [""]}, 400, "bad_request", "stop is"),
+        ({"stream_options": {"include_usage": True}}, 400, "bad_request", "only with stream true"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(plain, changed, status, code, message):
+    answer = plain.http().post("/v1/chat/completions", json={**HELLO, **changed})
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert error["code"] == code
+    assert message in error["message"]
+    assert set(error) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/nope", 404), ("GET", "/v1/completions", 405)]
+)
+def test_what_is_not_there_is_told_in_the_same_shape(plain, method, path, status):
+    answer = plain.http().request(method, path)
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_request_keeps_the_name_its_client_gave_it(plain):
+    http = plain.http()
+    named = http.post("/v1/chat/completions", json=HELLO, headers={"x-request-id": "mine-1"})
+    assert named.headers["x-request-id"] == "mine-1"
+    unnamed = {http.post("/v1/chat/completions", json=HELLO).headers["x-request-id"] for _ in range(2)}
+    assert len(unnamed) == 2
+    assert (
+        http.post("/v1/chat/completions", json={}, headers={"x-request-id": "mine-2"}).headers["x-request-id"]
+        == "mine-2"
+    )
