@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import secrets
+import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -58,7 +60,10 @@ class Server:
         if self.audit is not None:
             kept.append(AuditSink(self.audit))
         self.keyring = self._open_keys(server.keys_file)
-        self.engine = Engine(settings, clock, kept)
+        readable = replace(
+            settings, fleet=replace(settings.fleet, letters=True)
+        )  # clients send and read text
+        self.engine = Engine(readable, clock, kept)
         self.meter.sources += [self.engine.figures, self.counts.figures]
         if self.audit is not None:
             self.meter.sources.append(self.audit.figures)
@@ -104,6 +109,13 @@ class Server:
         self.engine.close()
         if self.audit is not None:
             self.audit.close()
+
+    def hurry(self) -> None:
+        """Wait no more for those that run: whoever is served now is cut off."""
+        for listener in self._listeners:
+            listener.force_exit = True
+            for task in list(listener.server_state.tasks):
+                task.cancel()
 
     @property
     def is_running(self) -> bool:
@@ -177,6 +189,31 @@ class Server:
             self._look_at_lag()
 
         self.clock.call_later(to_ns(LAG_EVERY_S), look)
+
+
+async def serve(server: Server, say: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C comes: then drain. A second one stops at once."""
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    await server.start()
+    say(f"clients: http://{_address(server.settings.host, server.port)}/v1")
+    if server.admin_port is not None:
+        say(f"operators: http://{_address(server.settings.admin_host, server.admin_port)}/admin/status")
+    await told.wait()
+    told.clear()
+    say(f"draining, {server.settings.drain_s:g} s at most; once more stops at once")
+    stopping = loop.create_task(server.stop())
+    hurry = loop.create_task(told.wait())
+    await asyncio.wait([stopping, hurry], return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        server.hurry()
+    await stopping
+    hurry.cancel()
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 OF_BOTH = ("/health", "/ready", "/metrics")
