@@ -210,6 +210,16 @@ class HardwareSettings:
             above(f"hardware.{name}", getattr(self, name), 0)
 
 
+THIS_MACHINE = HardwareSettings(
+    name="this machine",
+    flops=1.0,
+    memory_bytes=1.0,
+    memory_bytes_per_s=1.0,
+    link_bytes_per_s=1.0,
+    source="torch measures; nothing is computed from these",
+)
+
+
 @dataclass(slots=True, kw_only=True)
 class ExecutorSettings:
     """Which executor, and the options that only this one knows."""

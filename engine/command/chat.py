@@ -13,17 +13,8 @@ from engine.errors import BadModel, BadRequest
 from engine.formats import open_checkpoint
 from engine.registry import Model
 from engine.request import Request, Sampling, Stream
-from engine.settings import EngineSettings, ExecutorSettings, FleetSettings, HardwareSettings
+from engine.settings import THIS_MACHINE, EngineSettings, ExecutorSettings, FleetSettings
 from engine.text import Text
-
-THIS_MACHINE = HardwareSettings(
-    name="this machine",
-    flops=1.0,
-    memory_bytes=1.0,
-    memory_bytes_per_s=1.0,
-    link_bytes_per_s=1.0,
-    source="torch measures; nothing is computed from these",
-)
 
 Message = dict[str, str]
 

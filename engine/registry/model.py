@@ -14,6 +14,9 @@ from engine.settings import ModelSettings
 SERVICEABLE = (Health.HEALTHY, Health.DEGRADED, Health.LOADING, Health.UNLOADED)
 """States in which a model is worth asking for: it serves, or will when it is asked for."""
 
+SETTINGS = "settings"
+"""The format of a model that a configuration describes."""
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Model:
@@ -87,7 +90,7 @@ class Model:
             size_bytes=round(shape.parameters * settings.weight_bytes) if shape else 0,
             context_tokens=shape.context_tokens if shape else 0,
             path=settings.path,
-            format="settings",
+            format=SETTINGS,
         )
 
     @classmethod

@@ -1,6 +1,7 @@
 """The registry: every known model under every name it answers to, found in one look-up."""
 
 import json
+import os
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
@@ -9,7 +10,7 @@ from itertools import count
 from engine.errors import BadSettings, NotFound
 from engine.registry.discovery import Changes, Discovery, Found
 from engine.registry.health import Health
-from engine.registry.model import Model
+from engine.registry.model import SETTINGS, Model
 from engine.registry.store import Edits, Remembered, Store
 from engine.registry.versions import Range, parse_range
 
@@ -285,14 +286,26 @@ class Registry:
         else:
             model = Model.from_checkpoint(found.checkpoint, found.reason)
         owner = self._owner(model)
-        if owner is not None:
+        if owner is not None and self._is_of_settings(model):
+            model.settings = self._models[model.key].settings
+            self.replace(model)
+        elif owner is not None:
             reason = model.reason or f"its name {model.key} is taken by {owner}"
             names = (f"{found.shown} ({number})" if number > 1 else found.shown for number in count(1))
             cards = (Model.broken(found.shown, reason, name=name) for name in names)
             model = next(card for card in cards if self._owner(card) is None)
-        self.add(model)
+            self.add(model)
+        else:
+            self.add(model)
         self._note_file(found.path, model.key)
         return model
+
+    def _is_of_settings(self, model: Model) -> bool:
+        """Whether the settings name the very file that was found: then it is that model, and its header is read."""
+        known = self._models.get(model.key)
+        if known is None or known.format != SETTINGS or known.path is None or model.path is None:
+            return False
+        return os.path.realpath(known.path) == os.path.realpath(model.path)
 
     def _note_file(self, path: str, key: str) -> None:
         self._key_of_file[path], self._file_of_key[key] = key, path

@@ -5,11 +5,15 @@ Sessions, experiments, cache, quotas and health are the engine's, and stand in e
 
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import Path
 
 from engine.settings import above, at_least, require
 
 KIB = 1 << 10
 MIB = 1 << 20
+
+MODELS_FOLDER = Path("vendor/layerModels")
+"""Where models are looked for unless somebody says otherwise."""
 
 DEFAULT_TENANT = "default"
 LOG_LEVELS = ("debug", "info", "warning", "error", "off")
@@ -59,7 +63,7 @@ class LimitsSettings:
     keep_alive_s: float = 75.0  # longer than proxies keep theirs: nginx 60 s
 
     def __post_init__(self) -> None:
-        for name in ("max_body_bytes", "max_header_bytes", "max_schema_bytes"):
+        for name in ("max_body_bytes", "max_file_bytes", "max_header_bytes", "max_schema_bytes"):
             at_least(f"server.limits.{name}", getattr(self, name), KIB)
         counts = ("max_json_depth", "max_headers", "max_messages", "max_id_chars")
         for name in (*counts, "max_choices", "max_connections", "max_requests"):
@@ -71,7 +75,6 @@ class LimitsSettings:
                 at_least(f"server.limits.{name}", value, 1)
         for name in ("body_timeout_s", "write_timeout_s", "keep_alive_s"):
             above(f"server.limits.{name}", getattr(self, name), 0)
-        at_least("server.limits.max_file_bytes", self.max_file_bytes, self.max_body_bytes)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -158,11 +161,11 @@ class TraceSettings:
 class JobSettings:
     """What is done beside requests, and where it is remembered.
 
-    `folder` holds the jobs (SQLite) and the files of batches, and outlives the process; null: both are kept in
-    memory only. Each `..._every_s` that is null leaves that job to operators. Offline batches run while at most
-    `batch_idle_below` of what the fleet can run at a time is running, `batch_concurrency` of their requests at once,
-    with `batch_priority`. A job that fails is tried again `max_attempts` times, after `retry_after_s` and then twice
-    as long each time. What is done is forgotten after `keep_s`.
+    `folder` holds the jobs (SQLite) and the files of batches, and outlives the process; null: both are gone with it.
+    Each `..._every_s` that is null leaves that job to operators. Offline batches run while at most
+    `batch_idle_below` of what the fleet can run at a time is running: `batch_concurrency` of their requests at once,
+    out of `batches_at_once` batches, with `batch_priority`. A job that fails is tried `max_attempts` times, again
+    after `retry_after_s` and then twice as long each time. What is done, and files, are kept for `keep_s`.
     """
 
     enabled: bool = True
@@ -174,22 +177,29 @@ class JobSettings:
     rescan_every_s: float | None = None
     health_every_s: float | None = None
     scrub_every_s: float | None = None
+    scrub_bytes_per_s: int = 32 * MIB
     rebalance_every_s: float | None = None
     quota_reset_every_s: float | None = None
     warm_up: list[str] = field(default_factory=list)  # models that are loaded at the start
     batch_idle_below: float = 0.5
     batch_concurrency: int = 8
+    batches_at_once: int = 4
     batch_priority: int = -1
     batch_check_every_s: float = 1.0
     max_batch_requests: int = 50_000  # OpenAI's
     max_files_bytes: int = 10 << 30  # of all files together
+    max_tenant_files_bytes: int = 2 << 30
+    max_tenant_files: int = 1_000
+    max_tenant_batches: int = 100  # that are not over
     max_waiting: int = 10_000  # jobs
 
     def __post_init__(self) -> None:
         require("server.jobs.folder", self.folder, self.folder != "", "the path of a folder, or null")
-        for name in ("workers", "max_attempts", "batch_concurrency", "max_batch_requests", "max_waiting"):
+        counts = ("workers", "max_attempts", "batch_concurrency", "batches_at_once", "scrub_bytes_per_s")
+        most = ("max_batch_requests", "max_waiting", "max_tenant_files", "max_tenant_batches")
+        for name in (*counts, *most):
             at_least(f"server.jobs.{name}", getattr(self, name), 1)
-        for name in ("retry_after_s", "keep_s", "max_files_bytes"):
+        for name in ("retry_after_s", "keep_s", "max_files_bytes", "max_tenant_files_bytes"):
             at_least(f"server.jobs.{name}", getattr(self, name), 0)
         above("server.jobs.batch_check_every_s", self.batch_check_every_s, 0)
         for name in ("rescan", "health", "scrub", "rebalance", "quota_reset"):
