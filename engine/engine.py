@@ -40,7 +40,7 @@ from engine.errors import (
     ReplicaLost,
     TooLong,
 )
-from engine.execution import Replica, Work
+from engine.execution import Compiled, Replica, Work
 from engine.figures import Distribution, Figure
 from engine.fleet import COSTED_TOKENS, Fleet, Home, LoadTimes, median_load_times
 from engine.quotas import Crossing, Grant, ModeChange, Quotas
@@ -56,7 +56,7 @@ from engine.registry import (
     discover,
     rescan,
 )
-from engine.request import Completion, Request, Sampling, Stream, Usage, Wording
+from engine.request import Completion, Grammar, Request, Sampling, Stream, Usage, Wording
 from engine.routing import (
     LOAD,
     MODEL,
@@ -346,6 +346,8 @@ class Engine:
     async def _serve_on(self, attempts: Attempts, job: "Job", story: Story) -> Completion:
         """Admit, then one replica of the model after the other, until one has answered."""
         request, key = job.request, job.home.model.key
+        if request.sampling is not None and request.sampling.grammar is not None:
+            job.grammar = await self._compiled(request.sampling.grammar, job.home)
         lost: ReplicaLost | None = None
         is_full = False
         grant = self.quotas.reserve(request, key, request.max_tokens, self.clock.now_ns())
@@ -387,6 +389,20 @@ class Engine:
         self._check(worded)
         story.end.prompt_tokens = worded.num_prompt_tokens
         return worded
+
+    async def _compiled(self, grammar: Grammar, home: Home) -> Compiled:
+        """The grammar in a model's tokens. Raises BadRequest where it is no good, or the model cannot follow it."""
+        if home.grammars is None:
+            why = "its executor makes tokens up by a formula"
+            if home.executor.follows_grammars:
+                why = "it has no tokenizer" if home.text is None else "no token of it ends an answer"
+            raise BadRequest(f"grammar is {grammar.kind!r}, but {home.model.key!r} cannot follow any: {why}")
+        known = home.grammars.find(grammar)
+        if known is not None:
+            return known
+        compiled, _ = await self.clock.compute(partial(home.grammars.compile, grammar))
+        home.grammars.keep(compiled)
+        return compiled
 
     def is_available(self, replica: str) -> bool:
         """Whether the router may give requests to that replica."""
@@ -457,6 +473,7 @@ class Engine:
                 request.priority,
                 job.reader,
                 partial(self._preempted, request, replica),
+                job.grammar.follow(stream.tokens) if job.grammar is not None else None,
             )
             try:
                 answer = await replica.generate(work, stream)
@@ -809,6 +826,7 @@ class Job:
     stream: Stream
     seed: int = 0
     reader: Reader | None = None
+    grammar: Compiled | None = None
 
 
 def may_be_elsewhere(error: EngineError) -> bool:

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from engine.clock import NS_PER_S, Clock, to_ns
 from engine.errors import BadSettings, LoadFailed
-from engine.execution import LEAP_STEPS, Executor, Machine, Replica, Scheduler, executors
+from engine.execution import (
+    LEAP_STEPS,
+    Executor,
+    Grammars,
+    Machine,
+    Replica,
+    Scheduler,
+    Spelling,
+    executors,
+)
 from engine.figures import Figure, Values
 from engine.formats import open_checkpoint
 from engine.registry import Health, HealthMonitor, Lifecycle, Registry
@@ -56,6 +65,7 @@ class Home:
     weights_id: str
     text: "Text | None"
     executor: Executor  # of the first replica: what it says of costs holds for all
+    grammars: Grammars | None = None  # None: it cannot be held to one
     spaces: dict[str, Any] = field(
         default_factory=dict
     )  # where the KV of each tenant goes, as it was looked up
@@ -308,6 +318,7 @@ class Fleet:
             weights_id=first.weights_id,
             text=text,
             executor=first,
+            grammars=grammars_of(first, text),
         )
 
     async def _warm(self, key: str) -> None:
@@ -358,6 +369,21 @@ class Fleet:
     async def _keep(self, keep: Callable[[], object]) -> None:
         """Write beside what loading has converted; the model serves meanwhile."""
         await self._clock.compute(keep)
+
+
+def grammars_of(executor: Executor, text: "Text | None") -> Grammars | None:
+    """Grammars in a model's own tokens. None where nobody would follow them, and where no token ends an answer."""
+    if text is None or not executor.follows_grammars or not text.tokenizer.eos_ids:
+        return None
+    tokenizer = text.tokenizer
+    return Grammars(
+        lambda: Spelling(
+            [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)],
+            sorted(tokenizer.control),
+            tokenizer.eos_ids,
+            partial(tokenizer.encode, special=False),
+        )
+    )
 
 
 def executor_options(name: str, settings: ExecutorSettings) -> object:

@@ -81,7 +81,12 @@ class Sampling:
         allowed = f"from 0 to {MAX_LOGPROBS}, or none"
         _must("logprobs", self.logprobs, self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, allowed)
         ends = self.grammar is None or not self.ignore_eos
-        _must("ignore_eos", self.ignore_eos, ends, "False with a grammar: it says itself when the answer is over")
+        _must(
+            "ignore_eos",
+            self.ignore_eos,
+            ends,
+            "False with a grammar: it says itself when the answer is over",
+        )
 
 
 def _must(name: str, value: object, holds: bool, allowed: str) -> None:

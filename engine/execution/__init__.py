@@ -10,6 +10,7 @@ from engine.execution.executor import (
     StepResult,
     executors,
 )
+from engine.execution.grammar import Compiled, Grammars, Spelling
 from engine.execution.loops import LEAP_STEPS
 from engine.execution.modelled import Modelled, spoken
 from engine.execution.replica import Answer, Replica, Work
@@ -20,13 +21,16 @@ __all__ = [
     "Answer",
     "Batch",
     "Chunk",
+    "Compiled",
     "Executor",
+    "Grammars",
     "KVBlock",
     "Machine",
     "Modelled",
     "Replica",
     "Scheduler",
     "Sequence",
+    "Spelling",
     "StepResult",
     "Work",
     "executors",

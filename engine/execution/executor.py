@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.clock import Clock, Signal
 from engine.errors import EngineError
+from engine.execution.grammar import Follower
 from engine.named import Named
 from engine.request import Logprobs, Sampling, Stream, Tokens
 from engine.settings import HardwareSettings, ModelSettings
@@ -43,6 +44,7 @@ class Sequence:
     stops: Callable[[int], bool] | None = None  # told of each new token; whether it ends the sequence
     preempted: Callable[[int], None] | None = None  # told how many tokens have to be computed anew
     answer: Callable[[int, int], list[int]] | None = None  # tokens from, so many, where they are foreseen
+    follower: Follower | None = None  # what its grammar allows; None: it has none
     computed_tokens: int = 0
     new_tokens: list[int] = field(default_factory=list)
     priority: int = 0
@@ -179,10 +181,12 @@ class Executor(Protocol):
     The token of a position is a function of the model, of the tokens before it, and of the sequence's `sampling` and
     `seed`. A class that is registered has `Options` too: the dataclass of what can be set for this executor alone.
     One that `is_modelled` has no weights: making it takes no time, and what loading would take is for others to say.
+    One that `follows_grammars` looks at `sequence.follower` before it chooses a token.
     """
 
     Options: ClassVar[type[Any]]
     is_modelled: ClassVar[bool]
+    follows_grammars: ClassVar[bool]
     keeps_blocks: bool  # whether it can give KV out and take it back
     weights_id: str  # another one for other weights
     keep: Callable[[], object] | None  # writes what loading has converted to the disk; for a quiet moment

@@ -32,6 +32,7 @@ class Modelled(ABC):
 
     Options: ClassVar[type[Any]]
     is_modelled: ClassVar[bool] = True
+    follows_grammars: ClassVar[bool] = False  # tokens are a formula
     keeps_blocks = True
     weights_id = ""
     keep: Callable[[], object] | None = None

@@ -9,6 +9,7 @@ import numpy as np
 from engine.clock import Clock
 from engine.errors import DeadlinePassed, ReplicaLost
 from engine.execution.executor import Executor, KVBlock, Sequence
+from engine.execution.grammar import Follower
 from engine.execution.law import LawExecutor
 from engine.execution.loops import LEAP_STEPS, Leaping, Loop, Stepping
 from engine.execution.modelled import Modelled
@@ -50,6 +51,7 @@ class Work:
     priority: int = 0
     stops: Callable[[int], bool] | None = None
     preempted: Callable[[int], None] | None = None
+    follower: Follower | None = None
 
 
 class Replica:
@@ -207,5 +209,6 @@ class Replica:
             priority=work.priority,
             stops=work.stops,
             preempted=work.preempted,
+            follower=work.follower,
             queued_ns=self._clock.now_ns(),
         )

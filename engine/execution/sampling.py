@@ -1,6 +1,7 @@
 """Sampling: from the scores of every token to the one that comes next.
 
-The order is that of `transformers`: repetition penalty, temperature, top-k, top-p, min-p. Chance is a counter: the
+A grammar rules tokens out first; then the order is that of `transformers`: repetition penalty, temperature, top-k,
+top-p, min-p. Chance is a counter: the
 token at a position is a function of the sequence's seed, that position and the scores. It does not matter who else is
 in the batch, how often anybody drew before, or whether the sequence was computed anew, here or on another replica.
 
@@ -9,6 +10,7 @@ transform sampling). Tokens stand in the order of their ids or, where top-k or t
 scores everywhere in the order of their ids.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass
 from math import isnan
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.errors import BadRequest, EngineError, GenerationFailed
 from engine.execution.executor import Sequence
 from engine.request import Logprobs, Sampling
 
@@ -40,7 +43,7 @@ class Choice:
 
     token: int
     logprobs: Logprobs | None = None
-    error: str | None = None
+    error: EngineError | None = None
 
 
 class Wish:
@@ -53,7 +56,12 @@ class Wish:
         self.seed = seed
         self.sequence = sequence
         self.is_greedy = chosen.temperature < COLDEST
-        self.is_plain = self.is_greedy and chosen.repetition_penalty == 1.0 and chosen.logprobs is None
+        self.is_plain = (
+            self.is_greedy
+            and chosen.repetition_penalty == 1.0
+            and chosen.logprobs is None
+            and sequence.follower is None
+        )
         self._seen: Tensor | None = None
         self._num_seen = 0
 
@@ -85,18 +93,26 @@ class Sampler:
         """One choice for each row of `logits` (B, vocab), float32. A batch that is all greedy costs one maximum.
 
         A row with a NaN, or with nothing above minus infinity, is an error of its own; in a row with plus infinity
-        only such tokens are possible.
+        only such tokens are possible. A row without a grammar costs nothing for those that have one.
         """
         best, tokens = logits.max(dim=-1)
+        masks = _masks(wishes)  # a GPU is still at work on the scores
         choices = [
-            Choice(token) if _is_valid(score) else Choice(0, error=f"the scores of its tokens are {score}")
+            Choice(token) if _is_valid(score) else Choice(0, error=_unusable(score))
             for token, score in zip(tokens.tolist(), best.tolist(), strict=True)
         ]
+        for row, refused in masks.items():
+            if isinstance(refused, BadRequest):
+                choices[row].error = refused
         rows = [row for row, wish in enumerate(wishes) if not wish.is_plain and choices[row].error is None]
         at_a_time = max(1, NEAR_SCORES // logits.shape[-1]) if logits.device.type == "cpu" else len(wishes)
         for begin in range(0, len(rows), at_a_time):
             part = rows[begin : begin + at_a_time]
-            chosen = _chosen(_finite(_rows(logits, part), best[part]), [wishes[row] for row in part])
+            chosen = _chosen(
+                _finite(_rows(logits, part), best[part]),
+                [wishes[row] for row in part],
+                {place: mask for place, row in enumerate(part) if isinstance(mask := masks.get(row), bytes)},
+            )
             for row, choice in zip(part, chosen, strict=True):
                 choices[row] = choice
         return choices
@@ -156,11 +172,42 @@ def told(logits: Tensor, tokens: Listing[int], counts: Listing[int]) -> list[Log
     ]
 
 
-def _chosen(logits: Tensor, wishes: Listing[Wish]) -> list[Choice]:
-    """The choice of each row of valid logits (R, vocab), by all that the wishes ask for."""
-    scores = logits
+def _masks(wishes: Listing[Wish]) -> dict[int, bytes | BadRequest]:
+    """What the grammars allow, by row; the error where one has become too much to follow."""
+    masks: dict[int, bytes | BadRequest] = {}
+    for row, wish in enumerate(wishes):
+        follower = wish.sequence.follower
+        if follower is not None:
+            try:
+                masks[row] = follower.allowed(wish.sequence.new_tokens)
+            except BadRequest as error:
+                masks[row] = error
+    return masks
+
+
+def _masked(logits: Tensor, masks: Mapping[int, bytes]) -> Tensor:
+    """Logits (R, vocab) with minus infinity for what the masks of some rows rule out: a bit a token."""
+    rows, vocab = list(masks), logits.shape[-1]
+    packed = torch.frombuffer(bytearray(b"".join(masks.values())), dtype=torch.uint8).to(logits.device)
+    bits = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=logits.device)
+    allowed = (packed.view(len(rows), -1, 1) & bits).bool().flatten(1)
+    allowed = torch.nn.functional.pad(allowed, (0, vocab - allowed.shape[-1]))
+    if len(rows) == len(logits):
+        return logits.masked_fill(~allowed, -torch.inf)
+    return logits.index_put(
+        (torch.tensor(rows, device=logits.device),), logits[rows].masked_fill(~allowed, -torch.inf)
+    )
+
+
+def _chosen(logits: Tensor, wishes: Listing[Wish], masks: Mapping[int, bytes]) -> list[Choice]:
+    """The choice of each row of valid logits (R, vocab), by all that the wishes ask for and the masks leave."""
+    scores, nothing = logits, []
+    if masks:
+        scores = _masked(logits, masks)
+        nothing = torch.nonzero(scores.amax(dim=-1) == -torch.inf).flatten().tolist()
+        scores[nothing] = 0.0  # any of them: it is an error
     if any(wish.sampling.repetition_penalty != 1.0 for wish in wishes):
-        scores = torch.stack([wish.penalised(row) for wish, row in zip(wishes, logits, strict=True)])
+        scores = torch.stack([wish.penalised(row) for wish, row in zip(wishes, scores, strict=True)])
     greedy = [row for row, wish in enumerate(wishes) if wish.is_greedy]
     others = [row for row, wish in enumerate(wishes) if not wish.is_greedy]
     tokens = [0] * len(wishes)
@@ -173,6 +220,8 @@ def _chosen(logits: Tensor, wishes: Listing[Wish]) -> list[Choice]:
         for row, token in zip(others, own.tolist(), strict=True):
             tokens[row] = token
     choices = [Choice(token) for token in tokens]
+    for row in nothing:
+        choices[row].error = GenerationFailed("the scores of all tokens that its grammar allows are -inf")
     counts = {row: count for row, wish in enumerate(wishes) if (count := wish.sampling.logprobs) is not None}
     if counts:
         asked = told(_rows(logits, list(counts)), [tokens[row] for row in counts], list(counts.values()))
@@ -259,3 +308,7 @@ def _rows(values: Tensor, rows: list[int]) -> Tensor:
 
 def _is_valid(score: float) -> bool:
     return not isnan(score) and score != -torch.inf
+
+
+def _unusable(score: float) -> GenerationFailed:
+    return GenerationFailed(f"the scores of its tokens are {score}")

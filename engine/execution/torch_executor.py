@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.clock import stopwatch_ns
-from engine.errors import BadModel, BadSettings, GenerationFailed
+from engine.errors import BadModel, BadSettings
 from engine.execution.decoder import Decoder, Rows
 from engine.execution.executor import Batch, Chunk, KVBlock, Machine, Sequence, StepResult, executors
 from engine.execution.loading import load_weights
@@ -98,6 +98,7 @@ class TorchExecutor:
 
     Options = TorchOptions
     is_modelled = False
+    follows_grammars = True
     keeps_blocks = True
 
     def __init__(self, machine: Machine, options: TorchOptions) -> None:
@@ -206,7 +207,7 @@ class TorchExecutor:
             if choice.logprobs is not None:
                 result.logprobs[sequence.id] = choice.logprobs
             if choice.error is not None:
-                result.errors[sequence.id] = GenerationFailed(choice.error)
+                result.errors[sequence.id] = choice.error
         return [choice.token for choice in choices]
 
     def _prefill(self, chunk: Chunk) -> Tensor | None:

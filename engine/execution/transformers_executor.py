@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.clock import stopwatch_ns
-from engine.errors import BadModel, GenerationFailed, LoadFailed
+from engine.errors import BadModel, LoadFailed
 from engine.execution.digests import Digests
 from engine.execution.executor import Batch, Chunk, KVBlock, Machine, Sequence, StepResult, executors
 from engine.execution.sampling import Sampler, Wish
@@ -94,6 +94,7 @@ class TransformersExecutor:
 
     Options = TransformersOptions
     is_modelled = False
+    follows_grammars = True
     keep = None  # nothing is converted
 
     def __init__(self, machine: Machine, options: TransformersOptions) -> None:
@@ -210,7 +211,7 @@ class TransformersExecutor:
             if choice.logprobs is not None:
                 result.logprobs[sequence.id] = choice.logprobs
             if choice.error is not None:
-                result.errors[sequence.id] = GenerationFailed(choice.error)
+                result.errors[sequence.id] = choice.error
         return [choice.token for choice in choices]
 
     def _wish(self, sequence: Sequence) -> Wish:

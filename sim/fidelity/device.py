@@ -169,6 +169,7 @@ class LiveTurns(Delegating):
 
     Options: ClassVar[type[Any]] = LiveOptions
     is_modelled: ClassVar[bool] = False
+    follows_grammars: ClassVar[bool] = True
 
     def __init__(self, machine: Machine, options: LiveOptions) -> None:
         super().__init__(make_inner(options.inner, machine))
@@ -282,6 +283,7 @@ class SimulatedTurns(Delegating):
 
     Options: ClassVar[type[Any]] = SimulatedOptions
     is_modelled: ClassVar[bool] = True
+    follows_grammars: ClassVar[bool] = False
 
     def __init__(self, machine: Machine, options: SimulatedOptions) -> None:
         super().__init__(make_inner(options.inner_of(machine.model), machine))

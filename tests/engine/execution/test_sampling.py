@@ -1,5 +1,6 @@
 """Sampling: the right distribution, by every option, and chance that depends on seed and position alone."""
 
+import json
 import warnings
 from math import inf, nan
 
@@ -9,9 +10,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from engine.execution import Sequence
+from engine.errors import BadRequest, GenerationFailed
+from engine.execution import Grammars, Sequence, Spelling
 from engine.execution.sampling import FIRST_LOOK, NEAR_SCORES, Sampler, Wish, drawn, ranked, told, uniform
-from engine.request import MAX_LOGPROBS, Sampling, Stream
+from engine.request import MAX_LOGPROBS, Grammar, Sampling, Stream
 from sim.world import SimClock
 
 pytestmark = pytest.mark.torch
@@ -341,6 +343,97 @@ def test_ranks_of_scores_in_few_bits_are_by_id_too():
         assert ranked(coarse, count).tolist() == expected
 
 
+# grammars
+
+
+def spelled(grammar, size=300):
+    """A grammar in a vocabulary of so many tokens: the bytes, the end, and beyond it what stands for nothing."""
+    tokens = [*[bytes([byte]) for byte in range(256)], b"<end>", *[b""] * (size - 257)]
+    grammars = Grammars(lambda: Spelling(tokens, [256], [256], lambda text: list(text.encode())))
+    return grammars.compile(grammar)
+
+
+DIGITS = spelled(Grammar("regex", "[0-9]+"))
+DIGIT_TOKENS = list(range(48, 58))
+
+
+def held(sampling=None, compiled=DIGITS, **more):
+    made = wish(sampling, **more)
+    made.sequence.follower = compiled.follow()
+    return Wish(sampling, made.seed, made.sequence)
+
+
+def ruled_out(logits, allowed):
+    alone = torch.full_like(logits, -inf)
+    alone[..., allowed] = logits[..., allowed]
+    return alone
+
+
+WITH_GRAMMAR = [None, *[Sampling(**each) for each in OPTIONS.values()], Sampling(repetition_penalty=1.5)]
+
+
+@pytest.mark.parametrize("sampling", WITH_GRAMMAR, ids=str)
+@pytest.mark.parametrize("size", [300, 512, 1000])
+def test_a_grammar_leaves_what_is_allowed_as_if_nothing_else_had_a_score(sampling, size):
+    logits = scores(8, size)
+    allowed = [*DIGIT_TOKENS, 256]
+    new = [49]
+    got = tokens(logits, *[held(sampling, seed=seed, new_tokens=new) for seed in range(8)])
+    expected = tokens(
+        ruled_out(logits, allowed), *[wish(sampling, seed, new_tokens=new) for seed in range(8)]
+    )
+    assert got == expected
+    assert set(got) <= set(allowed)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.8}, {"temperature": 0.8, "top_k": 5}], ids=str)
+def test_others_in_the_batch_do_not_notice(options):
+    logits = scores(6, 400)
+    sampling = Sampling(**options)
+    alone = choose(logits, *[wish(sampling, seed) for seed in range(6)])
+    mixed = choose(logits, *[held(sampling, seed=s) if s % 2 else wish(sampling, s) for s in range(6)])
+    assert mixed[::2] == alone[::2]
+    assert {choice.token for choice in mixed[1::2]} <= set(DIGIT_TOKENS)
+
+
+def test_logprobs_are_those_of_the_model_whatever_a_grammar_rules_out():
+    logits = scores(1, 300)
+    (choice,) = choose(logits, held(Sampling(logprobs=2)))
+    exact = logits.log_softmax(dim=-1)[0]
+    assert choice.token == int(ruled_out(logits, DIGIT_TOKENS).argmax())
+    assert choice.logprobs.chosen == pytest.approx(float(exact[choice.token]), abs=1e-5)
+    assert choice.logprobs.top[0][0] == int(logits.argmax())
+
+
+def test_a_grammar_goes_along_with_the_answer():
+    answer = spelled(Grammar("regex", "abc"))
+    each = held(None, answer)
+    for token in *b"abc", 256:
+        assert tokens(scores(1, 300, seed=token), each) == [token]
+        each.sequence.new_tokens.append(token)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}], ids=str)
+def test_no_score_for_what_a_grammar_allows_is_an_error_of_that_row(options):
+    logits = scores(3, 300)
+    logits[1, DIGIT_TOKENS] = -inf
+    logits[2, 99] = inf  # it would be the only one that is possible
+    choices = choose(logits, *[held(Sampling(**options)) for _ in range(3)])
+    assert [type(choice.error) for choice in choices] == [type(None), GenerationFailed, GenerationFailed]
+    assert "that its grammar allows are -inf" in str(choices[1].error)
+
+
+def test_a_grammar_that_grows_beyond_all_bounds_is_the_callers_fault_not_the_models():
+    wild = spelled(
+        Grammar(
+            "json_schema", json.dumps({"type": "object", "properties": {f"p{n}": {} for n in range(2_000)}})
+        )
+    )
+    choices = choose(scores(2, 300), held(None, wild, new_tokens=list(b'{"')), held())
+    assert isinstance(choices[0].error, BadRequest)
+    assert choices[1].error is None
+
+
 # scores that are no good
 
 
@@ -351,8 +444,8 @@ def test_a_row_without_scores_is_an_error_of_its_own(options):
     logits[1, 17] = nan
     logits[2] = -inf
     choices = choose(logits, *[wish(Sampling(**options))] * 4)
-    assert choices[1].error == "the scores of its tokens are nan"
-    assert choices[2].error == "the scores of its tokens are -inf"
+    assert str(choices[1].error) == "the scores of its tokens are nan"
+    assert str(choices[2].error) == "the scores of its tokens are -inf"
     assert [choices[0], choices[3]] == [expected[0], expected[3]]
 
 
