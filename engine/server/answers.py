@@ -123,13 +123,22 @@ class Writer(Protocol):
 class Head:
     """What all events of a streamed answer begin with, encoded once."""
 
-    __slots__ = ("_end", "_start", "created", "id", "model", "object")
+    __slots__ = ("_end", "_start", "created", "id", "model", "object", "tells_usage")
 
     def __init__(self, answer_id: str, kind: str, created: int, model: str, *, tells_usage: bool) -> None:
         self.id, self.object, self.created, self.model = answer_id, kind, created, model
+        self.tells_usage = tells_usage
         head = encode({"id": answer_id, "object": kind, "created": created, "model": model})
         self._start = b"data: " + head[:-1] + b',"choices":['
         self._end = b'],"usage":null}\n\n' if tells_usage else b"]}\n\n"
+
+    def by(self, model: str) -> "Head":
+        """The same, answered by that model."""
+        return (
+            self
+            if model == self.model
+            else Head(self.id, self.object, self.created, model, tells_usage=self.tells_usage)
+        )
 
     def event(self, choice: bytes) -> bytes:
         """One choice's news."""

@@ -87,6 +87,9 @@ class Choice:
 class Out(Protocol):
     """Where the events of a streamed answer go."""
 
+    def model_of(self, choice: Choice) -> str:
+        """What the client is told of who serves it."""
+
     async def begin(self, choice: Choice) -> None:
         """Send status and headers: the first token of some choice is there."""
 
@@ -109,6 +112,7 @@ class Generation:
         self.head = head
         self._num_prompts = num_prompts
         self._is_chat = is_chat
+        self._writer: Writer | None = None  # once something has come
 
     async def run(self, engine: Engine) -> None:
         """Let the engine answer all of them. Raises the first EngineError, the others are cancelled then."""
@@ -127,38 +131,45 @@ class Generation:
 
         Raises an EngineError when not even a first token came.
         """
-        writer = self._writer()
         wake = _Wake()
         out.when_gone(wake.set)
         for choice in self.choices:
             choice.stream.listener = wake.set
         work = asyncio.create_task(self.run(engine))
         work.add_done_callback(wake.set)
-        has_begun = False
         try:
-            while True:
+            await wake.wait()
+            while not await self._tell(work, out, tells_usage=tells_usage):
                 await wake.wait()
-                if out.is_gone:
-                    return
-                error = _error_of(work)
-                data = b"".join([event for choice in self.choices for event in choice.news(writer)])
-                if data and not has_begun:
-                    await out.begin(next(choice for choice in self.choices if choice.stream.num_tokens))
-                    has_begun = True
-                if error is not None:
-                    if not has_begun:
-                        raise error
-                    await out.write(data + failure_event(error) + DONE)
-                    return
-                if work.done() and all(choice.completion is not None for choice in self.choices):
-                    await out.write(data + (writer.usage(self.usage()) if tells_usage else b"") + DONE)
-                    return
-                if data:
-                    await out.write(data)
         finally:
             if not work.done():
                 work.cancel()
                 await asyncio.wait([work])
+
+    async def _tell(self, work: "asyncio.Task[None]", out: Out, *, tells_usage: bool) -> bool:
+        """Send what has come since the last time; whether that was the last of it."""
+        if out.is_gone:
+            return True
+        error = _error_of(work)
+        if self._writer is None:
+            first = next((each for each in self.choices if each.stream.num_tokens), None)
+            if first is None:
+                if error is not None:
+                    raise error
+                return False
+            self._writer = self._writer_for(out.model_of(first))
+            await out.begin(first)
+        data = b"".join([event for choice in self.choices for event in choice.news(self._writer)])
+        is_over = True
+        if error is not None:
+            data += failure_event(error) + DONE
+        elif work.done() and all(choice.completion is not None for choice in self.choices):
+            data += (self._writer.usage(self.usage()) if tells_usage else b"") + DONE
+        else:
+            is_over = False
+        if data:
+            await out.write(data)
+        return is_over
 
     def usage(self) -> Usage:
         """What it cost."""
@@ -176,7 +187,8 @@ class Generation:
             return TextChoice(choice.index, choice.text, choice.finish_reason, logprobs)
         return ChatChoice(choice.index, Turn("assistant", choice.text), choice.finish_reason, logprobs)
 
-    def _writer(self) -> Writer:
+    def _writer_for(self, model: str) -> Writer:
+        self.head = self.head.by(model)
         return ChatWriter(self.head) if self._is_chat else TextWriter(self.head)
 
 

@@ -121,7 +121,7 @@ class Public:
         first = generation.choices[0].request
         try:
             if generation.is_stream:
-                out = _Out(client, lambda choice: self._headers(client, choice))
+                out = _Out(client, lambda choice: self._headers(client, choice), self._served_by)
                 await generation.stream(self._engine, out, tells_usage=generation.tells_usage)
                 if not client.is_gone:
                     await client.write(b"", more=False)
@@ -300,9 +300,16 @@ class Public:
                 telemetry.emit(Content(choice.request.arrival_ns, choice.request.id, "input", said))
 
     def _body(self, generation: Generation, kind: Kind) -> bytes:
-        head = generation.head
+        head = generation.head.by(self._served_by(generation.choices[0]))
         whole = Whole(head.id, kind.whole, head.created, head.model, generation.whole(), generation.usage())
         return encode(whole)
+
+    def _served_by(self, choice: Choice) -> str:
+        """The name that the client asked for; where that means several models, the one that serves."""
+        asked, replica = choice.request.model, choice.stream.replica
+        if not self._engine.targets.is_group(asked) or replica not in self._engine.replicas:
+            return asked
+        return self._engine.replicas[replica].model
 
     def _headers(self, client: Client, choice: Choice) -> Headers:
         """What a client may want to know beside the answer: who served it, and what is left of its limits."""
@@ -390,7 +397,10 @@ class Asking(Generation):
 class _Out:
     """The client, as a streamed answer sees it."""
 
-    def __init__(self, client: Client, headers: Callable[[Choice], Headers]) -> None:
+    def __init__(
+        self, client: Client, headers: Callable[[Choice], Headers], model_of: Callable[[Choice], str]
+    ) -> None:
+        self.model_of = model_of
         self._client = client
         self._headers = headers
 
