@@ -26,9 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-PHASES = ("route", "load", "admit", "retry", "transfer", "queue", "prefill", "decode")
-MARKS = ("loaded_ns", "admitted_ns", "tried_ns", "queued_ns", "started_ns", "first_token_ns")
-"""What ends each part but the first, for which there is `routed_ns`, and the last."""
+from engine.telemetry.phases import MARKS, PHASES
 
 MISSING = -1
 SLOWEST = 1.0  # percent of all requests: whom the last bucket has
@@ -108,8 +106,11 @@ def _turns_in_groups(requests: pd.DataFrame, decisions: pd.DataFrame) -> pd.Data
     again = decisions[decisions["request_id"].duplicated(keep=False)]
     if again.empty:
         return decisions.loc[:, ["request_id", "at_ns"]].iloc[:0]
-    model_of = requests.dropna(subset=["replica"]).drop_duplicates("replica").set_index("replica")["model"]
-    again = again.assign(model=again["chosen"].map(model_of).fillna(""))
+    if "model" not in again:  # of a run that an earlier version wrote
+        model_of = (
+            requests.dropna(subset=["replica"]).drop_duplicates("replica").set_index("replica")["model"]
+        )
+        again = again.assign(model=again["chosen"].map(model_of).fillna(""))
     again = again.sort_values(["request_id", "at_ns"], kind="stable")
     moved = (again["model"] != again["model"].shift()) & (again["request_id"] == again["request_id"].shift())
     return again.loc[moved, ["request_id", "at_ns"]]

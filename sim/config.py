@@ -70,11 +70,15 @@ T = TypeVar("T")
 
 @dataclass(slots=True, kw_only=True)
 class ReportSettings:
-    """Where the run folder goes and what it holds."""
+    """Where the run folder goes and what it holds.
+
+    `spans`: also one trace a request, as OpenTelemetry has it; some 3 kB and as much time again as the request took.
+    """
 
     folder: str = "runs"
     sample_every_s: float | None = None
     plots: bool = True
+    spans: bool = False
 
     def __post_init__(self) -> None:
         require("report.folder", self.folder, self.folder != "", "the path of a folder")

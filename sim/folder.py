@@ -19,13 +19,14 @@ from sim.runs import Run
 class RunFolder:
     """A folder of its own for one run. Until `publish` its name says that it is partial."""
 
-    def __init__(self, runs: Path, name: str) -> None:
+    def __init__(self, runs: Path, name: str, *, with_spans: bool = False) -> None:
         """Raises BadSettings when it cannot be made."""
         stamp = utc_now().strftime("%Y%m%dT%H%M%SZ")
         try:
             runs.mkdir(parents=True, exist_ok=True)
             self.path = claim(runs, f"{stamp}_{name}")
             self.events: IO[str] = (self.path / "events.jsonl").open("w", encoding="utf-8")
+            self.spans: IO[bytes] | None = (self.path / "spans.jsonl").open("wb") if with_spans else None
         except OSError as error:
             raise BadSettings(
                 f"report.folder is {str(runs)!r}, but no run can be written there: {error.strerror}"
@@ -53,6 +54,8 @@ class RunFolder:
     def close(self) -> None:
         """No more events; what was written stays."""
         self.events.close()
+        if self.spans is not None:
+            self.spans.close()
 
     def publish(self) -> Path:
         """Make it durable and give it its final name, which it returns."""
@@ -70,6 +73,7 @@ class RunFolder:
         """Take the folder away again: nothing has happened that is worth keeping."""
         self.close()
         (self.path / "events.jsonl").unlink()
+        (self.path / "spans.jsonl").unlink(missing_ok=True)
         self.path.rmdir()
 
 

@@ -10,11 +10,14 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from engine.cache import tables
 from engine.clock import NS_PER_S, stopwatch_ns
 from engine.telemetry import JsonLines, Meter
+from engine.telemetry.context import TraceIds
+from engine.telemetry.spans import Sampling, SpanBuilder
+from engine.telemetry.traces import JsonTraces
 from sim.config import RunSettings, read
 from sim.facts import Facts
 from sim.folder import RunFolder
@@ -50,7 +53,8 @@ def play(settings: RunSettings, *, progress: bool = False) -> Run:
         for number, timed in enumerate(settings.faults):
             stage.at(timed.at_s, timed.fault, f"faults[{number}].replica")
         settings.story.script(stage, settings.scenario)
-        folder = RunFolder(Path(settings.report.folder), f"{settings.scenario.name}_{_fingerprint(settings)}")
+        name = f"{settings.scenario.name}_{_fingerprint(settings)}"
+        folder = RunFolder(Path(settings.report.folder), name, with_spans=settings.report.spans)
         try:
             return _play(settings, stage, folder, progress)
         finally:
@@ -66,9 +70,12 @@ def _play(settings: RunSettings, stage: Stage, folder: RunFolder, progress: bool
     stage.engine.telemetry.add(meter)
     facts = Facts()
     stage.engine.telemetry.add(facts)
+    traces = _trace(stage, folder.spans, settings.seed) if folder.spans is not None else None
     begun_ns = stopwatch_ns()
     with Progress(stage.trace, shown=progress) as bar, interruptible(bar.stop):
         stage.play(bar.advance)
+    if traces is not None:
+        traces.flush()
     stage.sample()
     manifest = _manifest(settings, stage, stopwatch_ns() - begun_ns)
     recorder = stage.recorder
@@ -86,6 +93,14 @@ def _play(settings: RunSettings, stage: Stage, folder: RunFolder, progress: bool
     if not stage.stopped:
         run.path = folder.publish()
     return run
+
+
+def _trace(stage: Stage, file: IO[bytes], seed: int) -> JsonTraces:
+    """Have one trace a request written from now on, in virtual time."""
+    traces = JsonTraces(file.write)
+    ids = TraceIds(seed, stage.clock.epoch_ns)
+    stage.engine.telemetry.add(SpanBuilder(traces.export, ids, Sampling()))
+    return traces
 
 
 @contextmanager

@@ -30,6 +30,7 @@ DECISION_COLUMNS = {
     "loads": "str",
     "pool": "str",
     "reason": "str",
+    "model": "str",
 }
 SERIES_COLUMNS = {"at_ns": "int64", "subject": "str", "metric": "str", "value": "float64"}
 
@@ -140,7 +141,9 @@ class Decisions:
     def __init__(self) -> None:
         self._waiting: list[Routed] = []
         self._numbers = {name: Numbers() for name in ("at_ns", "request_id", "attempt")}
-        self._words = {name: Words() for name in ("strategy", "chosen", "candidates", "pool", "reason")}
+        self._words = {
+            name: Words() for name in ("strategy", "chosen", "candidates", "pool", "reason", "model")
+        }
         self._names: dict[tuple[str, ...], str] = {}  # pools rarely change
         self._loads = Numbers()
 

@@ -68,7 +68,7 @@ def test_no_word_and_an_empty_word_differ():
 
 
 def test_decisions_keep_the_candidates_and_their_loads():
-    routed = Routed(4, 1, 1, "round_robin", "b", ("a", "b"), (10, 0), "llama", "strategy")
+    routed = Routed(4, 1, 1, "round_robin", "b", ("a", "b"), (10, 0), "llama", "strategy", "llama@1.0.0")
     table = recorded(routed).decisions()
     assert table.loc[0].to_dict() == {
         "at_ns": 4,
@@ -80,6 +80,7 @@ def test_decisions_keep_the_candidates_and_their_loads():
         "loads": "10,0",
         "pool": "llama",
         "reason": "strategy",
+        "model": "llama@1.0.0",
     }
 
 
