@@ -5,7 +5,6 @@ Numbers are those of YAML 1.2 (1e6 is one), and dates stay text.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -136,13 +135,15 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+01234567
 
 
 def _values(loader: _Loader, node: yaml.Node, name: str, source: str, places: dict[str, str]) -> Any:
-    """A node as plain values; where each stands goes to `places`."""
-    places[name] = f"{source}, line {node.start_mark.line + 1}"
+    """A node as plain values; where each stands goes to `places`: a value with a name, where its name does."""
+    places.setdefault(name, _place(source, node))
     if isinstance(node, yaml.MappingNode) and node.tag.endswith(":map"):
         found: dict[str, Any] = {}
-        for key, each in _pairs(node):
+        for key_node, each in node.value:
+            key = _name(key_node)
             if key in found:
-                _refuse(each, f"{_joined(name, key)} is given twice")
+                _refuse(key_node, f"{_joined(name, key)} is given twice")
+            places[_joined(name, key)] = _place(source, key_node)
             found[key] = _values(loader, each, _joined(name, key), source, places)
         return found
     if isinstance(node, yaml.SequenceNode) and node.tag.endswith(":seq"):
@@ -152,12 +153,15 @@ def _values(loader: _Loader, node: yaml.Node, name: str, source: str, places: di
     return loader.construct_object(node)
 
 
-def _pairs(node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node]]:
-    """Names as they are written, and what stands behind them: `on` is a name here, and so is 1."""
-    for key_node, value_node in node.value:
-        if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "<<":
-            _refuse(key_node, "a name must be text")
-        yield key_node.value, value_node
+def _name(node: yaml.Node) -> str:
+    """A name as it is written: `on` is one here, and so is 1."""
+    if not isinstance(node, yaml.ScalarNode) or node.value == "<<":
+        _refuse(node, "a name must be text")
+    return str(node.value)
+
+
+def _place(source: str, node: yaml.Node) -> str:
+    return f"{source}, line {node.start_mark.line + 1}"
 
 
 def _refuse(what: Any, problem: str) -> NoReturn:
