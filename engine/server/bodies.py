@@ -8,6 +8,7 @@ import re
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 
 from engine.errors import BadRequest
 from engine.server.settings import LimitsSettings
@@ -144,25 +145,21 @@ def parsed(raw: bytes, decoder: "msgspec.json.Decoder[B]", limits: LimitsSetting
 
 def check_depth(raw: bytes, most: int) -> None:
     """Raise BadRequest for JSON that is nested deeper. Costs two counts where there are few brackets."""
-    if raw.count(b"[") + raw.count(b"{") <= most:
-        return
-    depth = 0
-    is_text = False
-    for match in _STRUCTURE.finditer(raw):
-        mark = match[0]
-        if mark == b'"':
-            is_text = not is_text
-        elif is_text or mark.startswith(b"\\"):
-            continue
-        elif mark in b"[{":
-            depth += 1
-            if depth > most:
-                raise BadRequest(f"the body is nested more than {most} deep, the most that is allowed")
-        else:
-            depth -= 1
+    if raw.count(b"[") + raw.count(b"{") > most and depth_of(raw) > most:
+        raise BadRequest(f"the body is nested more than {most} deep, the most that is allowed")
 
 
-_STRUCTURE = re.compile(rb'\\.|["\[\]{}]', re.DOTALL)
+def depth_of(raw: bytes) -> int:
+    """How deep JSON is nested. Takes as long a byte whatever stands in it: nobody can make the loop wait long."""
+    unescaped = raw.replace(b"\\\\", b"").replace(b'\\"', b"")  # the quotes that are left begin and end texts
+    characters = np.frombuffer(unescaped, dtype=np.uint8)
+    is_text = np.cumsum(characters == ord('"'), dtype=np.uint8) & 1  # parity survives where a sum wraps
+    opens = (characters == ord("[")) | (characters == ord("{"))
+    closes = (characters == ord("]")) | (characters == ord("}"))
+    steps = (opens.astype(np.int8) - closes.astype(np.int8)) * (1 - is_text.astype(np.int8))
+    return int(np.cumsum(steps, dtype=np.int32).max(initial=0))
+
+
 _PLACE = re.compile(r"^(.*?)(?: - at `\$\.?(.*)`)?$", re.DOTALL)
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 
@@ -180,7 +177,10 @@ def _explained(raw: bytes, text: str) -> BadRequest:
         return refused(name, f"{name} is missing")
     if not place:
         return BadRequest(f"the body is no good: {what}")
-    value = _value_at(msgspec.json.decode(raw), place)
+    try:
+        value = _value_at(msgspec.json.decode(raw), place)
+    except msgspec.DecodeError:  # a number that no float holds
+        return BadRequest(f"the body is no good: {what}")
     wanted = what.removeprefix("Expected ").partition(", got ")[0].replace("`", "").replace(" | ", " or ")
     return refused(place, f"{place} is {shown(value)}, but must be {wanted}")
 
