@@ -247,7 +247,8 @@ class Admin:
 
     async def pin(self, request: HttpRequest) -> Any:
         """Keep a model in memory, or do so no more."""
-        wanted = await self._sent(request, Pinned) if await request.body() else Pinned()
+        sent = await _body(request)
+        wanted = self._parsed(sent, Pinned) if sent else Pinned()
         model = self._engine.registry.find(request.path_params["name"])
         before = {"pinned": model.is_pinned}
         self._engine.pin(model.key, pinned=wanted.pinned)
@@ -313,7 +314,7 @@ class Admin:
     async def set_quotas(self, request: HttpRequest) -> Any:
         """Other limits: those fields of the settings that are sent. What is spent stays spent."""
         quotas = self._engine.quotas
-        sent = msgspec.json.decode(parsed_object(await request.body(), self._settings))
+        sent = self._parsed(await _body(request), dict[str, Any])
         changed = changed_quotas(quotas.settings, sent)
         before = {name: getattr(quotas.settings, name) for name in sent}
         quotas.update(changed)
@@ -365,7 +366,10 @@ class Admin:
         return {"state": str(self._engine.lifecycle.state(key))}
 
     async def _sent(self, request: HttpRequest, kind: type[B]) -> B:
-        return parsed(await request.body(), msgspec.json.Decoder(kind), self._settings.limits)
+        return self._parsed(await _body(request), kind)
+
+    def _parsed(self, raw: bytes, kind: type[B]) -> B:
+        return parsed(raw, msgspec.json.Decoder(kind), self._settings.limits)
 
     def _who(self, request: HttpRequest) -> str:
         return str(request.state.holder.id) or LOOPBACK
@@ -420,9 +424,9 @@ def answered(told: Any) -> Response:
     return Response(encode(told), media_type="application/json")
 
 
-def parsed_object(raw: bytes, settings: ServerSettings) -> bytes:
-    """The body of a request that has to be a JSON object. Raises BadRequest."""
-    parsed(raw, msgspec.json.Decoder(dict[str, Any]), settings.limits)
+async def _body(request: HttpRequest) -> bytes:
+    """Within the bounds that all bodies have. Raises TooLarge, TooSlow, NotJson."""
+    raw: bytes = await request.state.client.body()
     return raw
 
 

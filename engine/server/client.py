@@ -32,6 +32,16 @@ class TooSlow(EngineError):
     code = "request_timeout"
 
 
+class NotJson(EngineError):
+    """The body is of a kind that is not read."""
+
+    status = 415
+    outcome = "rejected"
+    reason = "unsupported_media_type"
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
 class Client:
     """Who waits at the other end. `holder` is whose key it has shown."""
 
@@ -95,26 +105,40 @@ class Client:
             raise BadRequest(f"the header {name.decode()} is {value!r}, but must be ASCII") from None
 
     async def body(self) -> bytes:
-        """All of it. Raises TooLarge, TooSlow, ClientGone."""
+        """All of it, which is JSON or nothing. Raises TooLarge, TooSlow, NotJson, ClientGone."""
         most = self.limits.max_body_bytes
         told = self.headers.get(b"content-length")
         if told is not None and told.isdigit() and int(told) > most:
             raise _too_large(most)
-        message = await self._receive()
-        if not message.get("more_body", False):
-            return self._part(message, most)
-        parts = [self._part(message, most)]
-        left = most - len(parts[0])
+        parts: list[bytes] = []
+        left, more = most, True
         try:
             async with asyncio.timeout(self.limits.body_timeout_s):
-                while message.get("more_body", False):
+                while more:
                     message = await self._receive()
                     parts.append(self._part(message, left))
                     left -= len(parts[-1])
+                    more = message.get("more_body", False)
         except TimeoutError:
             allowed = f"{self.limits.body_timeout_s:g} s"
             raise TooSlow(f"the body has not come within {allowed}, the most that is waited for it") from None
-        return b"".join(parts)
+        whole = parts[0] if len(parts) == 1 else b"".join(parts)
+        if whole:
+            self._check_type()
+        return whole
+
+    def _check_type(self) -> None:
+        """Raise NotJson for a body that is said to be something else.
+
+        That a browser asks before it sends JSON to another site, and never before it sends text or a form, is what
+        keeps pages that somebody looks at from using a server on the same machine.
+        """
+        kind = self.headers.get(b"content-type", b"")
+        if kind != b"application/json" and kind.partition(b";")[0].strip().lower() != b"application/json":
+            raise NotJson(f"content-type is {_shown(kind)}, but must be 'application/json'")
+        coding = self.headers.get(b"content-encoding", b"identity")
+        if coding.lower() != b"identity":
+            raise NotJson(f"content-encoding is {_shown(coding)}, but must be left out: nothing is decoded")
 
     def _part(self, message: MutableMapping[str, Any], most: int) -> bytes:
         if message["type"] == "http.disconnect":
@@ -135,7 +159,7 @@ class Client:
             else:
                 self.sent_bytes += len(message.get("body", b""))
                 self._is_over = not message.get("more_body", False)
-            await self._sent(message)
+            await self._send(message)
 
         async def receive() -> MutableMapping[str, Any]:
             message = await self._receive()
@@ -183,27 +207,26 @@ class Client:
     async def start(self, status: int, headers: Headers) -> None:
         """Status and headers; the body comes piece by piece."""
         self.status = status
-        await self._sent({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, data: bytes, *, more: bool = True) -> None:
-        """A piece of the body. Raises ClientGone for a client that does not read it in time."""
+        """A piece of the body. Returns when there is room for more; a client that does not read is let go."""
         self.sent_bytes += len(data)
         self._is_over = not more
-        await self._sent({"type": "http.response.body", "body": data, "more_body": more})
-
-    async def _sent(self, message: MutableMapping[str, Any]) -> None:
-        try:
-            async with asyncio.timeout(self.limits.write_timeout_s):
-                await self._send(message)
-        except TimeoutError:
-            self.is_gone = True
-            raise ClientGone from None
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def refuse(self, error: EngineError, headers: Headers = ()) -> None:  # type: ignore[assignment]
         """Answer with an error in OpenAI's shape."""
         answer = openai_answer(error)
         told = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
         await self.answer(answer.status, [JSON, *headers, *told], encode(answer.body))
+
+
+SHOWN = 64  # characters of what a client sent that an error repeats
+
+
+def _shown(value: bytes) -> str:
+    return repr(value[:SHOWN].decode("latin-1"))
 
 
 def _too_large(most: int) -> TooLarge:

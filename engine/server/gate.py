@@ -1,19 +1,20 @@
 """The gate before all routes of a port: who comes in, how many at a time, and errors in one shape."""
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from engine.clock import Clock
 from engine.errors import EngineError, Forbidden, NotFound, OverQuota, QueueFull, Unauthorised
-from engine.server.client import Client, ClientGone, Receive, Scope, Send
+from engine.server.client import SHOWN, Client, ClientGone, Headers, Receive, Scope, Send
 from engine.server.keys import Holder, Keyring
-from engine.server.settings import DEFAULT_TENANT, LimitsSettings
+from engine.server.settings import DEFAULT_TENANT, LimitsSettings, is_loopback
 from engine.telemetry import HttpAnswered, OwnCounts, Telemetry
 
 Handler = Callable[[Client], Awaitable[None]]
@@ -32,13 +33,17 @@ class NoRoute(NotFound):
 
 
 class WrongMethod(EngineError):
-    """Not with that method."""
+    """Not with that method, but with one of those `allowed`."""
 
     status = 405
     outcome = "rejected"
     reason = "method_not_allowed"
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+    def __init__(self, path: str, method: str, allowed: Iterable[str]) -> None:
+        self.allowed = ", ".join(sorted(allowed))
+        super().__init__(f"{_cut(path)} does not take {method}, but {self.allowed}")
 
 
 class InternalError(EngineError):
@@ -52,7 +57,9 @@ class InternalError(EngineError):
 class Gate:
     """One port: `hot` routes by method and path, all others in `rest`.
 
-    Every route asks for a key but those in `OPEN`; on the operators' port (`for_admins`) for an operator's.
+    Every route asks for a key but those in `OPEN`; on the operators' port (`for_admins`) for an operator's. One that
+    asks for none because only its own machine reaches it (`is_private`) serves no pages of other sites either, which
+    somebody looks at on that machine.
     """
 
     OPEN: ClassVar[frozenset[str]] = frozenset({"/health", "/ready"})
@@ -69,10 +76,13 @@ class Gate:
         name_request: Callable[[], str],
         counts: OwnCounts,
         for_admins: bool = False,
+        is_private: bool = False,
         on_defect: Callable[[BaseException, str], None] | None = None,
     ) -> None:
         self._hot = hot
-        self._paths = frozenset(path for _, path in hot)
+        self._methods: dict[str, list[str]] = {}
+        for method, path in hot:
+            self._methods.setdefault(path, []).append(method)
         self._rest = rest
         self._keyring = keyring
         self._limits = limits
@@ -80,6 +90,7 @@ class Gate:
         self._telemetry = telemetry
         self._name_request = name_request
         self._for_admins = for_admins
+        self._is_private = is_private
         self._counts = counts
         self._on_defect = on_defect
         self._of_key: Counter[str] = Counter()
@@ -121,15 +132,14 @@ class Gate:
         handler = self._hot.get((scope["method"], path))
         if path in self.OPEN:
             scope["modelyard.route"] = path
-            await self._handled(handler, client)
+            if handler is None:
+                raise WrongMethod(path, scope["method"], self._methods.get(path, ()))
+            await handler(client)
             return path
-        if self._keyring is not None:
-            client.holder = self._holder(client, self._keyring)
-        if self._for_admins and not client.holder.is_admin:
-            raise Forbidden("the key is not an operator's, but must be for this port")
+        self._admit(client)
         if handler is None:
-            if path in self._paths:
-                raise WrongMethod(f"{path} does not take {scope['method']}")
+            if path in self._methods:
+                raise WrongMethod(path, scope["method"], self._methods[path])
             await self._cold(client)
             return str(scope.get("modelyard.route", "other"))
         scope["modelyard.route"] = path
@@ -152,10 +162,14 @@ class Gate:
                 del self._of_key[key]
         return path
 
-    async def _handled(self, handler: Handler | None, client: Client) -> None:
-        if handler is None:
-            raise WrongMethod(f"{client.scope['path']} does not take {client.scope['method']}")
-        await handler(client)
+    def _admit(self, client: Client) -> None:
+        """Find out who it is. Raises Unauthorised, Forbidden."""
+        if self._keyring is not None:
+            client.holder = self._holder(client, self._keyring)
+        elif self._is_private and b"origin" in client.headers:
+            _check_origin(client.headers[b"origin"])
+        if self._for_admins and not client.holder.is_admin:
+            raise Forbidden("the key is not an operator's, but must be for this port")
 
     async def _cold(self, client: Client) -> None:
         """What Starlette routes: with its sends watched, so that an error is not sent after an answer."""
@@ -166,8 +180,9 @@ class Gate:
             await self._rest(scope, *client.pipes())
         except HTTPException as error:
             if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-                raise WrongMethod(f"{scope['path']} does not take {scope['method']}") from None
-            raise NoRoute(f"nothing is served at {scope['path']!r}") from None
+                allowed = (error.headers or {}).get("Allow", "").split(", ")
+                raise WrongMethod(scope["path"], scope["method"], allowed) from None
+            raise NoRoute(f"nothing is served at {_cut(scope['path'])!r}") from None
         finally:
             if (route := scope.get("route")) is not None:
                 scope["modelyard.route"] = route.path
@@ -199,7 +214,9 @@ class Gate:
             raise ConnectionAbortedError("the answer cannot be finished") from error
         client.error = error.code or error.reason
         with suppress(ClientGone):
-            await client.refuse(error, [(b"x-request-id", client.request_id.encode("latin-1"))])
+            await client.refuse(
+                error, [(b"x-request-id", client.request_id.encode("latin-1")), *_told_by(error)]
+            )
 
     def _note(self, client: Client, route: str, begun_ns: int) -> None:
         status = CLOSED if client.is_gone else client.status
@@ -225,3 +242,27 @@ class Gate:
                     client.trace_id,
                 )
             )
+
+
+def _told_by(error: EngineError) -> Headers:
+    """What HTTP wants to be said beside some errors."""
+    if isinstance(error, WrongMethod):
+        return [(b"allow", error.allowed.encode())]
+    return [(b"www-authenticate", b"Bearer")] if isinstance(error, Unauthorised) else []
+
+
+def _check_origin(origin: bytes) -> None:
+    """Raise Forbidden for a page that is not of this machine."""
+    shown = origin.decode("latin-1")
+    try:
+        host = urlsplit(shown).hostname
+    except ValueError:
+        host = None
+    if host is None or not is_loopback(host):
+        raise Forbidden(
+            f"the header origin is {_cut(shown)!r}, but must be of this machine where nobody is asked for a key"
+        )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."

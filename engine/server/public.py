@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from engine.clock import NS_PER_S, Clock
-from engine.engine import Engine
+from engine.engine import MAX_NAME, Engine
 from engine.errors import BadRequest, EngineError, Forbidden, NoReplica, openai_answer
 from engine.request import Completion, Request
 from engine.server.answers import EVENTS, JSON, Head, Whole, encode
@@ -190,7 +190,7 @@ class Public:
         headers: Mapping[bytes, bytes],
     ) -> list[Choice]:
         now_ns = self._clock.now_ns()
-        tenant, session = self._tenant(body, holder), self._session(headers)
+        tenant, session = self._tenant(body, holder), self._session(headers, holder)
         priority, deadline_ns = self._priority(headers, holder), self._deadline_ns(headers, now_ns)
         output = body.output_tokens
         most = self._settings.default_max_tokens if output is None else output
@@ -245,11 +245,21 @@ class Public:
             return holder.tenant
         return name_within("user", body.user) or DEFAULT_TENANT
 
-    def _session(self, headers: Mapping[bytes, bytes]) -> str | None:
+    def _session(self, headers: Mapping[bytes, bytes], holder: Holder) -> str | None:
+        """The session that is named; where tenants have keys, each has its own of every name.
+
+        No tenant can be called anything with the mark between the two in it.
+        """
         given = headers.get(b"x-session-id")
         if given is None:
             return None
-        return name_within("x-session-id", _ascii(b"x-session-id", given))
+        name = _ascii(b"x-session-id", given)
+        if not holder.id:
+            return name_within("x-session-id", name)
+        most = max(0, MAX_NAME - len(holder.tenant) - 1)
+        if len(name) > most:
+            raise refused("x-session-id", f"x-session-id has {len(name)} characters, but may have {most}")
+        return f"{holder.tenant}{OF_TENANT}{name}" if name else None
 
     def _priority(self, headers: Mapping[bytes, bytes], holder: Holder) -> int:
         given = headers.get(b"x-priority")
@@ -383,6 +393,7 @@ class Public:
         await client.answer(200 if is_ready else 503, [JSON], encode(told))
 
 
+OF_TENANT = "\x1f"
 MAX_PRIORITY = 1_000
 MAX_DEADLINE_MS = 24 * 3_600_000
 

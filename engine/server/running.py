@@ -127,13 +127,14 @@ class Server:
     ) -> Gate:
         return Gate(
             hot,
-            Router(cold),
+            Router(cold, redirect_slashes=False),
             keyring=self.keyring,
             limits=self.settings.limits,
             clock=self.clock,
             telemetry=self.engine.telemetry,
             name_request=self.public.name_request,
             for_admins=for_admins,
+            is_private=not self.settings.allow_no_keys,
             counts=self.counts,
             on_defect=_log_defect,
         )

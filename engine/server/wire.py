@@ -1,14 +1,16 @@
 """HTTP/1.1 on the wire: uvicorn's protocol, with bounds that it does not have itself.
 
 Headers that never end, a line without an end, a connection that sends nothing, and one connection too many are
-answered before any of our code runs, and cost no task.
+answered before any of our code runs, and cost no task. A client that reads nothing is let go, and what it did not
+read with it.
 """
 
 import asyncio
 from typing import Any
 
+from httptools import HttpParserError, HttpParserUpgrade
 from uvicorn import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from engine.errors import BadRequest, EngineError, QueueFull, openai_answer
 from engine.server.answers import encode
@@ -50,11 +52,15 @@ class Bounded(HttpToolsProtocol):
 
     def __init__(self, config: Config, *arguments: Any, **named: Any) -> None:
         super().__init__(config, *arguments, **named)
-        self._head_bytes = 0  # as they came, while there was no end of the headers
+        self._idle_bytes = 0  # that came since a message began, or since the last of a body
         self._told_bytes = 0  # of whole headers
+        self._num_trailers = 0
         self._is_in_head = False
         self._refusal: EngineError | None = None
         self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_bytes = 0  # that the client had not read when it was looked at last
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._served: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -66,21 +72,58 @@ class Bounded(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_timer()
+        self._forget_reader()
+        served = self._served
+        if served is not None and not served.response_complete:  # not the last, where requests are pipelined
+            served.disconnected = True
+            served.message_event.set()
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None or self.transport.is_closing():
             return
+        if self._idle_bytes > self.limits.max_header_bytes:  # a line or a chunk's extension without an end
+            self._give_up(self._too_large())
+            return
         is_next = self.cycle is None or self.cycle.response_complete  # of a connection that is kept alive
         if is_next and self._head_timer is None:
             self._head_timer = self.loop.call_later(self.limits.body_timeout_s, self._head_is_late)
-        if self._is_in_head:
-            self._head_bytes += len(data)
-            self._check_head()
-        super().data_received(data)
+        self._idle_bytes += len(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except (
+            HttpParserUpgrade
+        ):  # to what is not spoken here: it is answered, and the connection ends with it
+            if self.cycle is not None:
+                self.cycle.keep_alive = False
+        except HttpParserError:
+            self._give_up(BadRequest("the request is not HTTP/1.1"))
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_reader()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._watch_reader()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._watch_reader()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._served = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_message_begin(self) -> None:
-        self._is_in_head, self._head_bytes, self._told_bytes = True, 0, 0
+        self._is_in_head, self._idle_bytes, self._told_bytes, self._num_trailers = True, 0, 0, 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -90,7 +133,12 @@ class Bounded(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._told_bytes += len(name) + len(value)
-        super().on_header(name, value)
+        if self._is_in_head:
+            super().on_header(name, value)
+        else:
+            self._num_trailers += (
+                1  # counted, and never taken for headers: who stands before us has not seen them
+            )
         self._check_head()
 
     def on_headers_complete(self) -> None:
@@ -100,6 +148,7 @@ class Bounded(HttpToolsProtocol):
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        self._idle_bytes = 0
         if self._refusal is None:
             super().on_body(body)
 
@@ -107,14 +156,10 @@ class Bounded(HttpToolsProtocol):
         if self._refusal is None:
             super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        """What is no HTTP at all is told so in our words."""
-        self._give_up(BadRequest("the request is not HTTP/1.1"))
-
     def _check_head(self) -> None:
         limits = self.limits
-        size = max(self._head_bytes, self._told_bytes)
-        if size > limits.max_header_bytes or len(self.headers) > limits.max_headers:
+        count = len(self.headers) + self._num_trailers
+        if self._told_bytes > limits.max_header_bytes or count > limits.max_headers:
             self._give_up(self._too_large())
 
     def _too_large(self) -> HeadersTooLarge:
@@ -125,7 +170,7 @@ class Bounded(HttpToolsProtocol):
 
     def _head_is_late(self) -> None:
         self._head_timer = None
-        if self._is_in_head or self._head_bytes:
+        if self._is_in_head:
             self._give_up(HeadTooSlow(f"the headers have not come within {self.limits.body_timeout_s:g} s"))
         else:
             self.transport.close()
@@ -134,6 +179,24 @@ class Bounded(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _watch_reader(self) -> None:
+        """What has been written has to be read: some of it each time that somebody looks."""
+        self._forget_reader()
+        self._unread_bytes = self.transport.get_write_buffer_size()
+        if self._unread_bytes:
+            self._read_timer = self.loop.call_later(self.limits.write_timeout_s, self._look_at_reader)
+
+    def _look_at_reader(self) -> None:
+        before = self._unread_bytes
+        self._watch_reader()
+        if self._unread_bytes >= before:
+            self.transport.abort()
+
+    def _forget_reader(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
 
     def _give_up(self, error: EngineError) -> None:
         """Answer with that error and close. An answer that has begun is cut off."""
@@ -148,6 +211,7 @@ class Bounded(HttpToolsProtocol):
                 b"content-length: %d\r\n\r\n%b" % (error.status, PHRASES[error.status], len(body), body)
             )
         self.transport.close()
+        self._watch_reader()
 
 
 def bounded(limits: LimitsSettings) -> type[Bounded]:
