@@ -100,10 +100,14 @@ class Stage:
         self._followers = Followers(trace.after) if trace.after is not None else None
 
     def _check_vocab(self) -> None:
+        fleet, registry, targets = self.engine.fleet, self.engine.registry, self.engine.targets
         for name in self.trace.asked_for:
-            vocab = self.engine.fleet.vocab_of(self.engine.registry.find(name).key)
-            fits = vocab is None or self.trace.vocab <= vocab
-            require("workload.vocab", self.trace.vocab, fits, f"at most {vocab}, which {name!r} has")
+            is_group = targets.is_group(name)
+            keys = [card.key for card in targets.members(name)] if is_group else [registry.find(name).key]
+            for key in keys:
+                vocab = fleet.vocab_of(key)
+                fits = vocab is None or self.trace.vocab <= vocab
+                require("workload.vocab", self.trace.vocab, fits, f"at most {vocab}, which {key!r} has")
 
     def at(self, at_s: float, fault: Fault, setting: str) -> None:
         """Let `fault` strike at that time.
