@@ -22,6 +22,7 @@ from engine.server.admin import Admin
 from engine.server.audit import AuditSink, open_audit
 from engine.server.gate import Gate, Handler
 from engine.server.keys import Keyring, KeysChanged
+from engine.server.openapi import PATH, Pages, keys_of
 from engine.server.public import Public
 from engine.server.settings import ServerSettings
 from engine.server.wire import bounded
@@ -125,6 +126,15 @@ class Server:
     def _gate(
         self, hot: dict[tuple[str, str], Handler], cold: list[BaseRoute], *, for_admins: bool = False
     ) -> Gate:
+        title = "Modelyard, for operators" if for_admins else "Modelyard"
+        pages = Pages(
+            title,
+            version(),
+            keys_of(hot, cold),
+            self.settings.limits,
+            needs_key=self.keyring is not None,
+        )
+        hot = {**hot, ("GET", PATH): pages.show}
         return Gate(
             hot,
             Router(cold, redirect_slashes=False),
