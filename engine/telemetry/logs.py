@@ -279,15 +279,18 @@ class Records(logging.Handler):
         self._shape = logging.Formatter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            more = {}
-            if record.exc_info:
-                more["exception"] = self._shape.formatException(record.exc_info)
-            level = max(record.levelno // 10 * 10, DEBUG)  # 50, critical, is an error too
-            message = record.getMessage()
-            self._sink.write(min(level, ERROR), "log", logger=record.name, message=message, **more)
-        except Exception:  # noqa: BLE001  whoever logs must not fail of it
-            self.handleError(record)
+        told = {"logger": record.name, "message": _message(record)}
+        if record.exc_info:
+            told["exception"] = self._shape.formatException(record.exc_info)
+        level = record.levelno // 10 * 10  # 50, critical, is an error too
+        self._sink.write(max(DEBUG, min(level, ERROR)), "log", **told)
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001  whoever logs must not fail of it
+        return f"{record.msg} {record.args!r}"
 
 
 def install_logging(sink: LogSink, logger: str | None = None) -> Callable[[], None]:
