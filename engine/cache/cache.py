@@ -418,6 +418,26 @@ class PrefixCache:
                 leaves.append(parent)
         return dropped
 
+    def balance(self, now_ns: int) -> None:
+        """Say now what each model is sure of, where nobody has asked for anything lately."""
+        self._pass(now_ns)
+        self._rebalance(0.0)
+
+    def demote_ahead(self, tier: Tier, free_bytes: int, most_blocks: int) -> int:
+        """Demote until so much of a tier is free, before somebody needs the room; how many blocks left it.
+
+        Those who hold more than they are sure of give, to where there is room; nothing is evicted for it.
+        """
+        moved = 0
+        while moved < most_blocks and tier.capacity_bytes - tier.used_bytes < free_bytes:
+            slot = tier.borrowed(self._tick)
+            if not slot or not self._has_room_below(tier, slot):
+                break
+            if not self._demote(tier, slot, self.space_of(slot)):
+                break
+            moved += 1
+        return moved
+
     def close_tier(self, tier: Tier) -> None:
         """Nothing new comes to that tier until `open_tier`; what is there stays."""
         tier.is_open = False
@@ -847,21 +867,35 @@ class PrefixCache:
         run = self._run(tier, slot, space, needed_bytes, demander)
         if len(run) > 1 and self._send_run(tier, run, space):
             return
-        for lower in self._below[tier.rank]:
-            if slot in lower.copies:
-                self._sink_to_copy(tier, lower, slot, space)
-                return
-            size = self._size_there(space, lower)
-            if self._make_way(lower, space, [slot], size):
-                self._sink(tier, lower, [slot], space, size)
-                return
-            if table.kids[lower.rank][slot]:
-                break  # it must not lie colder than what hangs on it
+        if self._demote(tier, slot, space):
+            return
         if table.has_kids(slot):
             tier.order_of(space.holder).forget(slot)
             self._stuck.add(slot)
         else:
             self._evict(tier, [slot], space)
+
+    def _demote(self, tier: Tier, slot: int, space: Space) -> bool:
+        """Send a block down to the next tier that takes it; False when none does."""
+        for lower in self._below[tier.rank]:
+            if slot in lower.copies:
+                self._sink_to_copy(tier, lower, slot, space)
+                return True
+            size = self._size_there(space, lower)
+            if self._make_way(lower, space, [slot], size):
+                self._sink(tier, lower, [slot], space, size)
+                return True
+            if self.table.kids[lower.rank][slot]:
+                break  # it must not lie colder than what hangs on it
+        return False
+
+    def _has_room_below(self, tier: Tier, slot: int) -> bool:
+        """Whether the next tier takes a block without another one leaving it."""
+        lower = next(iter(self._below[tier.rank]), None)
+        if lower is None:
+            return False
+        size = self._size_there(self.space_of(slot), lower)
+        return slot in lower.copies or lower.used_bytes + size <= lower.capacity_bytes
 
     def _run(
         self, tier: Tier, slot: int, space: Space, needed_bytes: int, demander: Holder | None

@@ -11,10 +11,10 @@ say. That is the simulation.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from engine.cache.cache import Prefix, PrefixCache
 from engine.cache.finding import closed, found_in
@@ -83,6 +83,18 @@ class Errand:
     space: bytes
     form: str
     error: float
+
+
+Stored = tuple[int, int]
+"""Where a block lies in a store, and its slot."""
+
+
+class Verified(NamedTuple):
+    """How many blocks were read, their bytes, and how many of them were no good."""
+
+    blocks: int
+    num_bytes: int
+    damaged: int
 
 
 Wanted = tuple[int, bytes, Staged | None]
@@ -277,6 +289,47 @@ class Carrier:
             kept = set(self._places[tier.rank].values())
             store.drop([each.place for each in found if each.place not in kept])
         return adopted
+
+    def stored_tiers(self) -> list[Tier]:
+        """Those behind which there is a store."""
+        return [tier for tier in self._cache.tiers if tier.name in self._stores]
+
+    async def stored(self, tier: Tier) -> list[Stored]:
+        """What is written of a tier at this moment, in the order in which it lies there."""
+        places = list(self._places[tier.rank].items())
+        found, _ = await self._clock.compute(lambda: sorted([(place, slot) for slot, place in places]))
+        return found
+
+    async def verify(self, tier: Tier, several: Sequence[Stored]) -> Verified:
+        """Read blocks that are still where they were, and let go of those that are damaged: nobody waits for them.
+
+        Raises StoreFault when the store itself fails; it counts as a fault that a request has met.
+        """
+        cache, rank, store = self._cache, tier.rank, self._stores[tier.name]
+        places, keys = self._places[rank], cache.table.keys
+        blocks = [
+            (place, slot, key)
+            for place, slot in several
+            if places.get(slot) == place and slot not in cache.hollow and (key := keys[slot]) is not None
+        ]
+        if not blocks:
+            return Verified(0, 0, 0)
+        way = self.ways[rank]
+        await way.enter(is_read=True)
+        try:
+            sizes, _ = await self._clock.compute(lambda: sizes_in(store, blocks))
+        except OSError as error:
+            self._troubles.append((rank, error))
+            raise
+        finally:
+            way.leave()
+            self._heed()
+        damaged = 0
+        for (place, slot, key), size in zip(blocks, sizes, strict=True):
+            if size is None and places.get(slot) == place and keys[slot] == key:
+                cache.unwritten(slot, tier)
+                damaged += 1
+        return Verified(len(blocks), sum(filter(None, sizes)), damaged)
 
     def flush(self) -> int:
         """Write what is in memory only to the first tier that has a store, as far as there is room; how many blocks.
@@ -756,6 +809,12 @@ class Carrier:
     def _try_again(self, tier: Tier) -> None:
         self._faults[tier.rank] = FAULTS_TO_CLOSE - 1  # the next fault closes it again
         self._cache.open_tier(tier)
+
+
+def sizes_in(store: ExtentStore, blocks: Sequence[tuple[int, int, bytes]]) -> list[int | None]:
+    """The size of each block in a store, verified; None for what is not what was written there."""
+    records = store.read([place for place, _, _ in blocks], [key for _, _, key in blocks])
+    return [None if each is None else memoryview(each.data).nbytes for each in records]
 
 
 def batches(errands: list[Errand]) -> Iterator[list[Errand]]:

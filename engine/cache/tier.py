@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.cache.allocation import Allocation, Rank
 from engine.cache.holders import Holder
-from engine.cache.orders import Order, orders
+from engine.cache.orders import NOWHERE, Order, orders
 from engine.cache.table import Table
 from engine.settings import CacheSettings, TierSettings
 
@@ -139,6 +139,13 @@ class Tier:
             return own.order.victim()
         giver.turns += 1
         return giver.order.victim()
+
+    def borrowed(self, tick: int) -> int:
+        """The block that leaves next of those who hold more than they are sure of; NOWHERE where nobody does."""
+        if not self._is_divided:
+            return self.parts[0].order.victim()
+        giver, _ = self._giver(tick)
+        return NOWHERE if giver is None else giver.order.victim()
 
     def _giver(self, tick: int) -> tuple[Part | None, Rank]:
         """Of all who hold more than they are sure of, the one whose victim ranks least. Amortised O(log models)."""

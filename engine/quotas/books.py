@@ -229,6 +229,23 @@ class Book:
         self._look(now_ns)
         self.set_ceilings()
 
+    def forgive(self, num_granted: int, now_ns: int) -> None:
+        """Windows and bursts as if nothing had been used; who is in service stays so, and settles for nothing.
+
+        A mode that use has brought about ends with it, an operator's does not.
+        """
+        self.roll(now_ns)
+        for total in (self.tokens, self.requests):
+            for window in total.windows:
+                window.forgive(total.spent, num_granted)
+        self.since_number = self.bursts_from = num_granted
+        self.arrival = self.promised = 0
+        if self.more is not None:
+            self.more.arrival = self.more.promised = 0
+        self.settle_down(now_ns)
+        self.set_ceilings()
+        self._look(now_ns)
+
     def begin_lease(self) -> None:
         """From here on, what will be used is written down before: the next request asks for it."""
         if self.lender is not None:

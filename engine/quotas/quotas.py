@@ -277,6 +277,45 @@ class Quotas:
             book.set_mode(number, by, now_ns)
         self._look_again()
 
+    def reset(self, *, model: str | None = None, tenant: str | None = None) -> int:
+        """Let what was used of windows and bursts count no more: a model's, a tenant's, or those of both together.
+
+        Where neither is named, everybody's. Those in service keep their places, and those who wait are looked at
+        again. How many books that were. Raises BadRequest for a tenant that has no limits of its own.
+        """
+        books, now_ns = self._named_books(model, tenant), self._now_ns()
+        if model is None and tenant is None:
+            self._forget_earlier_lives()
+        for book in books:
+            book.forgive(self._num_granted, now_ns)
+        if self._file is not None:
+            self._write_books(self._file, books)
+        self._look_again()
+        return len(books)
+
+    def _named_books(self, model: str | None, tenant: str | None) -> list[Book]:
+        """The books that an operator means. Raises BadRequest."""
+        if model is None and tenant is None:
+            return self._books()
+        if tenant is None:
+            assert model is not None
+            return [self._model(model)]
+        name = None if model is None else _name(model)
+        book = self._tenants.get(tenant) if name is None else self._pairs.get((name, tenant))
+        if book is not None:
+            return [book]
+        rule = self._rule(None, tenant) if model is None else self._pair_rule(model, tenant)
+        if rule is None:
+            where = "" if model is None else f" for model {model!r}"
+            raise BadRequest(f"tenant is {tenant!r}, but must be one that has limits{where}")
+        return [self._tenant(tenant, rule) if name is None else self._pair(name, tenant, rule)]
+
+    def _forget_earlier_lives(self) -> None:
+        """Of books that nobody has opened yet, nothing is used either."""
+        earlier, self._remembered = list(self._remembered.values()), {}
+        if self._file is not None:
+            self._put(self._file, [replace(each, part=0, used=0) for each in earlier])
+
     def update(self, settings: QuotaSettings) -> None:
         """Other limits from now on. What is spent stays spent, and those who wait are looked at again."""
         self.settings = settings
@@ -419,19 +458,23 @@ class Quotas:
             self._file = None
 
     def _save(self, file: SpentFile) -> bool:
+        return self._write_books(file, self._books())
+
+    def _write_books(self, file: SpentFile, books: list[Book]) -> bool:
+        """Put down exactly what is spent; whether it could be."""
         several = [
             self._spent(book, window, total, window.used(total.spent))
-            for book in self._books()
+            for book in books
             for window, total in _windows(book)
         ]
         several += [
             Spent(book.model, book.tenant, name, -(-arrival >> SCALE_BITS) + self._epoch_ns, 1, 0)
-            for book in self._books()
+            for book in books
             for name, arrival, _ in book.bursts()
         ]
         if not self._put(file, several):
             return False
-        for book in self._books():
+        for book in books:
             book.begin_lease()
         return True
 

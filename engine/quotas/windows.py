@@ -55,6 +55,13 @@ class Window:
         self.roll(now_ns, total - used)
         self.from_number = number
 
+    def forgive(self, total: int, number: int) -> None:
+        """Nothing is used any more; what the grants up to that one give back later counts no more than they do."""
+        self.marks.clear()
+        self.marks.append([self.index, total])
+        self.from_number = number
+        self.before = self.passed = self.promised = self.promised_at = 0
+
     def part_of(self, now_ns: int) -> int:
         """The part, or the window if it is fixed, that a time lies in."""
         return (now_ns + self.offset_ns) // self.part_ns

@@ -1,6 +1,7 @@
 """Limits and modes that change under load: nothing is lost, nobody is forgotten, the books add up."""
 
 from collections import Counter
+from contextlib import suppress
 from random import Random
 
 import pytest
@@ -89,6 +90,9 @@ class World:
             elif what < 0.8:
                 whose = {"model": random.choice([None, "m"]), "tenant": random.choice([None, "t1"])}
                 quotas.set_mode(random.choice([None, None, *MODES]), **whose)
+            elif what < 0.9:
+                with suppress(BadRequest):  # a tenant without limits
+                    quotas.reset(model=random.choice([None, "m"]), tenant=random.choice([None, "t1"]))
             quotas.check_integrity()
         for model in (None, "m"):
             for tenant in (None, "t1"):
