@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
@@ -151,6 +151,7 @@ class Engine:
         self._attempts = self.router.attempts if self._timer is None else self._timer.attempts
         self._states: dict[str, Health] = {}  # of models, as they were told last
         self.health = HealthMonitor(settings.health, self._health_changed)
+        self._watched = self.health if settings.health.enabled else None
         for model in (*map(Model.from_settings, settings.fleet.models), *models):
             self.registry.add(model)
         self._discovered = self._discover()
@@ -350,7 +351,8 @@ class Engine:
             job.grammar = await self._compiled(request.sampling.grammar, job.home)
         lost: ReplicaLost | None = None
         is_full = False
-        grant = self.quotas.reserve(request, key, request.max_tokens, self.clock.now_ns())
+        health = self._watched
+        grant = self._reserve(request, key)
         if grant is None:
             grant = await self.quotas.wait(request, key, request.max_tokens)
         with grant:
@@ -362,7 +364,7 @@ class Engine:
                         attempts.pass_over()
                         is_full = True
                         continue
-                    if not self.health.enter(replica.name):
+                    if health is not None and not health.enter(replica.name):
                         attempts.pass_over()  # it is on trial, and others try it
                         continue
                     try:
@@ -371,7 +373,8 @@ class Engine:
                         self._lost(replica, story, job.stream)
                         lost = error
                     finally:
-                        self.health.leave(replica.name)
+                        if health is not None:
+                            health.leave(replica.name)
             finally:
                 self._settle(grant, job, story)
         if lost is not None and len(attempts.tried) >= self.router.max_attempts:
@@ -382,6 +385,12 @@ class Engine:
                 f"{capacity} requests wait at each replica of {key!r}, as fleet.queue_capacity allows"
             )
         raise NoReplica(f"no healthy replica of {key!r} is left for request {request.id}") from lost
+
+    def _reserve(self, request: Request, key: str) -> "Grant | NoGrant | None":
+        """What the quota grants at once; None for whoever has to wait. Operators may switch quotas at any time."""
+        if not self.quotas.settings.enabled:
+            return NO_GRANT
+        return self.quotas.reserve(request, key, request.max_tokens, self.clock.now_ns())
 
     def _worded(self, wording: Wording, request: Request, home: Home, story: Story) -> Request:
         """The request in the words of the model that serves it, which may not be the one it was sent to."""
@@ -455,13 +464,15 @@ class Engine:
             num_tokens += num_before
             tokens = np.concatenate([tokens, np.asarray(stream.tokens, dtype=np.int32)])
         keys = chain.keys if chain is not None else []
-        with self.cache.find(job.space, keys, num_tokens, self.clock.now_ns()) as prefix:
+        space = job.space
+        found = None if space is None else self.cache.find(space, keys, num_tokens, self.clock.now_ns())
+        with found or NO_PREFIX as prefix:
             decision = None
-            if self.cache.mover is not None:
-                decision = await self.carrier.bring(prefix, job.home.executor, num_tokens)
+            if found is not None and self.cache.mover is not None:
+                decision = await self.carrier.bring(found, job.home.executor, num_tokens)
             end.queued_ns = self.clock.now_ns()
-            if prefix.num_blocks or self.telemetry.wants(PrefixFound):
-                self._found(prefix, job, story, decision)
+            if found is not None and (found.num_blocks or self.telemetry.wants(PrefixFound)):
+                self._found(found, job, story, decision)
             work = Work(
                 tokens,
                 request.max_output_tokens - num_before,
@@ -478,15 +489,15 @@ class Engine:
             try:
                 answer = await replica.generate(work, stream)
             except GenerationFailed:
-                self.health.failed(replica.name, self.clock.now_ns())
+                self._failed(replica.name)
                 raise
             finally:
                 if chain is not None:
                     chain.follow(stream, num_before)
             end.started_ns = answer.started_ns
-            if chain is not None:
+            if chain is not None and space is not None:
                 known = chain.keys[: answer.computed_tokens // self.cache.block_tokens]
-                self.cache.keep(job.space, known, answer.blocks, self.clock.now_ns())
+                self.cache.keep(space, known, answer.blocks, self.clock.now_ns())
         if decision is not None and stream.first_token_ns is not None and not num_before:
             self.carrier.judge(decision, stream.first_token_ns - answer.started_ns)
         if job.chain is not None and request.session is not None:
@@ -507,10 +518,16 @@ class Engine:
         )
         return story.completed(completion)
 
+    def _failed(self, replica: str) -> None:
+        """A request failed, and it was the replica's fault."""
+        if self._watched is not None:
+            self._watched.failed(replica, self.clock.now_ns())
+
     def _observe(self, replica: Replica, story: Story, stream: Stream, num_before: int) -> None:
         """Note how well a replica has served: for its health, and for those who route by latency."""
         now_ns = self.clock.now_ns()
-        self.health.served(replica.name, now_ns)
+        if self._watched is not None:
+            self._watched.served(replica.name, now_ns)
         first_ns, last_ns, num = stream.first_token_ns, stream.last_token_ns, stream.num_tokens
         if first_ns is not None and last_ns is not None and not num_before:
             asked_ns = story.end.admitted_ns or story.end.arrival_ns
@@ -544,8 +561,10 @@ class Engine:
                 raise BadRequest(
                     f"prompt token {wrong} is not in the vocabulary of {name!r}: 0 to {home.vocab - 1}"
                 )
-        sampling, space = request.sampling, self._space(request, home)
-        chain = self._chain(request, home, space)
+        sampling, space, chain = request.sampling, None, None
+        if self.cache.enabled:
+            space = self._space(request, home)
+            chain = self._chain(request, home, space)
         if sampling is None:
             return Job(request, home, space, chain, stream)
         if sampling.stop and home.text is None:
@@ -604,8 +623,9 @@ class Engine:
     def _prefetch(self, job: "Job") -> None:
         """Bring the blocks of a session back before its next turn, if that is wanted."""
         after_s = self.settings.cache.prefetch_after_s
-        if after_s is not None and job.chain is not None and job.request.session is not None:
-            again = partial(self.carrier.prefetch, job.space, job.chain.keys)
+        space, chain = job.space, job.chain
+        if after_s is not None and space is not None and chain is not None:
+            again = partial(self.carrier.prefetch, space, chain.keys)
             self.clock.call_later(to_ns(after_s), again)
 
     def _store_failed(self, tier: str, kind: str) -> None:
@@ -661,7 +681,7 @@ class Engine:
         dear = [key for key in cheap[1:] if quotas.settings_of(quotas.mode(key, tenant)).cheaper]
         return [seat for seat in seats if seat.model in dear]
 
-    def _settle(self, grant: Grant, job: "Job", story: Story) -> None:
+    def _settle(self, grant: "Grant | NoGrant", job: "Job", story: Story) -> None:
         """Settle what was used, however it ended: prompt and output where something was computed, else nothing."""
         end, num_tokens = story.end, job.stream.num_tokens
         if num_tokens or end.started_ns is not None:
@@ -753,7 +773,8 @@ class Engine:
         self.telemetry.emit(
             AttemptLost(now_ns, story.request.id, story.end.attempts, replica.name, stream.num_tokens)
         )
-        self.health.lost(replica.name, now_ns)
+        if self._watched is not None:
+            self._watched.lost(replica.name, now_ns)
 
     def _preempted(self, request: Request, replica: Replica, lost_tokens: int) -> None:
         self.telemetry.emit(Preempted(self.clock.now_ns(), request.id, replica.name, lost_tokens))
@@ -785,6 +806,36 @@ class Engine:
             if key in self.registry:  # a rescan may have found it gone
                 self.registry.set_state(key, state, cause if state is Health.UNHEALTHY else None)
             self.telemetry.emit(ModelMoved(self.clock.now_ns(), key, before, state, cause))
+
+
+class NoPrefix:
+    """What is found where there is no cache: the same nothing for every request."""
+
+    num_tokens = 0
+    payloads = list[Any]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class NoGrant:
+    """What is held where there are no quotas: nothing, which is given back."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def settle(self, used_tokens: int) -> None:
+        pass
+
+
+NO_PREFIX = NoPrefix()
+NO_GRANT = NoGrant()
 
 
 class Reader:
@@ -821,7 +872,7 @@ class Job:
 
     request: Request
     home: Home
-    space: Space
+    space: Space | None  # None: there is no cache
     chain: Chain | None
     stream: Stream
     seed: int = 0
