@@ -162,6 +162,8 @@ class Dispatch:
 
     def close(self) -> None:
         """Send what is waiting, for as long as one export may take; then what is left is dropped."""
+        if self._is_closing:
+            return
         self._is_closing = True
         self._wake.set()
         if self._thread.is_alive():
