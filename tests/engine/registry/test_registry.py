@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -525,6 +526,23 @@ def test_a_rescan_brings_and_takes_models_and_keeps_what_is_known_of_them(tmp_pa
     assert registry.find("chat") is new[0]
     assert (new[0].use_count, new[0].created_s) == (1, 1)
     registry.check_integrity()
+
+
+def test_a_file_that_the_settings_name_is_one_model_with_all_that_its_header_says(tmp_path):
+    write_gguf(tmp_path / "llama.gguf", "llama")
+    (tmp_path / "link").symlink_to(tmp_path)
+    card = Model.from_checkpoint(discover(tmp_path).healthy[0].checkpoint)
+    given = replace(card.settings, path=str(tmp_path / "link" / "llama.gguf"), kv_bytes=1.0)
+    registry = Registry()
+    registry.add(Model.from_settings(given))
+    before = discover(tmp_path)
+    registry.learn(before)
+    (known,) = [model for model in registry.all() if model.reason is None]
+    assert (known.file, known.settings.kv_bytes) == ("llama.gguf", 1.0)
+    registry.check_integrity()
+    (tmp_path / "llama.gguf").unlink()
+    gone, _ = registry.relearn(rescan(before))
+    assert known in gone
 
 
 def test_a_file_whose_name_is_taken_is_listed_and_costs_nothing_else(tmp_path):

@@ -248,6 +248,18 @@ def test_what_is_read_can_be_served(models):
     engine.close()
 
 
+def test_the_file_of_the_guide_is_one(tmp_path, models):
+    guide = (Path(__file__).parents[3] / "docs" / "server.md").read_text()
+    (text,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / OFFERS["smollm2"].file).write_bytes((models / "phi-4-Q8_0.gguf").read_bytes())
+    path = tmp_path / "modelyard.yaml"
+    path.write_text(text)
+    found = deployment(path)
+    assert found.engine.fleet.replicas == {"a": SMOLLM2}
+    assert found.server.keys_file == str(tmp_path / "keys.jsonl")
+
+
 # the earlier system's file
 
 
