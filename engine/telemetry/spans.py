@@ -158,18 +158,17 @@ class SpanBuilder:
 
     def _end(self, end: Ended) -> None:
         notes = self._notes.pop(end.request_id, [])
-        trace_id, span_id = self._ids.of(end.request_id)
         asked = first_of(notes, Asked)
-        if asked is not None and asked.trace_id:
-            trace_id = int(asked.trace_id, 16)
+        named = asked is not None and asked.trace_id  # else it has a name of its own, which is dearer
+        trace_id = int(named, 16) if named else self._ids.of(end.request_id)[0]
         if not self._sampling.keeps(end, trace_id, None if asked is None else asked.is_sampled):
             self.num_left_out += 1
             return
         self.num_kept += 1
-        root = self._root(end, notes, asked, trace_id, span_id)
+        root = self._root(end, notes, asked, trace_id)
         self._export([root, *self._phases(end, notes, root)])
 
-    def _root(self, end: Ended, notes: list[Any], asked: Asked | None, trace_id: int, span_id: int) -> Span:
+    def _root(self, end: Ended, notes: list[Any], asked: Asked | None, trace_id: int) -> Span:
         operation = semconv.CHAT if asked is None else asked.operation
         model = (
             "" if end.model is None else f" {bounded(end.model_requested)}"
@@ -177,7 +176,7 @@ class SpanBuilder:
         root = Span(
             f"{operation}{model}",
             trace_id,
-            span_id,
+            self._ids.of(end.request_id)[1],
             int(asked.parent_span_id or "0", 16) if asked is not None else 0,
             self._epoch_ns + end.arrival_ns,
             self._epoch_ns + end.at_ns,
