@@ -81,6 +81,13 @@ class Keyring:
         end_ns = holder.expires_ns
         return holder if end_ns is None or self._clock.epoch_ns + now_ns < end_ns else None
 
+    def holder(self, key_id: str) -> Holder | None:
+        """Whose key has that id, as long as it opens something: for what was begun with it and goes on without it."""
+        found = next((each for each in self._holders.values() if each.id == key_id), None)
+        if found is None or found.expires_ns is None:
+            return found
+        return found if self._clock.epoch_ns + self._clock.now_ns() < found.expires_ns else None
+
     def _look(self, now_ns: int) -> None:
         """Read the file again if it has changed. Takes a stat otherwise."""
         self._look_ns = now_ns + LOOK_NS

@@ -28,7 +28,8 @@ from engine.server.generation import Choice, Generation
 from engine.server.keys import Holder
 from engine.server.prompts import Prompt, chat_prompt, name_within, sampling_of, text_prompt
 from engine.server.settings import DEFAULT_TENANT, LimitsSettings, ServerSettings
-from engine.telemetry import Asked, Content
+from engine.telemetry import Asked, Content, OwnCounts
+from engine.telemetry.context import TraceContext
 
 NO_HEADERS: Mapping[bytes, bytes] = {}
 MS = 1_000_000
@@ -59,7 +60,8 @@ class Public:
         *,
         instance: str,
         exposition: Callable[[str], tuple[bytes, str]],
-        trace_of: Callable[[str | None], tuple[str, str, bool | None]],
+        trace_of: Callable[[str | None, str | None], TraceContext],
+        counts: OwnCounts,
     ) -> None:
         self.is_draining = False
         self._engine = engine
@@ -69,6 +71,7 @@ class Public:
         self._instance = instance
         self._exposition = exposition
         self._trace_of = trace_of
+        self._counts = counts
         self._ids = count()
         self._names = count()
 
@@ -279,9 +282,10 @@ class Public:
     ) -> None:
         """Tell what came over the wire to those who want to know."""
         telemetry = self._engine.telemetry
+        self._counts.asked(len(generation.choices), body.output_tokens)
         if telemetry.wants(Asked):
-            trace_id, parent, is_sampled = self._trace_of(client.header(b"traceparent"))
-            client.trace_id = trace_id
+            trace = self._trace_of(client.header(b"traceparent"), client.header(b"tracestate"))
+            client.trace_id = trace.trace_id
             for choice in generation.choices:
                 request, sampling = choice.request, choice.request.sampling
                 assert sampling is not None, "HTTP requests have one"
@@ -290,10 +294,10 @@ class Public:
                         request.arrival_ns,
                         request.id,
                         kind.operation,
-                        trace_id,
-                        parent,
-                        is_sampled,
-                        client.header(b"tracestate") or "",
+                        trace.trace_id,
+                        trace.parent_span_id,
+                        trace.is_sampled,
+                        trace.state,
                         generation.head.id,
                         generation.is_stream,
                         len(generation.choices),

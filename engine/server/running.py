@@ -1,7 +1,6 @@
 """Both ports in one process: from settings to a server that listens, and from SIGTERM to one that is gone."""
 
 import asyncio
-import logging
 import secrets
 import signal
 import socket
@@ -19,20 +18,19 @@ from engine.clock import WallClock, to_ns
 from engine.engine import Engine
 from engine.errors import BadSettings
 from engine.server.admin import Admin
-from engine.server.audit import AuditSink, open_audit
-from engine.server.gate import Gate, Handler
-from engine.server.keys import Keyring, KeysChanged
+from engine.server.gate import NOBODY, Gate, Handler
+from engine.server.jobs import Jobs, admin_routes, public_routes
+from engine.server.keys import Holder, Keyring, KeysChanged
 from engine.server.openapi import PATH, Pages, keys_of
 from engine.server.public import Public
 from engine.server.settings import ServerSettings
+from engine.server.sight import Sight, logger
 from engine.server.wire import bounded
 from engine.settings import EngineSettings
-from engine.telemetry import Meter, OwnCounts, Sink, render
+from engine.telemetry import Sink
 
 LAG_EVERY_S = 0.1
 BACKLOG = 2048
-
-logger = logging.getLogger("modelyard.server")
 
 
 class Listener(uvicorn.Server):
@@ -55,27 +53,23 @@ class Server:
         self.port = 0
         self.admin_port: int | None = None
         self.clock = clock = WallClock()
-        self.meter, self.counts = Meter(), OwnCounts()
-        self.audit = open_audit(server.audit, clock)
-        kept: list[Sink] = [self.meter, *sinks]
-        if self.audit is not None:
-            kept.append(AuditSink(self.audit))
+        self.sight = Sight(server, clock, settings.seed, sinks)
         self.keyring = self._open_keys(server.keys_file)
         readable = replace(
             settings, fleet=replace(settings.fleet, letters=True)
         )  # clients send and read text
-        self.engine = Engine(readable, clock, kept)
-        self.meter.sources += [self.engine.figures, self.counts.figures]
-        if self.audit is not None:
-            self.meter.sources.append(self.audit.figures)
+        self.engine = Engine(readable, clock, self.sight.sinks)
         self.public = Public(
             self.engine,
             server,
             instance=secrets.token_hex(4),  # the answers of one process are not those of the next
-            exposition=lambda accept: render(self.meter, accept),
-            trace_of=lambda _: ("", "", None),
+            exposition=self.sight.exposition,
+            trace_of=self.sight.ids.context,
+            counts=self.sight.counts,
         )
-        self.admin = Admin(self.engine, server, self.audit, version())
+        self.jobs = self._open_jobs()
+        self.admin = Admin(self.engine, server, self.sight.audit, version())
+        self.sight.watch(self.engine.figures, *([] if self.jobs is None else [self.jobs.figures]))
         self._listeners: list[Listener] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -90,13 +84,16 @@ class Server:
                 doors[0].close()
                 raise
         self.port = doors[0].getsockname()[1]
+        self.sight.start()
         self.engine.start()
+        if self.jobs is not None:
+            self.jobs.start()
         self._look_at_lag()
         await self._listen(self._gate(self.public.routes, self._cold_routes()), doors[0])
         if len(doors) > 1:
             self.admin_port = doors[1].getsockname()[1]
             open_to_all = {key: handler for key, handler in self.public.routes.items() if key[1] in OF_BOTH}
-            await self._listen(self._gate(open_to_all, self.admin.routes(), for_admins=True), doors[1])
+            await self._listen(self._gate(open_to_all, self._admin_routes(), for_admins=True), doors[1])
 
     async def stop(self, drain_s: float | None = None) -> None:
         """Take no more requests, let those that run end for a while, then let go of everything."""
@@ -106,10 +103,11 @@ class Server:
             listener.config.timeout_graceful_shutdown = patience_s  # type: ignore[assignment]
             listener.should_exit = True
         await asyncio.gather(*self._tasks)
+        if self.jobs is not None:
+            await self.jobs.close()
         await self.clock.close()
         self.engine.close()
-        if self.audit is not None:
-            self.audit.close()
+        await self.sight.close()
 
     def hurry(self) -> None:
         """Wait no more for those that run: whoever is served now is cut off."""
@@ -145,7 +143,7 @@ class Server:
             name_request=self.public.name_request,
             for_admins=for_admins,
             is_private=not self.settings.allow_no_keys,
-            counts=self.counts,
+            counts=self.sight.counts,
             on_defect=_log_defect,
         )
 
@@ -177,7 +175,43 @@ class Server:
             told = self.public.model_json(request.path_params["name"], request.state.holder)
             return Response(told, media_type="application/json")
 
-        return [Route("/v1/models/{name:path}", model)]
+        routes: list[BaseRoute] = [Route("/v1/models/{name:path}", model)]
+        return routes if self.jobs is None else [*routes, *public_routes(self.jobs)]
+
+    def _admin_routes(self) -> list[BaseRoute]:
+        routes = self.admin.routes()
+        return routes if self.jobs is None else [*routes, *admin_routes(self.jobs, self.sight.audit)]
+
+    def _open_jobs(self) -> Jobs | None:
+        settings = self.settings.jobs
+        if not settings.enabled:
+            return None
+        folder = None if settings.folder is None else Path(settings.folder)
+        return Jobs(
+            folder,
+            self.engine,
+            self.clock,
+            settings,
+            self.public.ask,
+            self._is_idle,
+            limits=self.settings.limits,
+            holder_of=self._holder_of,
+        )
+
+    def _is_idle(self) -> bool:
+        """Whether offline batches may go on: nobody waits, and most places of the fleet are free."""
+        engine = self.engine
+        if engine.quotas.num_waiting or any(each.num_waiting for each in engine.replicas.values()):
+            return False
+        running = sum(each.num_running for each in engine.replicas.values())
+        places = engine.settings.fleet.max_batch * max(1, len(engine.replicas))
+        return running <= self.settings.jobs.batch_idle_below * places
+
+    def _holder_of(self, key_id: str) -> Holder | None:
+        """Whose key that is, as long as it opens something."""
+        if self.keyring is None:
+            return NOBODY if not key_id else None
+        return self.keyring.holder(key_id)
 
     def _open_keys(self, file: str | None) -> Keyring | None:
         if file is None:
@@ -187,16 +221,16 @@ class Server:
     def _keys_changed(self, change: KeysChanged) -> None:
         if change.problem is not None:
             logger.error("the keys stay as they were: %s", change.problem)
-        if self.audit is not None:
+        if self.sight.audit is not None:
             outcome = "done" if change.problem is None else change.problem
-            self.audit.write("system", "keys.read", "keys", after=change, outcome=outcome)
+            self.sight.audit.write("system", "keys.read", "keys", after=change, outcome=outcome)
 
     def _look_at_lag(self) -> None:
         """How late the loop comes to a callback, again and again: what a step in the loop would cost everybody."""
         due_ns = self.clock.now_ns() + to_ns(LAG_EVERY_S)
 
         def look() -> None:
-            self.counts.lagged(max(0, self.clock.now_ns() - due_ns))
+            self.sight.counts.lagged(max(0, self.clock.now_ns() - due_ns))
             self._look_at_lag()
 
         self.clock.call_later(to_ns(LAG_EVERY_S), look)
@@ -207,6 +241,7 @@ async def serve(server: Server, say: Callable[[str], None]) -> None:
     loop, told = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
+    loop.add_signal_handler(signal.SIGHUP, server.sight.reopen)
     await server.start()
     say(f"clients: http://{_address(server.settings.host, server.port)}/v1")
     if server.admin_port is not None:

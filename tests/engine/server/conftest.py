@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from engine.server.running import Server
-from engine.server.settings import ServerSettings
+from engine.server.settings import LogSettings, ServerSettings
 from engine.settings import (
     Architecture,
     EngineSettings,
@@ -95,7 +95,7 @@ class Running:
 @contextmanager
 def running(engine_settings, server_settings=None, sinks=()):
     """A server with these settings, until the block ends; it must stop cleanly then."""
-    settings = server_settings or ServerSettings(port=0, admin_port=0)
+    settings = server_settings or ServerSettings(port=0, admin_port=0, log=LogSettings(level="off"))
     started, over = threading.Event(), []
     made = {}
 
