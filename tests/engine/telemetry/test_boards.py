@@ -83,6 +83,7 @@ def declared():
 def exposed(settings, clock):
     """The metrics of an engine that has served, and of a server around it."""
     settings.routing.time_every = 1
+    settings.models.weights_gib = 8.0
     arms = [ArmSettings(name=name, target="llama", weight=0.5) for name in "ab"]
     settings.routing.experiments = [ExperimentSettings(name="e", on="llama", arms=arms)]
     meter = Meter()
