@@ -201,7 +201,7 @@ class Gate:
     def _request_id(self, client: Client) -> str:
         """The client's own name for the request, if it is one, or ours."""
         given = client.headers.get(b"x-request-id")
-        if given is not None and len(given) <= self._limits.max_id_chars and given.isascii():
+        if given and len(given) <= self._limits.max_id_chars and given.isascii():
             name = given.decode()
             if name.isprintable():
                 return name

@@ -8,7 +8,7 @@ read with it.
 import asyncio
 from typing import Any
 
-from httptools import HttpParserError, HttpParserUpgrade
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -93,11 +93,8 @@ class Bounded(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
-        except (
-            HttpParserUpgrade
-        ):  # to what is not spoken here: it is answered, and the connection ends with it
-            if self.cycle is not None:
-                self.cycle.keep_alive = False
+        except HttpParserUpgrade as upgrade:
+            self._stay_with_http(data[upgrade.args[0] :])
         except HttpParserError:
             self._give_up(BadRequest("the request is not HTTP/1.1"))
 
@@ -144,17 +141,36 @@ class Bounded(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._is_in_head = False
         self._forget_timer()
-        if self._refusal is None:
+        if self._is_heard:
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._idle_bytes = 0
-        if self._refusal is None:
+        if self._is_heard:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._refusal is None:
+        if self._is_heard:
             super().on_message_complete()
+
+    @property
+    def _is_heard(self) -> bool:
+        return self._refusal is None and not self.parser.should_upgrade()
+
+    def _stay_with_http(self, rest: bytes) -> None:
+        """Some ask for HTTP/2 or a websocket beside. The parser takes the rest for that; it is a body like any other.
+
+        So the head is read once more without the wish, which HTTP leaves to the server. The connection ends with the
+        answer.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._give_up(BadRequest("the request is not HTTP/1.1"))
+            return
+        lines = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % each for each in self.headers if each[0] not in (b"connection", b"upgrade")]
+        self.parser = HttpRequestParser(self)
+        self.data_received(b"\r\n".join([*lines, b"connection: close", b"", rest]))
 
     def _check_head(self) -> None:
         limits = self.limits
@@ -205,10 +221,12 @@ class Bounded(HttpToolsProtocol):
         self._refusal = error
         self._forget_timer()
         if not self.transport.is_closing() and not (self.cycle and self.cycle.response_started):
-            body = encode(openai_answer(error).body)
+            answer = openai_answer(error)
+            body = encode(answer.body)
+            told = "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items()).encode()
             self.transport.write(
-                b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\nconnection: close\r\n"
-                b"content-length: %d\r\n\r\n%b" % (error.status, PHRASES[error.status], len(body), body)
+                b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\nconnection: close\r\n%b"
+                b"content-length: %d\r\n\r\n%b" % (error.status, PHRASES[error.status], told, len(body), body)
             )
         self.transport.close()
         self._watch_reader()
