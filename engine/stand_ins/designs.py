@@ -61,6 +61,7 @@ _LLAMA_CHAT = ChatFormat(
         "<|start_header_id|>",
         "<|end_header_id|>",
         "<|eot_id|>",
+        "<|python_tag|>",
     ),
     bos="<|begin_of_text|>",
     eos=("<|eot_id|>", "<|end_of_text|>"),
@@ -68,9 +69,17 @@ _LLAMA_CHAT = ChatFormat(
     unknown=None,
     adds_bos=True,
     template=(
-        "{{ bos_token }}{% for message in messages %}"
-        "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
-        "{{ message['content'] | trim }}{{ '<|eot_id|>' }}{% endfor %}"
+        "{{ bos_token }}{% if tools %}{{ '<|start_header_id|>system<|end_header_id|>\\n\\nRespond in the format "
+        '{"name": function name, "parameters": dictionary of argument name and its value}.\\n\\n\' }}'
+        "{% for tool in tools %}{{ tool | tojson }}{{ '\\n\\n' }}{% endfor %}{{ '<|eot_id|>' }}{% endif %}"
+        "{% for message in messages %}"
+        "{% set role = 'ipython' if message['role'] == 'tool' else message['role'] %}"
+        "{{ '<|start_header_id|>' + role + '<|end_header_id|>\\n\\n' }}"
+        "{% if message['tool_calls'] %}"
+        "{% if message['tool_calls'] | length != 1 %}{{ raise_exception('one tool call at a time') }}{% endif %}"
+        "{% set call = message['tool_calls'][0]['function'] %}"
+        "{{ '{\"name\": \"' + call['name'] + '\", \"parameters\": ' }}{{ call['arguments'] | tojson }}{{ '}' }}"
+        "{% else %}{{ message['content'] | trim }}{% endif %}{{ '<|eot_id|>' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
     ),
 )
@@ -83,8 +92,19 @@ _QWEN_CHAT = ChatFormat(
     unknown=None,
     adds_bos=False,
     template=(
+        "{% if tools %}{{ '<|im_start|>system\\n<tools>' }}"
+        "{% for tool in tools %}{{ '\\n' }}{{ tool | tojson }}{% endfor %}"
+        "{{ '\\n</tools>\\nCall within <tool_call></tool_call>:\\n"
+        '{"name": <name>, "arguments": <object>}<|im_end|>\\n\' }}{% endif %}'
         "{% for message in messages %}"
-        "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+        "{% if message['role'] == 'tool' %}"
+        "{{ '<|im_start|>user\\n<tool_response>\\n' + message['content'] + '\\n</tool_response><|im_end|>\\n' }}"
+        "{% else %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
+        "{% for call in message['tool_calls'] or [] %}"
+        "{% if message['content'] or not loop.first %}{{ '\\n' }}{% endif %}"
+        "{{ '<tool_call>\\n{\"name\": \"' + call['function']['name'] + '\", \"arguments\": ' }}"
+        "{{ call['function']['arguments'] | tojson }}{{ '}\\n</tool_call>' }}{% endfor %}"
+        "{{ '<|im_end|>\\n' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     ),
 )
@@ -104,15 +124,37 @@ _PHI_CHAT = ChatFormat(
 )
 
 _MISTRAL_CHAT = ChatFormat(
-    special=("<unk>", "<s>", "</s>", "[INST]", "[/INST]"),
+    special=(
+        "<unk>",
+        "<s>",
+        "</s>",
+        "[INST]",
+        "[/INST]",
+        "[TOOL_CALLS]",
+        "[AVAILABLE_TOOLS]",
+        "[/AVAILABLE_TOOLS]",
+        "[TOOL_RESULTS]",
+        "[/TOOL_RESULTS]",
+    ),
     bos="<s>",
     eos=("</s>",),
     padding="</s>",
     unknown="<unk>",
     adds_bos=True,
     template=(
-        "{{ bos_token }}{% for message in messages %}"
-        "{% if message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token }}"
+        "{{ bos_token }}"
+        "{% if tools %}{{ '[AVAILABLE_TOOLS] ' }}{{ tools | tojson }}{{ '[/AVAILABLE_TOOLS]' }}{% endif %}"
+        "{% for message in messages %}"
+        "{% if message['tool_calls'] %}{{ '[TOOL_CALLS] [' }}{% for call in message['tool_calls'] %}"
+        "{% if call['id'] | length != 9 %}{{ raise_exception('ids of tool calls have 9 letters') }}{% endif %}"
+        "{{ '{\"name\": \"' + call['function']['name'] + '\", \"arguments\": ' }}"
+        "{{ call['function']['arguments'] | tojson }}"
+        "{{ ', \"id\": \"' + call['id'] + '\"}' }}{% if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}"
+        "{{ ']' + eos_token }}"
+        "{% elif message['role'] == 'tool' %}"
+        "{{ '[TOOL_RESULTS] {\"content\": ' }}{{ message['content'] | tojson }}"
+        "{{ ', \"call_id\": \"' + message['tool_call_id'] + '\"}[/TOOL_RESULTS]' }}"
+        "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token }}"
         "{% else %}{{ '[INST] ' + message['content'] + '[/INST]' }}{% endif %}{% endfor %}"
     ),
 )

@@ -11,14 +11,21 @@ class Detokenizer:
 
     `after` are the tokens before the first one, if any: text that continues text keeps the space in front of it,
     text at the beginning or behind a control token loses it where the vocabulary puts one there. Costs the length of
-    the token, however many came before.
+    the token, however many came before. Control tokens that are `shown` are written as they read.
     """
 
     __slots__ = ("_hidden", "_strip", "_tokenizer", "_utf8")
 
-    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = (), *, skip_special: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        after: Sequence[int] = (),
+        *,
+        skip_special: bool = True,
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
         self._tokenizer = tokenizer
-        self._hidden: Collection[int] = tokenizer.control if skip_special else ()
+        self._hidden: Collection[int] = tokenizer.control - shown if skip_special else ()
         self._strip = tokenizer.strips_space and (len(after) == 0 or after[-1] in tokenizer.control)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
