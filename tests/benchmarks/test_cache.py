@@ -55,13 +55,13 @@ def test_match_full_hit(measure, blocks, tiers):
 
 @pytest.mark.benchmark(group="frequent")
 @pytest.mark.parametrize("blocks", [32, 512])
-def test_match_first_block_miss(measure, blocks, benchmark):
-    """Goal: under a microsecond; three times that is a defect on any machine."""
+def test_match_first_block_miss(measure, blocks, benchmark, pace):
+    """Goal: under a microsecond, which the best rounds hold on any machine."""
     keys = chain(blocks)
     cache = filled(make_cache(4096), *(chain(64, number) for number in range(1, 33)))
     assert measure(lambda: cache.match(keys)) == 0
     if benchmark.stats is not None:
-        assert benchmark.extra_info["each_us"] < 3
+        assert benchmark.stats.stats.min * 1e6 * min(1.0, pace()) < 1
 
 
 @pytest.mark.benchmark(group="targeted")
@@ -148,20 +148,22 @@ def fill(cache, blocks):
 @pytest.mark.benchmark(group="targeted")
 def test_an_operation_costs_the_same_among_a_million_blocks(report):
     """Keep a chain of 100 new blocks where 100 old ones have to leave for it, and read it once."""
-    took = {}
-    for blocks in (10_000, 100_000, 1_000_000):
-        cache = make_cache(blocks)
-        space, number = fill(cache, blocks)
+    caches = {blocks: make_cache(blocks) for blocks in (10_000, 100_000, 1_000_000)}
+    spaces = {blocks: fill(cache, blocks) for blocks, cache in caches.items()}
 
-        def turn(cache=cache, space=space, number=number):
-            first = next(number)
-            keys = [(first << 32 | index).to_bytes(16, "little") for index in range(100)]
-            cache.keep(space, keys)
-            with cache.find(space, keys, 100 * BLOCK_TOKENS + 1):
-                pass
+    def turn(blocks):
+        space, number = spaces[blocks]
+        first = next(number)
+        keys = [(first << 32 | index).to_bytes(16, "little") for index in range(100)]
+        caches[blocks].keep(space, keys)
+        with caches[blocks].find(space, keys, 100 * BLOCK_TOKENS + 1):
+            pass
 
-        took[blocks] = best_ns(turn, 50) / 100
-        assert len(cache) == blocks
+    took = dict.fromkeys(caches, float("inf"))
+    for _ in range(20):  # by turns: what else the machine does meets all of them
+        for blocks in took:
+            took[blocks] = min(took[blocks], best_ns(lambda blocks=blocks: turn(blocks), 50, 1) / 100)
+    assert all(len(cache) == blocks for blocks, cache in caches.items())
     report(
         **{f"each_block_ns_{blocks}": each for blocks, each in took.items()},
         ratio=took[1_000_000] / took[10_000],
@@ -188,11 +190,11 @@ def test_metadata_of_a_block_stays_within_its_bound(report):
 
 @pytest.mark.benchmark(group="targeted")
 @pytest.mark.parametrize(("models", "goal_ms"), [(5, 0.5), (500, 5.0)])
-def test_an_allocation_decision_takes_its_time_only(report, models, goal_ms):
+def test_an_allocation_decision_takes_its_time_only(report, pace, models, goal_ms):
     """What each model is sure of, in five tiers, and what was learned of it: done once a second."""
     cache = make_cache(*[10 * models] * 5, allocation="dynamic")
     for number in range(models):
         cache.keep(space_of(cache, f"model-{number}@1.0.0"), chain(8, number))
     each_ms = best_ns(lambda: cache._rebalance(1.0), 5) / 1e6
     report(models=models, decision_ms=each_ms, goal_ms=goal_ms)
-    assert each_ms < 3 * goal_ms
+    assert each_ms * min(1.0, pace()) < 1.5 * goal_ms

@@ -13,7 +13,6 @@ from engine.settings import AllowanceSettings, QuotaSettings, RoutingSettings
 from sim.world import SimClock
 
 GOAL_US, GOAL_P99_US = 0.8, 1.6
-ROOM = 3.0  # a shared machine, before a benchmark fails
 MODEL = "m@1.0.0"
 EIGHT = {
     "hourly_tokens": 10**12,
@@ -43,8 +42,8 @@ def ask(number):
     return Request(number, "m", prompt, 64, 0, tenant="t", session=f"session {number % 500}")
 
 
-def test_route_quota_session_account_and_release_together_are_within_their_goal(report):
-    """Goals in microseconds, median and p99; it fails beyond three times the goal."""
+def test_route_quota_session_account_and_release_together_are_within_their_goal(within):
+    """Goals in microseconds, median and p99."""
     router = Router(RoutingSettings(strategy="least_loaded"))
     for number in range(5):
         router.add(f"r{number}", MODEL)
@@ -60,8 +59,5 @@ def test_route_quota_session_account_and_release_together_are_within_their_goal(
         router.release(MODEL, seat, request, 128, number)
 
     rounds = [singles_ns(decide) for _ in range(15)]
-    each_us, p99_us = (median(values) / 1000 for values in zip(*rounds, strict=True))
-    report(us=each_us, goal_us=GOAL_US, p99_us=p99_us, goal_p99_us=GOAL_P99_US)
     assert router.sessions.num_hits > 10_000
-    assert each_us < ROOM * GOAL_US
-    assert p99_us < ROOM * GOAL_P99_US
+    within(*zip(*rounds, strict=True), (GOAL_US, GOAL_P99_US))

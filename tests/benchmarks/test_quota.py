@@ -27,7 +27,6 @@ FAR = 10**15
 GOAL_US, GOAL_P99_US = 0.4, 0.8
 GOAL_RATIO = 5.0  # one fixed window elsewhere costs so many times as much as eight limits here
 GOAL_GROWTH = 3.0
-ROOM = 3.0  # a shared machine, before a benchmark fails
 
 
 def eight(hourly=FAR, concurrent=50):
@@ -70,7 +69,7 @@ class Checks:
         self.num += calls
         return each_us
 
-    def p99_us(self, calls=20_000):
+    def p99_us(self, calls=5_000):
         """Of single ones, what it costs to look at the clock taken off."""
         reserve, release = self.ledger.reserve, self.ledger.release
         looks, took = np.empty(calls), np.empty(calls)
@@ -96,17 +95,15 @@ class Checks:
     ],
     ids=["far_from_all", "one_at_a_time", "warned", "refused", "hours_with_all_of_it"],
 )
-def test_a_check_of_eight_limits_is_within_its_goal(report, checks, refused, told):
-    """Goals in microseconds, median of means and p99, for check and release; it fails beyond three times the goal."""
+def test_a_check_of_eight_limits_is_within_its_goal(within, checks, refused, told):
+    """Goals in microseconds, of means and p99, for check and release."""
     checks = checks()
-    each_us = median(checks.many_us() for _ in range(36))  # six hours
+    each_ns = [1e3 * checks.many_us(5_000) for _ in range(72)]  # six hours
     assert checks.num_refused / checks.num == pytest.approx(refused, abs=0.01)
     assert len(checks.told) >= told
-    p99_us = median(checks.p99_us() for _ in range(3))
-    report(us=each_us, goal_us=GOAL_US, p99_us=p99_us, goal_p99_us=GOAL_P99_US)
+    p99_ns = [1e3 * checks.p99_us() for _ in range(12)]
     checks.quotas.check_integrity()
-    assert each_us < ROOM * GOAL_US
-    assert p99_us < ROOM * GOAL_P99_US
+    within(each_ns, p99_ns, (GOAL_US, GOAL_P99_US))
 
 
 def test_a_soft_limit_passed_and_told(report):
@@ -129,7 +126,7 @@ def test_checks_take_no_memory_however_many(report):
     gc.collect()
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
-    for _ in range(30):
+    for _ in range(10):
         checks.many_us()
     checks.told.clear()
     gc.collect()
@@ -143,16 +140,18 @@ def test_eight_limits_beside_one_fixed_window_of_limits(report):
     """The `limits` package checks one window; ours is the same work and seven limits more."""
     limits = pytest.importorskip("limits")
     fixed = limits.strategies.FixedWindowRateLimiter(limits.storage.MemoryStorage())
-    item, checks, ratios, calls = limits.RateLimitItemPerHour(FAR), Checks(eight()), [], 10_000
-    for _ in range(9):
+    item, checks, calls = limits.RateLimitItemPerHour(FAR), Checks(eight()), 1_000
+
+    def theirs_us():
         begun_ns = perf_counter_ns()
         for _ in range(calls):
             fixed.hit(item, "t")
-        theirs_us = (perf_counter_ns() - begun_ns) / calls / 1e3
-        ratios.append(theirs_us / checks.many_us(calls))
-    ratio = median(ratios)
-    report(ratio=ratio, goal=GOAL_RATIO, limits_us=theirs_us)
-    assert ratio > GOAL_RATIO / 2
+        return (perf_counter_ns() - begun_ns) / calls / 1e3
+
+    pairs = [(theirs_us(), checks.many_us(calls)) for _ in range(50)]
+    limits_us, ours_us = (min(values) for values in zip(*pairs, strict=True))
+    report(ratio=limits_us / ours_us, goal=GOAL_RATIO, limits_us=limits_us)
+    assert limits_us > GOAL_RATIO / 2 * ours_us
 
 
 def request(number=0, tenant="t"):
@@ -216,10 +215,7 @@ def line_us(waiting):
 
 
 def test_a_long_line_costs_little_more_than_a_short_one(report):
-    ratios = []
-    for _ in range(5):
-        few_us = line_us(10)
-        many_us = line_us(1_000)
-        ratios.append(many_us / few_us)
-    report(us=many_us, ratio=median(ratios), goal=GOAL_GROWTH)
-    assert median(ratios) < 2 * GOAL_GROWTH
+    rounds = [(line_us(10), line_us(1_000)) for _ in range(3)]
+    few_us, many_us = (min(values) for values in zip(*rounds, strict=True))
+    report(us=many_us, ratio=many_us / few_us, goal=GOAL_GROWTH)
+    assert many_us < GOAL_GROWTH * few_us
