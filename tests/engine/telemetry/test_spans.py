@@ -195,6 +195,12 @@ def test_another_model_makes_a_route_and_another_replica_does_not():
     assert took(Traces().tell(fell, ended())[0])["route"] == 5
 
 
+def test_what_was_reached_with_a_model_before_does_not_count():
+    fell = FellBack(600, 7, "llama", "qwen", "over_quota")
+    (trace,) = Traces().tell(routed(), fell, ended(outcome="failed", reason="load_failed", attempts=0))
+    assert took(trace) == {"route": 500, "load": 300}
+
+
 def test_bounds_never_fall_and_cover_the_request():
     generator = np.random.default_rng(3)
     for _ in range(300):
