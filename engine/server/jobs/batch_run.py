@@ -95,6 +95,7 @@ class BatchRun:
         self._landed: Signal | None = None
         self._trouble: Exception | None = None
         self._told_ns = 0
+        self._num_told = -1
         self._reader = Reader(iter(()))
         self._lines: deque[Line] = deque()
 
@@ -174,6 +175,7 @@ class BatchRun:
         await self._change(lambda batch: _finalizing(batch, end, office.unix_s()))
         if end in REASONS:
             await self._give_up(outputs, *REASONS[end])
+        assert outputs.num_answered == self._batch.total, "every line is answered"
         await self._clock.compute(outputs.close)
         self._outputs = None
         published, _ = await self._clock.compute(lambda: publish(office, self._batch))
@@ -261,7 +263,7 @@ class BatchRun:
                     return errand
             lines, _ = await self._clock.compute(self._reader.next)
             self._lines.extend(lines)
-            if self._lines:
+            if self._lines or self._again:  # what was under way may have come back meanwhile
                 continue
             if not self._flying:
                 return None
@@ -326,11 +328,11 @@ class BatchRun:
         self._landed = None
 
     async def _tell(self) -> None:
-        """Write down how far it is, now and then."""
+        """Write down how far it is, now and then, and never twice the same."""
         now_ns, outputs = self._clock.now_ns(), self._outputs
-        if now_ns < self._told_ns or outputs is None:
+        if now_ns < self._told_ns or outputs is None or outputs.num_answered == self._num_told:
             return
-        self._told_ns = now_ns + TOLD_NS
+        self._told_ns, self._num_told = now_ns + TOLD_NS, outputs.num_answered
         await self._change(lambda batch: _counted(batch, outputs))
         await self._course.save(outputs.num_answered, self._batch.total, note=self._batch.id)
 
