@@ -63,7 +63,7 @@ def _check_tool(place: str, tool: dict[str, Any], names: set[str]) -> None:
     must(f"{place}.function.parameters", schema, is_schema, "the JSON schema of an object")
 
 
-def _check_choice(choice: Choice, names: Collection[Any]) -> None:
+def _check_choice(choice: Choice, names: Collection[str]) -> None:
     if choice is None or choice == "none":
         return
     if isinstance(choice, dict):
@@ -161,14 +161,16 @@ def _chosen(tools: Tools, tool_choice: Choice) -> Tools:
 def _call_rules(text: Text, calls: CallFormat, tools: Tools, *, is_single: bool) -> list[str]:
     """Calls of these tools, as rules in Lark's notation. Spaces are where templates have them."""
     mark = json.dumps(calls.mark) if text.call_mark is None else f"<[{text.call_mark}]>"
-    more = 0 if is_single else MAX_CALLS - 1
+    most = MAX_CALLS - 1  # beside the first one
     if calls.is_list:
-        around = f'calls: {mark} " "? "[" call (", " call){{0,{more}}} "]"'
+        more = "" if is_single else f'(", " call){{0,{most}}} '
+        around = f'calls: {mark} " "? "[" call {more}"]"'
     elif calls.is_bare:
         around = "calls: call"
     else:
+        more = "" if is_single else f' ("\\n" marked){{0,{most}}}'
         end = json.dumps("\n" + calls.end)
-        around = f'calls: marked ("\\n" marked){{0,{more}}}\nmarked: {mark} "\\n" call {end}'
+        around = f'calls: marked{more}\nmarked: {mark} "\\n" call {end}'
     names = [f"call_{number}" for number in range(len(tools))]
     rules = [around, f"call: {' | '.join(names)}"]
     for number, tool in enumerate(tools):
