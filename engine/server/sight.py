@@ -41,6 +41,8 @@ class Sight:
             endpoint=traces.endpoint,
             file=traces.file,
             sample=traces.sample,
+            keep_errors=traces.keep_errors,
+            keep_slower_s=traces.keep_slower_s,
             content=traces.content,
             headers=traces.headers,
             service_name=traces.service_name,

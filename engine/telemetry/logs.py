@@ -326,10 +326,10 @@ def log_sink(
     if level == "off":
         return None
     if level not in LEVELS:
-        raise BadSettings(f"log.level is {level!r}, but must be one of {', '.join(LEVELS)}, off")
+        raise BadSettings(f"server.log.level is {level!r}, but must be one of {', '.join(LEVELS)}, off")
     target: Target = OpenStream(stream or sys.stderr)
     if file is not None:
-        target = RotatingFile(Path(file), max_bytes, keep, key="log.file")
+        target = RotatingFile(Path(file), max_bytes, keep, key="server.log.file")
     outbox = Outbox(target, clock)
     return LogSink(
         outbox, clock, level=LEVELS[level], content=content, requests=requests, max_per_s=max_per_s

@@ -83,7 +83,7 @@ class TraceFile:
 
     def __init__(self, path: Path, service_name: str) -> None:
         """Raises BadSettings when it cannot be written."""
-        self._file = RotatingFile(path, FILE_BYTES, FILES_KEPT, key="traces.file")
+        self._file = RotatingFile(path, FILE_BYTES, FILES_KEPT, key="server.traces.file")
         self._json = OtlpJson(service_name)
 
     def send(self, spans: Sequence[Span]) -> bool:
@@ -113,7 +113,7 @@ class Collector:
             from opentelemetry.sdk.util.instrumentation import InstrumentationScope  # noqa: PLC0415
         except ImportError as error:
             raise BadSettings(
-                f"traces.endpoint is {endpoint!r}, but must be null where OpenTelemetry is not installed "
+                f"server.traces.endpoint is {endpoint!r}, but must be null where OpenTelemetry is not installed "
                 "(pip install 'modelyard[otel]')"
             ) from error
         self._exporter = OTLPSpanExporter(
