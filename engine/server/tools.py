@@ -68,12 +68,9 @@ def _check_choice(choice: Choice, names: Collection[str]) -> None:
         return
     if isinstance(choice, dict):
         function = choice.get("function")
-        name = (
-            function.get("name") if choice.get("type") == "function" and isinstance(function, dict) else None
-        )
-        must(
-            "tool_choice", choice, name in names, 'the name of one of the tools, as {"type": "function", ...}'
-        )
+        name = function.get("name") if isinstance(function, dict) else None
+        is_one = choice.get("type") == "function" and isinstance(name, str) and name in names
+        must("tool_choice", choice, is_one, 'the name of one of the tools, as {"type": "function", ...}')
         return
     must("tool_choice", choice, choice in ("auto", "required"), "none, auto, required, or the name of a tool")
     must("tool_choice", choice, bool(names) or choice == "auto", "none or auto where there are no tools")
