@@ -17,7 +17,7 @@ from engine.errors import BadRequest, BadSettings, EngineError, NotFound
 from engine.request import Request
 from engine.server.answers import encode
 from engine.server.audit import AuditLog
-from engine.server.bodies import parsed, refused
+from engine.server.bodies import parsed, refused, shown
 from engine.server.prompts import Prompt
 from engine.server.settings import ServerSettings
 from engine.settings import AllowanceSettings, ModeSettings, QuotaSettings
@@ -303,7 +303,7 @@ class Admin:
             good = sorted(wanted) == sorted(arms) and all(weight >= 0 for weight in wanted.values())
             if not good or abs(sum(wanted.values()) - 1) > TOLERANCE:
                 raise refused(
-                    "weights", f"weights are {wanted}, but must be shares of {', '.join(arms)} that sum to 1"
+                    "weights", f"weights are {shown(wanted)}, but must be shares of {', '.join(arms)} that sum to 1"
                 )
             before = dict(zip(arms, experiment.weights, strict=True))
             experiment.set_weights([wanted[arm] for arm in arms])
