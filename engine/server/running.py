@@ -55,9 +55,11 @@ class Server:
         self.clock = clock = WallClock()
         self.sight = Sight(server, clock, settings.seed, sinks)
         self.keyring = self._open_keys(server.keys_file)
-        readable = replace(
-            settings, fleet=replace(settings.fleet, letters=True)
-        )  # clients send and read text
+        routing = settings.routing
+        if server.traces.is_on and not routing.decision_log:
+            routing = replace(routing, decision_log=1.0)  # a trace tells how its request was decided
+        fleet = replace(settings.fleet, letters=True)  # clients send and read text
+        readable = replace(settings, fleet=fleet, routing=routing)
         self.engine = Engine(readable, clock, self.sight.sinks)
         self.public = Public(
             self.engine,

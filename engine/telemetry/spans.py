@@ -27,6 +27,7 @@ from engine.telemetry.events import (
     Routed,
 )
 from engine.telemetry.phases import PHASES, bounds_ns
+from engine.telemetry.redaction import scrubbed
 
 Value = str | int | float | bool | tuple[str, ...] | tuple[int, ...]
 Attributes = dict[str, Value]
@@ -171,7 +172,7 @@ class SpanBuilder:
     def _root(self, end: Ended, notes: list[Any], asked: Asked | None, trace_id: int) -> Span:
         operation = semconv.CHAT if asked is None else asked.operation
         model = (
-            "" if end.model is None else f" {bounded(end.model_requested)}"
+            "" if end.model is None else f" {named(end.model_requested)}"
         )  # else anybody can make new names
         root = Span(
             f"{operation}{model}",
@@ -243,12 +244,12 @@ def described(end: Ended, operation: str) -> Attributes:
     told: Attributes = {
         semconv.OPERATION: operation,
         semconv.PROVIDER: semconv.MODELYARD,
-        semconv.REQUEST_MODEL: bounded(end.model_requested),
+        semconv.REQUEST_MODEL: named(end.model_requested),
         semconv.INPUT_TOKENS: end.prompt_tokens,
         semconv.OUTPUT_TOKENS: end.output_tokens,
         semconv.CACHED_TOKENS: end.cached_tokens,
         semconv.REQUEST_ID: end.request_id,
-        semconv.TENANT: bounded(end.tenant),
+        semconv.TENANT: named(end.tenant),
         semconv.PRIORITY: end.priority,
         semconv.OUTCOME: end.outcome,
         semconv.ATTEMPTS: end.attempts,
@@ -303,7 +304,7 @@ def decision(routed: Routed) -> Attributes:
 MOMENTS: dict[type[Event], Callable[[Any], Attributes]] = {
     Routed: decision,
     FellBack: lambda fact: {
-        semconv.FALLBACK_BEFORE: bounded(fact.before),
+        semconv.FALLBACK_BEFORE: named(fact.before),
         semconv.FALLBACK_AFTER: fact.after,
         semconv.REASON: fact.reason,
     },
@@ -350,7 +351,12 @@ def first_of(notes: Any, kind: type[AnEvent]) -> AnEvent | None:
     return next((note for note in notes if type(note) is kind), None)
 
 
-def bounded(text: str, most: int = MAX_TEXT) -> str:
+def named(name: str) -> str:
+    """A name that a caller chose; some take a key for one."""
+    return scrubbed(bounded(name, MAX_TEXT))
+
+
+def bounded(text: str, most: int) -> str:
     """The text, as long as it may be, and such that it can be written as UTF-8."""
     if len(text) > most:
         text = text[:most] + "..."

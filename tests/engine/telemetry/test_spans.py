@@ -338,6 +338,14 @@ def test_a_name_that_nobody_knows_makes_no_new_name_of_a_span():
     assert trace[0].attributes["modelyard.tenant"].encode() == b"?"
 
 
+def test_a_key_that_is_taken_for_a_name_is_in_no_trace():
+    key = "sk-proj-abcdefgh12345678"
+    fell = FellBack(105, 7, key, "qwen", "not_found")
+    (trace,) = Traces().tell(fell, ended(model_requested=key, tenant=key))
+    assert key not in str(trace)
+    assert trace[0].attributes["gen_ai.request.model"] == "[redacted]"
+
+
 # what was said
 
 
