@@ -10,7 +10,7 @@ from engine.request import Completion, Logprobs, Stream
 from engine.server.bodies import Called
 
 if TYPE_CHECKING:
-    from engine.text import Text
+    from engine.text import CallPart, Text
 
 encode = msgspec.json.Encoder().encode
 
@@ -113,6 +113,9 @@ class Writer(Protocol):
     def piece(self, index: int, text: str, logprobs: dict[str, Any] | None) -> bytes:
         """Some more text of a choice."""
 
+    def calls(self, index: int, part: "CallPart") -> bytes:
+        """A piece of a tool call of a choice."""
+
     def finish(self, index: int, reason: str) -> bytes:
         """The end of a choice."""
 
@@ -165,10 +168,14 @@ class ChatWriter:
         delta = b'{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":null}'
         return self._head.event(delta % (index, encode(text), told))
 
-    def calls(self, index: int, deltas: list[CallDelta]) -> bytes:
-        """Pieces of tool calls."""
-        delta = b'{"index":%d,"delta":{"tool_calls":%b},"logprobs":null,"finish_reason":null}'
-        return self._head.event(delta % (index, encode(deltas)))
+    def calls(self, index: int, part: "CallPart") -> bytes:
+        """The name of a function first, then its arguments as they come."""
+        function = {"arguments": part.arguments}
+        if part.name is not None:
+            function = {"name": part.name, **function}
+        kind = "function" if part.name is not None else None
+        delta = b'{"index":%d,"delta":{"tool_calls":[%b]},"logprobs":null,"finish_reason":null}'
+        return self._head.event(delta % (index, encode(CallDelta(part.index, part.id, kind, function))))
 
     def finish(self, index: int, reason: str) -> bytes:
         delta = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b}'
@@ -193,6 +200,9 @@ class TextWriter:
         told = b"null" if logprobs is None else encode(logprobs)
         choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null}'
         return self._head.event(choice % (index, encode(text), told))
+
+    def calls(self, index: int, part: "CallPart") -> bytes:
+        raise NotImplementedError("a text has no calls: its request cannot offer tools")
 
     def finish(self, index: int, reason: str) -> bytes:
         choice = b'{"index":%d,"text":"","logprobs":null,"finish_reason":%b}'

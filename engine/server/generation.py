@@ -9,8 +9,10 @@ from engine.errors import EngineError
 from engine.request import Completion, Request, Stream
 from engine.server.answers import (
     DONE,
+    Call,
     ChatChoice,
     ChatWriter,
+    Function,
     Head,
     TextChoice,
     TextWriter,
@@ -23,6 +25,8 @@ from engine.server.answers import (
     usage_of,
 )
 from engine.server.prompts import Prompt
+from engine.server.tools import Reading, whole
+from engine.text import Said
 
 
 class Choice:
@@ -30,6 +34,7 @@ class Choice:
 
     def __init__(self, index: int, prompt: Prompt, request: Request) -> None:
         self.index = index
+        self.name = ""  # of the answer that it is part of
         self.prompt = prompt
         self.request = request
         self.stream = Stream()
@@ -37,6 +42,7 @@ class Choice:
         self._told_pieces = 0
         self._told_tokens = 0
         self._told_characters = 0
+        self._reading: Reading | None = None
         self._is_open = False
         self._is_closed = False
 
@@ -47,7 +53,9 @@ class Choice:
     @property
     def finish_reason(self) -> str:
         assert self.completion is not None, "it has been answered"
-        return self.completion.finish_reason
+        reason = self.completion.finish_reason
+        calls = self._reading is not None and self._reading.has_calls
+        return "tool_calls" if calls and reason == "stop" else reason
 
     @property
     def text(self) -> str:
@@ -64,13 +72,47 @@ class Choice:
         if len(pieces) > self._told_pieces:
             logprobs = self.logprobs(writer)
             for piece in pieces[self._told_pieces :]:
-                yield writer.piece(self.index, piece, logprobs)
+                if (reading := self.reading) is not None:
+                    yield from self._said(reading.push(piece), writer, logprobs)
+                else:
+                    yield writer.piece(self.index, piece, logprobs)
                 logprobs = None
                 self._told_characters += len(piece)
             self._told_pieces = len(pieces)
         if self.completion is not None and not self._is_closed:
             self._is_closed = True
+            if self._reading is not None:
+                yield from self._said(self._reading.finish(), writer, None)
             yield writer.finish(self.index, self.finish_reason)
+
+    @property
+    def reading(self) -> Reading | None:
+        """What tells calls from text in it; None where no tools were offered."""
+        prompt = self.prompt
+        if self._reading is None and prompt.reading is not None and prompt.text is not None:
+            self._reading = prompt.reading(prompt.text, f"{self.name}-{self.index}")
+        return self._reading
+
+    def turn(self) -> Turn:
+        """All of it, as the assistant's turn."""
+        reading = self.reading
+        if reading is None:
+            return Turn("assistant", self.text)
+        said = [part for piece in self.stream.text for part in reading.push(piece)]
+        content, calls = whole([*said, *reading.finish()])
+        told = [Call(each.id or "", Function(each.name or "", each.arguments)) for each in calls]
+        return Turn("assistant", content, tool_calls=told or None)
+
+    def _said(self, said: list[Said], writer: Writer, logprobs: dict[str, Any] | None) -> Iterator[bytes]:
+        """Events of what was said, text and calls in turn. The log probabilities go with the first."""
+        for part in said:
+            if isinstance(part, str):
+                yield writer.piece(self.index, part, logprobs)
+                logprobs = None
+            else:
+                yield writer.calls(self.index, part)
+        if logprobs is not None:  # of tokens that are held back: nobody shall miss them
+            yield writer.piece(self.index, "", logprobs)
 
     def logprobs(self, writer: Writer | None = None, *, of_chat: bool = True) -> dict[str, Any] | None:
         """Those of the tokens that have come since the last time; None where nobody wants them."""
@@ -110,6 +152,8 @@ class Generation:
     def __init__(self, choices: Sequence[Choice], num_prompts: int, head: Head, *, is_chat: bool) -> None:
         self.choices = choices
         self.head = head
+        for choice in choices:
+            choice.name = head.id
         self._num_prompts = num_prompts
         self._is_chat = is_chat
         self._writer: Writer | None = None  # once something has come
@@ -185,7 +229,8 @@ class Generation:
         logprobs = choice.logprobs(of_chat=self._is_chat)
         if not self._is_chat:
             return TextChoice(choice.index, choice.text, choice.finish_reason, logprobs)
-        return ChatChoice(choice.index, Turn("assistant", choice.text), choice.finish_reason, logprobs)
+        turn = choice.turn()
+        return ChatChoice(choice.index, turn, choice.finish_reason, logprobs)
 
     def _writer_for(self, model: str) -> Writer:
         self.head = self.head.by(model)

@@ -1,6 +1,6 @@
 """Prompts: what a client wrote, in the tokens of whichever model serves it in the end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +9,9 @@ import numpy as np
 from engine.clock import utc_now
 from engine.engine import MAX_NAME
 from engine.errors import BadRequest, TooLong
-from engine.request import Request, Sampling, Tokens
+from engine.request import Grammar, Request, Sampling, Tokens
 from engine.server.bodies import Body, ChatBody, Message, Words, refused, stops_of
+from engine.server.tools import Reading, calls_of, grammar_of, offered, reading_of, turns_of
 
 if TYPE_CHECKING:
     from engine.text import Text
@@ -33,7 +34,10 @@ class Prompt:
     num_characters: int
     is_open: bool
     most_tokens: int | None = None  # of a prompt, that are allowed
-    grammar: Callable[["Text"], Any] | None = None  # that its answer has to follow
+    grammar: Callable[["Text"], Grammar | None] | None = None  # that an answer has to follow
+    reading: Callable[["Text", str], Reading] | None = (
+        None  # of an answer with that name, where it may have calls
+    )
     text: "Text | None" = field(default=None, init=False)  # of the model that it was worked out for last
     _tokens: Tokens | None = field(default=None, init=False)
 
@@ -65,7 +69,7 @@ class Prompt:
             return request
         sampling = request.sampling
         if self.grammar is not None and text is not None and sampling is not None:
-            sampling = replace(sampling, grammar=self.grammar(text))
+            sampling = replace(sampling, grammar=self.grammar(text))  # of this model's own way to write calls
         return replace(request, prompt_tokens=tokens, max_output_tokens=most, sampling=sampling)
 
 
@@ -81,8 +85,8 @@ def today(form: str) -> str:
     return utc_now().strftime(form)
 
 
-def chat_prompt(body: ChatBody, *, most_tokens: int | None) -> Prompt:
-    """The conversation of a chat."""
+def chat_prompt(body: ChatBody, *, most_tokens: int | None, able: Callable[[], Iterable[str]]) -> Prompt:
+    """The conversation of a chat. `able` names models that take tools, for whoever has asked one that does not."""
     extra = body.chat_template_kwargs or {}
     reserved = [name for name in extra if name in RESERVED]
     if reserved:
@@ -91,14 +95,30 @@ def chat_prompt(body: ChatBody, *, most_tokens: int | None) -> Prompt:
             "chat_template_kwargs", f"chat_template_kwargs has {reserved[0]}, but must be {allowed}"
         )
     messages = [plain(message) for message in body.messages]
-    tools = body.tools if body.tool_choice != "none" else None
+    tools, choice, form = body.tools, body.tool_choice, body.response_format
+    is_parallel = body.parallel_tool_calls is not False
+    told = offered(tools, choice)
 
     def render(text: "Text | None") -> list[int]:
         text = readable(text)
-        return text.chat.encode(messages, text.tokenizer, tools=tools, strftime_now=today, **extra)
+        if told is not None and text.calls is None:
+            calls_of(text, tools, choice, able())
+        turns = turns_of(messages, text.chat, text.calls)
+        return text.chat.encode(turns, text.tokenizer, tools=told, strftime_now=today, **extra)
+
+    def grammar(text: "Text") -> Grammar | None:
+        return grammar_of(text, form, tools, choice, is_parallel=is_parallel)
+
+    def reading(text: "Text", name: str) -> Reading:
+        return reading_of(text, tools, choice, name, is_parallel=is_parallel)
 
     characters = sum(len(str(message["content"])) for message in messages)
-    return Prompt(render, characters, body.output_tokens is None, most_tokens)
+    made = Prompt(render, characters, body.output_tokens is None, most_tokens)
+    if told is not None or form is not None:
+        made.grammar = grammar
+    if told is not None:
+        made.reading = reading
+    return made
 
 
 RESERVED = ("messages", "tools", "add_generation_prompt", "strftime_now", "tokenizer")

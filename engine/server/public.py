@@ -28,6 +28,7 @@ from engine.server.generation import Choice, Generation
 from engine.server.keys import Holder
 from engine.server.prompts import Prompt, chat_prompt, name_within, sampling_of, text_prompt
 from engine.server.settings import DEFAULT_TENANT, LimitsSettings, ServerSettings
+from engine.server.tools import check_response_format, check_tools
 from engine.telemetry import Asked, Content, OwnCounts
 from engine.telemetry.context import TraceContext
 
@@ -155,7 +156,9 @@ class Public:
         if kind.is_chat:
             body = parsed(raw, CHAT, self._limits)
             check(body, self._limits)
-            prompts = [chat_prompt(body, most_tokens=self._limits.max_prompt_tokens)]
+            check_response_format(body.response_format)
+            check_tools(body.tools, body.tool_choice, self._limits.max_tools)
+            prompts = [chat_prompt(body, most_tokens=self._limits.max_prompt_tokens, able=self._able)]
             logprobs = (body.top_logprobs or 0) if body.logprobs else None
         else:
             body = parsed(raw, COMPLETION, self._limits)
@@ -241,6 +244,11 @@ class Public:
         if not holder.may_use(name) and not all(map(holder.may_use, meant)):
             allowed = ", ".join(sorted(holder.models or ()))
             raise Forbidden(f"model {name!r} is not one that this key may use: {allowed}")
+
+    def _able(self) -> list[str]:
+        """Models in memory that take tools."""
+        homes = self._engine.fleet.homes
+        return [key for key, home in homes.items() if home.text is not None and home.text.calls is not None]
 
     def _tenant(self, body: ChatBody | CompletionBody, holder: Holder) -> str:
         """Whose the request is: the key's; where nobody has keys, the one that `user` names."""
