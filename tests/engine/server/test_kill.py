@@ -295,6 +295,7 @@ def test_a_server_that_is_killed_under_load_goes_on(settings_file):
                 time.sleep(draw.uniform(0.6, 1.6))
                 running.kill()
         check_files(settings_file.parent)
+    assert given.metered_tokens > 2 * LARGEST, "so much would be given twice"
     with life(settings_file) as running:
         check_warm(ask_for(running.url, WARM).json(), warm, is_first=False)
         assert uses(running) > 0
