@@ -3,7 +3,7 @@
 from bisect import bisect_left
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.figures import Histogram, LogHistogram, cumulative
@@ -38,6 +38,7 @@ def test_a_number_on_a_bound_belongs_below_it(number, place):
     assert histogram.counts.index(1) == place
 
 
+@settings(deadline=None)
 @given(numbers=st.lists(st.integers(0, 1 << 40)), num_bounds=st.integers(1, 30), unit=st.integers(1, 1000))
 def test_bits_find_the_same_bucket_as_a_search(numbers, num_bounds, unit):
     histogram, bounds = LogHistogram(num_bounds, unit), [unit << power for power in range(num_bounds)]

@@ -60,7 +60,7 @@ def of_library(meter, generate):
     return generate(registry).decode()
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(
     gauge=st.dictionaries(st.tuples(words, words), numbers, max_size=4),
     counter=st.dictionaries(st.tuples(words), st.integers(0, 10**12), max_size=4),
