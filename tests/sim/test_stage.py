@@ -119,3 +119,18 @@ def digest_of(run):
     stage.play()
     stage.close()
     return stage.recorder.digest()
+
+
+def test_traffic_to_a_group_has_tokens_that_all_of_its_models_know(settings):
+    """Here `auto`: both models of the fleet, of which the second one knows fewer."""
+    small = replace(settings.fleet.models[0].architecture, vocab=500)
+    models = [*settings.fleet.models, replace(settings.fleet.models[0], name="small", architecture=small)]
+    replicas = {**settings.fleet.replicas, "d": "small"}
+    settings = replace(settings, fleet=replace(settings.fleet, models=models, replicas=replicas))
+    workload = read(LINES).workload
+    with pytest.raises(BadSettings, match="at most 500, which 'small@1"):
+        Stage(settings, replace(draw(workload, 1, ["auto"]), vocab=501))
+    stage = Stage(settings, replace(draw(workload, 1, ["auto"]), vocab=500))
+    stage.play()
+    stage.close()
+    assert set(stage.recorder.requests()["model"]) == {"llama@1.0.0", "small@1.0.0"}
