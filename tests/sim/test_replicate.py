@@ -41,13 +41,12 @@ def test_replications_have_seeds_of_their_own_and_an_interval(lines):
 
 
 @pytest.mark.slow
-def test_two_and_three_workers_write_the_same_bytes_as_one(lines):
-    options = {"replications": 3, "until": {"mean_ttft_s": 0.05}, "most": 6}
-    one, two, three = (sim.replicate("steady", lines, workers=workers, **options) for workers in (1, 2, 3))
+def test_three_workers_write_the_same_bytes_as_one(lines):
+    options = {"replications": 3, "until": {"mean_ttft_s": 0.05}, "most": 4}
+    one, three = (sim.replicate("steady", lines, workers=workers, **options) for workers in (1, 3))
     for name in ("replications.csv", "intervals.json"):
-        assert (one.path / name).read_bytes() == (two.path / name).read_bytes()
         assert (one.path / name).read_bytes() == (three.path / name).read_bytes()
-    assert len(list((two.path / "runs").iterdir())) == len(two.runs)
+    assert len(list((three.path / "runs").iterdir())) == len(three.runs)
 
 
 def test_enough_is_when_the_half_width_is_small_or_the_cap_is_reached(lines):

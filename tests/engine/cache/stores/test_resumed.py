@@ -247,10 +247,10 @@ def test_a_context_of_100k_tokens_lies_in_files_network_and_cloud_and_is_resumed
 ):
     """One prompt, larger than each of the tiers: a part of it in memory, the rest over three stores."""
     settings.fleet.models[0].stand_in = replace(
-        settings.fleet.models[0].stand_in, layers=1, context_tokens=131_072
+        settings.fleet.models[0].stand_in, layers=1, heads=1, kv_heads=1, context_tokens=131_072
     )
     settings.fleet.step_tokens = 2048
-    tokens, block = 100_000, BLOCK // 2
+    tokens, block = 100_000, BLOCK // 4
     part = tokens // 16 // 4 * block / GIB
     address, _, _ = s3_server
     made = world(
