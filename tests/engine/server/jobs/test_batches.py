@@ -409,8 +409,8 @@ def test_no_more_batches_wait_than_a_tenant_may_have(yards):
 def test_memory_is_flat_however_many_lines_there_are(request_line, folder):
     path = folder.with_name("many.jsonl")
     with path.open("wb") as file:
-        for number in range(10_000):
-            file.write(request_line(f"{number:0100}") + b"\n")
+        for number in range(4_000):
+            file.write(request_line(f"{number:0450}") + b"\n")
     tracemalloc.start()
     found = look_through(path, "/v1/chat/completions", max_line_bytes=10_000, max_requests=50_000)
     reader, count = Reader(lines_of(path, 10_000)), 0
@@ -418,5 +418,5 @@ def test_memory_is_flat_however_many_lines_there_are(request_line, folder):
         count += len(some)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert (found.total, found.model, found.problems, count) == (10_000, "llama", [], 10_000)
+    assert (found.total, found.model, found.problems, count) == (4_000, "llama", [], 4_000)
     assert peak_bytes < (3 << 20) < path.stat().st_size
