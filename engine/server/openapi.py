@@ -355,5 +355,7 @@ def _bound(schemas: dict[str, Any], limits: LimitsSettings) -> None:
                     variant.update({"minLength": 1} if is_one else {"maxItems": limits.max_stop})
                 elif variant.get("type") != "null":
                     variant.update(both.get(field_name, {}))
+    if "Upload" in schemas:  # what a file is cannot be said in JSON
+        schemas["Upload"]["properties"]["file"] = {"contentMediaType": BYTES}
     if "Message" in schemas:
         schemas["Message"]["properties"]["role"]["enum"] = list(ROLES)
