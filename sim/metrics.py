@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from engine.clock import NS_PER_S
-from sim.breakdown import PHASES, means_s
+from engine.telemetry.phases import PHASES
+from sim.breakdown import means_s
 
 Floats = npt.NDArray[np.float64]
 

@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from engine.clock import NS_PER_S
+from engine.telemetry.phases import PHASES
 from sim import metrics
-from sim.breakdown import PHASES, by_slowness, means_s
+from sim.breakdown import by_slowness, means_s
 from sim.metrics import Floats
 from sim.runs import Run
 

@@ -7,7 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sim.breakdown import PHASES, by_slowness
+from engine.telemetry.phases import PHASES
+from sim.breakdown import by_slowness
 from sim.certainty import told
 from sim.checks import Check, number
 from sim.detectors.finding import some

@@ -67,6 +67,9 @@ PATHS = (
 )
 """Settings that are paths: relative to the file that says them, or to the working directory on a command line."""
 
+TIMED_EVERY = 16
+"""One decision in so many is timed where nobody says: a server has no virtual clock whose figures must be the same."""
+
 NEEDS_HARDWARE = "roofline"
 IN_PROSE = re.compile(r"\w+: ")
 SUBJECT = re.compile(r"([\w.*@/+-]+(?:\[\d+\][\w.*@/+-]*)*)(?: is | has |: | and | names )")
@@ -185,7 +188,7 @@ def _placed(tree: Tree, path: Path | None) -> Iterator[None]:
 
 
 def _engine(tree: Tree, loading: dict[str, Any], models: list[ModelSettings]) -> EngineSettings:
-    routing = typed(RoutingSettings, _group(tree, "routing"), "routing")
+    routing = typed(RoutingSettings, {"time_every": TIMED_EVERY, **_group(tree, "routing")}, "routing")
     cache = typed(CacheSettings, _group(tree, "cache"), "cache")
     with _called("routing.strategy"):
         check_strategy(routing)

@@ -15,6 +15,9 @@ from engine.telemetry.traces import trace_sink
 
 logger = logging.getLogger("modelyard.server")
 
+LOGGERS = (logger.name, "engine", "uvicorn.error", "opentelemetry")
+"""Whose words go into the log, beside the events."""
+
 
 class Sight:
     """All that looks on. `sinks` are for the engine; what is switched off is not among them."""
@@ -54,7 +57,7 @@ class Sight:
         self.sinks += [sink for sink in (self.log, self.traces) if sink is not None]
         if self.audit is not None:
             self.sinks.append(AuditSink(self.audit))
-        self._undo: Callable[[], None] | None = None
+        self._undo: list[Callable[[], None]] = []
 
     def watch(self, *sources: Callable[[], Iterable[Family]]) -> None:
         """Scrape these too."""
@@ -65,7 +68,7 @@ class Sight:
         """Write from now on."""
         if self.log is not None:
             self.log.start()
-            self._undo = install_logging(self.log, logger.name)
+            self._undo += [install_logging(self.log, name) for name in LOGGERS]
         if self.traces is not None:
             self.traces.start()
 
@@ -81,8 +84,8 @@ class Sight:
 
     async def close(self) -> None:
         """Write and send what is left."""
-        if self._undo is not None:
-            self._undo()
+        for undo in self._undo:
+            undo()
         if self.traces is not None:
             await asyncio.to_thread(self.traces.close)
         if self.log is not None:
