@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.text.json_scan import JsonScan
 
-STEADY = settings(derandomize=True, deadline=None, max_examples=150)
+STEADY = settings(derandomize=True, deadline=None, max_examples=60)
 
 LEAVES = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()

@@ -20,7 +20,7 @@ from engine.text.tool_calls import (
     has_tools,
 )
 
-STEADY = settings(derandomize=True, deadline=None, max_examples=200)
+STEADY = settings(derandomize=True, deadline=None, max_examples=80)
 TOOLS = ("weather", "add")
 PARIS = '{"city": "Paris", "days": [1, {"k": null}]}'
 
