@@ -1,4 +1,4 @@
-"""The engine's command: serve, look at models, make stand-ins, fetch real ones, talk to one, compile the hot path.
+"""The engine's command: serve and look after a server; list, make, fetch and talk to models; compile the hot path.
 
 Exit codes: 0 done; 1 it failed, and the last line says why; 2 the command line is no good.
 """
@@ -9,6 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from engine.command.jobs import add_jobs
+from engine.command.status import add_status
+from engine.command.top import add_top
 from engine.errors import BadSettings, EngineError
 
 MODELS_FOLDER = Path("vendor/layerModels")
@@ -40,7 +43,9 @@ def parser() -> argparse.ArgumentParser:
     served = commands.add_parser("serve", help="serve models over HTTP, as OpenAI's API has it")
     served.add_argument("settings", nargs="?", type=Path, help="a YAML file; defaults without one")
     served.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="like server.port=9000")
-    served.add_argument("--folder", type=Path, default=MODELS_FOLDER, help="where models are; default: %(default)s")
+    served.add_argument(
+        "--folder", type=Path, default=MODELS_FOLDER, help="where models are; default: %(default)s"
+    )
     served.set_defaults(run=_serve)
 
     models = commands.add_parser("models", help="list the models of a folder, good or not, and why not")
@@ -82,6 +87,11 @@ def parser() -> argparse.ArgumentParser:
     chat.add_argument("--weights", default="float32", help="float32, bfloat16, float16 or int8")
     chat.set_defaults(run=_chat)
 
+    add_status(
+        commands.add_parser("status", help="what a server that runs has in memory, serves and has used up")
+    )
+    add_top(commands.add_parser("top", help="the same, live, with rates; q ends it"))
+    add_jobs(commands.add_parser("jobs", help="what a server does beside requests; have something done"))
     _add_keys(commands.add_parser("keys", help="make, list and revoke the keys of clients and operators"))
 
     boards = commands.add_parser("dashboards", help="write a Grafana dashboard and Prometheus alert rules")

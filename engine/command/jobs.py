@@ -2,29 +2,21 @@
 
 import argparse
 import json
-from http.client import HTTPException
+import sys
+from collections.abc import Iterable
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import quote, urlencode
-from urllib.request import Request, urlopen
+from urllib.parse import urlencode
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from engine.clock import utc_text
-from engine.errors import BadSettings, EngineError
+from engine.clock import NS_PER_S, utc_text
+from engine.command.remote import add_door, door
+from engine.errors import BadSettings
 
-ADMIN = "http://127.0.0.1:8001"
-TIMEOUT_S = 30.0
-NS_PER_S = 1_000_000_000
-CLIENT_ERRORS = range(400, 500)
-
-
-class NoAnswer(EngineError):
-    """The server is not there, or has refused."""
-
-    reason = "no_answer"
+WIDTH = 140  # of the table where nobody looks at it in a terminal
 
 
 def add_jobs(jobs: argparse.ArgumentParser) -> None:
@@ -48,8 +40,7 @@ def add_jobs(jobs: argparse.ArgumentParser) -> None:
     ended.add_argument("id", type=int)
     ended.set_defaults(do=_cancel)
     for verb in (listed, shown, begun, ended):
-        verb.add_argument("--admin", default=ADMIN, help="the operators' port; default: %(default)s")
-        verb.add_argument("--key", help="an operator's key, where there are keys")
+        add_door(verb)
         verb.add_argument("--json", action="store_true", help="as the server answers")
     jobs.set_defaults(run=run)
 
@@ -69,22 +60,22 @@ def run(chosen: argparse.Namespace) -> int:
 def _list(chosen: argparse.Namespace) -> Any:
     wanted = {"state": chosen.state, "kind": chosen.kind, "limit": chosen.limit}
     query = urlencode({name: value for name, value in wanted.items() if value is not None})
-    return asked(chosen, "GET", f"/admin/jobs?{query}")
+    return door(chosen).asked("GET", f"/admin/jobs?{query}")
 
 
 def _show(chosen: argparse.Namespace) -> Any:
-    return asked(chosen, "GET", f"/admin/jobs/{chosen.id}")
+    return door(chosen).asked("GET", f"/admin/jobs/{chosen.id}")
 
 
 def _cancel(chosen: argparse.Namespace) -> Any:
-    return asked(chosen, "POST", f"/admin/jobs/{chosen.id}/cancel", {})
+    return door(chosen).asked("POST", f"/admin/jobs/{chosen.id}/cancel", {})
 
 
 def _begin(chosen: argparse.Namespace) -> Any:
     if chosen.kind is None:
-        return asked(chosen, "GET", "/admin/jobs/kinds")
+        return door(chosen).asked("GET", "/admin/jobs/kinds")
     arguments = dict(map(_argument, chosen.arguments))
-    return asked(chosen, "POST", "/admin/jobs", {"kind": chosen.kind, "arguments": arguments})
+    return door(chosen).asked("POST", "/admin/jobs", {"kind": chosen.kind, "arguments": arguments})
 
 
 def _argument(text: str) -> tuple[str, Any]:
@@ -97,55 +88,35 @@ def _argument(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def asked(chosen: argparse.Namespace, method: str, path: str, body: Any = None) -> Any:
-    """What the server answers. Raises NoAnswer with its words, BadSettings for what it says is wrong."""
-    url = chosen.admin.rstrip("/") + quote(path, safe="/?=&%")
-    if not url.startswith(("http://", "https://")):
-        raise BadSettings(f"--admin is {chosen.admin!r}, but must begin with http:// or https://")
-    headers = {"content-type": "application/json"}
-    if chosen.key is not None:
-        headers["authorization"] = f"Bearer {chosen.key}"
-    data = None if body is None else json.dumps(body).encode()
-    request = Request(url, data, headers, method=method)  # noqa: S310  its scheme was looked at
-    try:
-        with urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
-            return json.load(answer)
-    except HTTPError as error:
-        why = _why(error)
-        raise (BadSettings if error.code in CLIENT_ERRORS else NoAnswer)(why) from error
-    except (URLError, HTTPException, OSError, ValueError) as error:
-        raise NoAnswer(f"{chosen.admin} does not answer: {getattr(error, 'reason', error)}") from error
-
-
-def _why(error: HTTPError) -> str:
-    try:
-        return str(json.load(error)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"the server has answered {error.code}"
+def table_of(rows: Iterable[dict[str, Any]], first: str = "id") -> Table:
+    """Jobs, one a row."""
+    table = Table(first, "kind", "state", "progress", "tries", "finished", "error", box=SIMPLE)
+    for row in rows:
+        finished = row["finished"]
+        when = "" if finished is None else utc_text(round(finished * NS_PER_S))
+        table.add_row(
+            str(row["id"]),
+            row["kind"],
+            row["state"],
+            _progress(row["progress"]),
+            str(row["attempts"]),
+            when,
+            escape(row["error"] or ""),
+        )
+    return table
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
     """A table of jobs, or of kinds of them."""
-    console = Console()
-    if rows and "does" in rows[0]:
-        table = Table("kind", "arguments", "does", box=SIMPLE)
-        for row in rows:
-            table.add_row(row["kind"], ", ".join(row["arguments"]), row["does"])
-    else:
-        table = Table("id", "kind", "state", "progress", "tries", "finished", "error", box=SIMPLE)
-        for row in rows:
-            finished = row["finished"]
-            when = "" if finished is None else utc_text(round(finished * NS_PER_S))
-            table.add_row(
-                str(row["id"]),
-                row["kind"],
-                row["state"],
-                _progress(row["progress"]),
-                str(row["attempts"]),
-                when,
-                row["error"] or "",
-            )
-    console.print(table)
+    table = table_of(rows) if not rows or "does" not in rows[0] else _kinds(rows)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+
+
+def _kinds(rows: list[dict[str, Any]]) -> Table:
+    table = Table("kind", "arguments", "does", box=SIMPLE)
+    for row in rows:
+        table.add_row(row["kind"], ", ".join(row["arguments"]), row["does"])
+    return table
 
 
 def _progress(progress: dict[str, Any]) -> str:

@@ -108,7 +108,7 @@ class Admin:
 
     def status(self) -> dict[str, Any]:
         """The whole of it on one page: for people, and for `status` and `top`."""
-        engine = self._engine
+        engine, quotas = self._engine, self.quotas()
         found = {
             "version": self._version,
             "uptime_s": (engine.clock.now_ns() - self._begun_ns) / NS_PER_S,
@@ -118,7 +118,8 @@ class Admin:
             "models": self.models()["models"],
             "replicas": self.replicas(),
             "tiers": self.tiers(),
-            "quotas": self.quotas()["used"],
+            "quotas": quotas["used"],
+            "modes": quotas["modes"],
             "experiments": {
                 each.settings.name: {
                     arm.label: weight for arm, weight in zip(each.arms, each.weights, strict=True)
@@ -303,7 +304,8 @@ class Admin:
             good = sorted(wanted) == sorted(arms) and all(weight >= 0 for weight in wanted.values())
             if not good or abs(sum(wanted.values()) - 1) > TOLERANCE:
                 raise refused(
-                    "weights", f"weights are {shown(wanted)}, but must be shares of {', '.join(arms)} that sum to 1"
+                    "weights",
+                    f"weights are {shown(wanted)}, but must be shares of {', '.join(arms)} that sum to 1",
                 )
             before = dict(zip(arms, experiment.weights, strict=True))
             experiment.set_weights([wanted[arm] for arm in arms])
@@ -324,6 +326,8 @@ class Admin:
         """An operator's word on how far the service degrades."""
         wanted = await self._sent(request, Mode)
         engine = self._engine
+        if not engine.quotas.settings.enabled:
+            raise BadRequest("quotas.enabled is false, so no mode has an effect; it must be true from the start")
         model = None if wanted.model is None else engine.registry.find(wanted.model).key
         before = None if model is None else engine.quotas.mode(model, wanted.tenant or "default")
         who = self._who(request)
