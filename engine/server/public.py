@@ -32,7 +32,6 @@ from engine.server.tools import check_response_format, check_tools
 from engine.telemetry import Asked, Content, OwnCounts
 from engine.telemetry.context import TraceContext
 
-NO_HEADERS: Mapping[bytes, bytes] = {}
 MS = 1_000_000
 
 
@@ -73,6 +72,7 @@ class Public:
         self._exposition = exposition
         self._trace_of = trace_of
         self._counts = counts
+        self._of_batches = {b"x-priority": b"%d" % settings.jobs.batch_priority}
         self._ids = count()
         self._names = count()
 
@@ -103,10 +103,10 @@ class Public:
         await self._generate(client, TEXTS)
 
     async def ask(self, path: str, raw: bytes, holder: Holder) -> tuple[int, dict[str, str], bytes]:
-        """What a client of that holder would be answered, without a connection: status, headers, body."""
+        """What a line of a batch of that holder is answered, without a connection: status, headers, body."""
         kind = {"/v1/chat/completions": CHATS, "/v1/completions": TEXTS}[path]
         try:
-            generation, _ = self._asked(raw, kind, holder, NO_HEADERS)
+            generation, _ = self._asked(raw, kind, holder, self._of_batches)
             if generation.is_stream:
                 raise refused("stream", "stream is true, but must be false in a batch")
             await generation.run(self._engine)

@@ -68,7 +68,7 @@ PATHS = (
 """Settings that are paths: relative to the file that says them, or to the working directory on a command line."""
 
 TIMED_EVERY = 16
-"""One decision in so many is timed where nobody says: a server has no virtual clock whose figures must be the same."""
+"""One decision in so many is timed where nobody says; a simulation times none, so that its figures stay the same."""
 
 NEEDS_HARDWARE = "roofline"
 IN_PROSE = re.compile(r"\w+: ")

@@ -5,6 +5,8 @@ from itertools import pairwise
 
 import pytest
 
+from engine.telemetry import Ended
+
 HELLO = {"model": "llama", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
 
 
@@ -215,3 +217,21 @@ def test_a_request_keeps_the_name_its_client_gave_it(plain):
         http.post("/v1/chat/completions", json={}, headers={"x-request-id": "mine-2"}).headers["x-request-id"]
         == "mine-2"
     )
+
+
+def test_lines_of_batches_come_after_all_others(plain):
+    seen = []
+    holder = type(
+        "Holder", (), {"id": "", "max_priority": None, "models": None, "may_use": lambda *_: True}
+    )()
+
+    class Priorities:
+        def emit(self, event):
+            if isinstance(event, Ended):
+                seen.append(event.priority)
+
+    plain.call(plain.server.engine.telemetry.add, Priorities())
+    raw = json.dumps(HELLO).encode()
+    status, _, body = plain.call(plain.server.public.ask, "/v1/chat/completions", raw, holder)
+    assert (status, json.loads(body)["object"]) == (200, "chat.completion")
+    assert seen == [plain.server.settings.jobs.batch_priority] == [-1]

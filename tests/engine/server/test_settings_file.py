@@ -103,7 +103,8 @@ def test_an_empty_file_is_the_defaults(read, text):
     assert found.engine.executor.name == "torch"
     assert found.engine.executor.options == {}
     assert found.engine.hardware is THIS_MACHINE
-    for part, cls in (("routing", RoutingSettings), ("health", HealthSettings), ("quotas", QuotaSettings)):
+    assert found.engine.routing == RoutingSettings(time_every=16)  # a server times some of its decisions
+    for part, cls in (("health", HealthSettings), ("quotas", QuotaSettings)):
         assert getattr(found.engine, part) == cls()
     assert found.engine.cache == CacheSettings()
 
