@@ -284,14 +284,9 @@ class Engine:
         hold = self.lifecycle.hold_at_once(model.key)
         with hold if hold is not None else await self.lifecycle.hold(model.key, request.deadline_ns):
             story.end.loaded_ns = now_ns = self.clock.now_ns()
-            home = self.fleet.homes[model.key]
-            if request.wording is not None:
-                request = self._worded(request.wording, request, home, story)
-            if self._modes_cut:
-                request = self._cut(request, model.key)
-            job = self._job(request, home, stream)
+            job = self._read(request, self.fleet.homes[model.key], story, stream)
             self.registry.used(model, now_ns)
-            with self._attempts(model.key, request, request.max_tokens, now_ns) as attempts:
+            with self._attempts(model.key, job.request, job.request.max_tokens, now_ns) as attempts:
                 return await self._serve_on(attempts, job, story)
 
     async def _serve_by_group(self, group: str, request: Request, story: Story, stream: Stream) -> Completion:
@@ -331,12 +326,7 @@ class Engine:
                 try:
                     with await self.lifecycle.hold(model.key, request.deadline_ns):
                         story.end.loaded_ns = now_ns = self.clock.now_ns()
-                        cut, home = request, self.fleet.homes[model.key]
-                        if cut.wording is not None:
-                            cut = self._worded(cut.wording, cut, home, story)
-                        if self._modes_cut:
-                            cut = self._cut(cut, model.key)
-                        job = self._job(cut, home, stream)
+                        job = self._read(request, self.fleet.homes[model.key], story, stream)
                         self.registry.used(model, now_ns)
                         return await self._serve_on(attempts, job, story)
                 except (*TRIED_ELSEWHERE, TooLong) as failure:
@@ -391,6 +381,14 @@ class Engine:
         if not self.quotas.settings.enabled:
             return NO_GRANT
         return self.quotas.reserve(request, key, request.max_tokens, self.clock.now_ns())
+
+    def _read(self, request: Request, home: Home, story: Story, stream: Stream) -> "Job":
+        """The request as that model reads it: in its words, and no longer than its mode lets it be."""
+        if request.wording is not None:
+            request = self._worded(request.wording, request, home, story)
+        if self._modes_cut:
+            request = self._cut(request, home.model.key)
+        return self._job(request, home, stream)
 
     def _worded(self, wording: Wording, request: Request, home: Home, story: Story) -> Request:
         """The request in the words of the model that serves it, which may not be the one it was sent to."""
