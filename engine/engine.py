@@ -273,6 +273,8 @@ class Engine:
                 return await self._serve_by_model(name, request, story, stream)
             except EngineError as error:
                 if stream.num_tokens or not walk.fail(error):  # no other model carries on in mid-answer
+                    if isinstance(error, NoReplica):
+                        error.retry_after_s = self._back_in_s(name)
                     raise
                 self._fell_back(request, name, walk.name, error)
 
@@ -414,6 +416,22 @@ class Engine:
     def is_available(self, replica: str) -> bool:
         """Whether the router may give requests to that replica."""
         return self.health.knows(replica) and self.health.health(replica) in AVAILABLE
+
+    def _back_in_s(self, name: str) -> float:
+        """When the first of the replicas that are closed now may serve again; a second where none is."""
+        is_group = self.targets.is_group(name)
+        meant = self.targets.members(name) if is_group else [self.registry.find(name)]
+        keys = [card.key for card in meant]
+        now_ns, health = self.clock.now_ns(), self.settings.health
+        least_ns = to_ns(health.probe_every_s) if health.probes else 1
+        waits = [
+            max(least_ns, self.health.retry_in_ns(replica.name, now_ns))
+            for replica in self.replicas.values()
+            if replica.model in keys
+            and self.health.knows(replica.name)
+            and self.health.health(replica.name) not in AVAILABLE
+        ]
+        return min(waits, default=NS_PER_S) / NS_PER_S
 
     def _preload(self) -> None:
         """Have the models of the fleet's replicas in memory before time begins. Raises BadSettings."""

@@ -141,7 +141,7 @@ class ReplicaLost(EngineError):
 
 
 class NoReplica(EngineError):
-    """Nothing healthy can serve the model. Nobody knows when something can; a second is worth a try."""
+    """Nothing healthy can serve the model. Where nobody knows when something can, a second is worth a try."""
 
     status = 503
     reason = "no_replica"

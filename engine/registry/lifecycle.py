@@ -198,7 +198,7 @@ class Lifecycle:
                     self._begin(residence)
                 await self._wait(residence.waiting, deadline_ns, residence.key)
                 if residence.state is Health.UNHEALTHY:
-                    raise LoadFailed(str(residence.error)) from residence.error
+                    raise self._refusal(residence, str(residence.error)) from residence.error
         finally:
             residence.asking -= 1
 
@@ -206,9 +206,15 @@ class Lifecycle:
         """Let the one load of a model begin. It does not end with the caller who caused it."""
         wait_ns = residence.retry_ns - self._clock.now_ns()
         if residence.error is not None and wait_ns > 0:
-            raise LoadFailed(f"{residence.error}; the next try is in {wait_ns / NS_PER_S:.1f} s")
+            raise self._refusal(residence, f"{residence.error}; the next try is in {wait_ns / NS_PER_S:.1f} s")
         self._move(residence, Health.LOADING, "asked for")
         self._clock.spawn(self._bring(residence))
+
+    def _refusal(self, residence: Residence, message: str) -> LoadFailed:
+        """What a caller is told of a load that failed: also when the next one may be tried."""
+        error = LoadFailed(message)
+        error.retry_after_s = max(0, residence.retry_ns - self._clock.now_ns()) / NS_PER_S
+        return error
 
     async def _bring(self, residence: Residence) -> None:
         try:

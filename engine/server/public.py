@@ -1,5 +1,6 @@
 """The clients' port: OpenAI's routes over the engine."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -10,6 +11,7 @@ import msgspec
 from engine.clock import NS_PER_S, Clock
 from engine.engine import MAX_NAME, Engine
 from engine.errors import BadRequest, EngineError, Forbidden, NoReplica, openai_answer
+from engine.fleet import Home
 from engine.request import Completion, Request
 from engine.server.answers import EVENTS, JSON, Head, Whole, encode
 from engine.server.bodies import (
@@ -106,7 +108,7 @@ class Public:
         """What a line of a batch of that holder is answered, without a connection: status, headers, body."""
         kind = {"/v1/chat/completions": CHATS, "/v1/completions": TEXTS}[path]
         try:
-            generation, _ = self._asked(raw, kind, holder, self._of_batches)
+            generation, _ = await self._asked(raw, kind, holder, self._of_batches)
             if generation.is_stream:
                 raise refused("stream", "stream is true, but must be false in a batch")
             await generation.run(self._engine)
@@ -119,7 +121,7 @@ class Public:
         if self.is_draining:
             raise NoReplica("the server is shutting down")
         raw = await client.body()
-        generation, body = self._asked(raw, kind, client.holder, client.headers)
+        generation, body = await self._asked(raw, kind, client.holder, client.headers)
         client.engine_id, client.is_stream = generation.choices[0].request.id, generation.is_stream
         self._tell(client, kind, generation, body)
         first = generation.choices[0].request
@@ -148,7 +150,7 @@ class Public:
         headers = [JSON, *self._headers(client, generation.choices[0])]
         await client.answer(200, headers, self._body(generation, kind))
 
-    def _asked(
+    async def _asked(
         self, raw: bytes, kind: Kind, holder: Holder, headers: Mapping[bytes, bytes]
     ) -> "tuple[Asking, ChatBody | CompletionBody]":
         """A body as requests to the engine. Raises BadRequest, NotFound, Forbidden."""
@@ -170,6 +172,8 @@ class Public:
             ]
             logprobs = body.logprobs
         self._check_model(body.model, holder)
+        if len(raw) > LONG_BYTES:
+            await self._word_aside(prompts, body.model)
         made = self._requests(body, prompts, logprobs, holder, headers)
         created = (self._clock.epoch_ns + self._clock.now_ns()) // NS_PER_S
         name = f"{kind.prefix}-{self._instance}-{made[0].request.id:x}"
@@ -221,18 +225,25 @@ class Public:
                 made.append(Choice(len(made), prompt, self._worded(request, prompt)))
         return made
 
+    async def _word_aside(self, prompts: list[Prompt], name: str) -> None:
+        """Work out the tokens of long prompts in a thread: others are served meanwhile."""
+        home = self._home(name)
+        if home is not None:
+            for prompt in prompts:
+                await asyncio.to_thread(prompt.tokens, home.text)
+
     def _worded(self, request: Request, prompt: Prompt) -> Request:
         """In the tokens of the model that will probably serve it, so that the router knows its prompt."""
-        engine, name = self._engine, request.model
-        if engine.targets.is_group(name):
-            keys = [card.key for card in engine.targets.members(name)]
-        else:
-            keys = [engine.registry.find(name).key]
-        for key in keys:
-            home = engine.fleet.homes.get(key)
-            if home is not None:
-                return prompt(request, home.text, home.request_tokens)
-        return request
+        home = self._home(request.model)
+        return request if home is None else prompt(request, home.text, home.request_tokens)
+
+    def _home(self, name: str) -> Home | None:
+        """The first model in memory that a name means; None where none is."""
+        engine = self._engine
+        if not engine.targets.is_group(name):
+            return engine.fleet.homes.get(engine.registry.find(name).key)
+        homes = (engine.fleet.homes.get(card.key) for card in engine.targets.members(name))
+        return next((home for home in homes if home is not None), None)
 
     def _check_model(self, name: str, holder: Holder) -> None:
         """Raise NotFound for a model that nobody knows, Forbidden for one that the key is not for."""
@@ -406,6 +417,8 @@ class Public:
 
 
 OF_TENANT = "\x1f"
+LONG_BYTES = 1 << 16
+"""A body from which on prompts are worked out beside the loop: 20 ms of tokenising, which others would wait for."""
 MAX_PRIORITY = 1_000
 MAX_DEADLINE_MS = 24 * 3_600_000
 

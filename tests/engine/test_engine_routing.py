@@ -133,7 +133,9 @@ def test_a_model_that_cannot_serve_has_its_fallbacks_tried_in_order(world):
         ("big", "middle", "no_replica"),
         ("middle", "small", "no_replica"),
     ]
-    assert isinstance(here.get("middle"), NoReplica)
+    refusal = here.get("middle")
+    assert isinstance(refusal, NoReplica)
+    assert refusal.retry_after_s > 0
 
 
 def test_a_request_that_is_too_long_goes_to_a_longer_model(world):

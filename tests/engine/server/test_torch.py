@@ -3,11 +3,13 @@
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from engine.formats import open_checkpoint
 from engine.registry import Model
+from engine.server.settings_file import deployment
 from engine.settings import (
     THIS_MACHINE,
     AllowanceSettings,
@@ -244,3 +246,26 @@ def check_that_both_are_loaded_together(running):
     assert len({said(answered) for answered in answers}) == 1
     assert len(answers) == 4
     assert running.server.engine.fleet.num_loads == 2
+
+
+def test_a_long_prompt_is_worked_out_beside_the_loop(serving, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("long")
+    (path,) = make_stand_ins(folder, ["Qwen2.5-72B-Instruct"])
+    file = folder / "settings.yaml"
+    file.write_text(f"fleet: {{models: ['{path}']}}\n")
+    with serving(deployment(file).engine) as running:
+        text = next(iter(running.server.engine.fleet.homes.values())).text
+        threads = []
+        encode = text.tokenizer.encode
+
+        def noted(*arguments, **options):
+            threads.append(threading.current_thread().name)
+            return encode(*arguments, **options)
+
+        text.tokenizer = SimpleNamespace(encode=noted)
+        long = {"model": "auto", "prompt": "a word " * 20_000, "max_tokens": 1}
+        answer = running.http().post("/v1/completions", json=long)
+    assert answer.status_code == 400
+    assert "do not fit" in answer.json()["error"]["message"]
+    assert len(threads) == 1
+    assert threads[0].startswith("asyncio")
