@@ -116,22 +116,39 @@ class Clock(Protocol):
 
 
 class WallSignal:
-    """A signal on the running asyncio loop."""
+    """A signal on the running asyncio loop: most have one waiter or none, which costs less than an event."""
 
-    __slots__ = ("_event",)
+    __slots__ = ("_is_set", "_waiters")
 
     def __init__(self) -> None:
-        self._event = asyncio.Event()
+        self._is_set = False
+        self._waiters: list[asyncio.Future[None]] | None = None
 
     @property
     def is_set(self) -> bool:
-        return self._event.is_set()
+        return self._is_set
 
     def set(self) -> None:
-        self._event.set()
+        self._is_set = True
+        if self._waiters is not None:
+            waiters, self._waiters = self._waiters, None
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     async def wait(self) -> None:
-        await self._event.wait()
+        if self._is_set:
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        if self._waiters is None:
+            self._waiters = [waiter]
+        else:
+            self._waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if self._waiters is not None and waiter.cancelled():  # one that is forgotten must not pile up
+                self._waiters.remove(waiter)
 
 
 class WallClock:

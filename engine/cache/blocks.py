@@ -8,8 +8,9 @@ Where a prompt says what it was drawn from, and no tensor is ever made of it, bl
 (`LineChain`): the same blocks are shared, and no token is worked out.
 """
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from struct import pack
 from typing import Protocol
 
 import numpy as np
@@ -67,9 +68,12 @@ class BlockChain:
 
     def extend(self, tokens: Tokens | Iterable[int]) -> None:
         """Append tokens; a block gets its name when it is full. A partial last block is never shared."""
-        if not isinstance(tokens, np.ndarray):
-            tokens = np.asarray(tokens if isinstance(tokens, Sized) else list(tokens), dtype=np.int32)
-        head, data = self._rest[:KEY_BYTES], self._rest[KEY_BYTES:] + tokens.astype("<i4").tobytes()
+        if isinstance(tokens, np.ndarray):
+            told = tokens.astype("<i4").tobytes()
+        else:  # most often a few: an array of them would cost more than all the rest
+            several = tokens if isinstance(tokens, list) else list(tokens)
+            told = pack(f"<{len(several)}i", *several)
+        head, data = self._rest[:KEY_BYTES], self._rest[KEY_BYTES:] + told
         size, keys = self._block_bytes, self.keys
         whole = len(data) - len(data) % size
         for start in range(0, whole, size):

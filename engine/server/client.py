@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 from engine.errors import BadRequest, EngineError, TooLarge, openai_answer
 from engine.server.answers import JSON, encode
@@ -13,9 +13,6 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
-
-FIRST_LOOK_S = 0.05
-"""A client is watched from then on: most answers that come in one piece are quicker, and need no watching."""
 
 
 class ClientGone(Exception):
@@ -42,10 +39,28 @@ class NotJson(EngineError):
     code = "unsupported_media_type"
 
 
+class Exchange(Protocol):
+    """One request straight on its connection: what ASGI says in several messages, in one."""
+
+    tell: Callable[[], object] | None
+    """Called when the client leaves before its answer is complete."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has."""
+
+    def body(self) -> bytes | None:
+        """The body, if all of it is there by now."""
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> bool:
+        """Send a whole answer, its length included. False: it has to wait, and goes the long way."""
+
+
 class Client:
     """Who waits at the other end. `holder` is whose key it has shown."""
 
     __slots__ = (
+        "_exchange",
         "_is_over",
         "_receive",
         "_send",
@@ -85,7 +100,8 @@ class Client:
         self._receive = receive
         self._send = send
         self._tell: Callable[[], object] | None = None
-        self._watch: asyncio.TimerHandle | asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._exchange: Exchange | None = scope.get("modelyard.exchange")
         self._is_over = False
 
     @property
@@ -110,6 +126,19 @@ class Client:
         told = self.headers.get(b"content-length")
         if told is not None and told.isdigit() and int(told) > most:
             raise _too_large(most)
+        whole = None if self._exchange is None else self._exchange.body()
+        if whole is None:
+            whole = await self._parts(most)
+        else:
+            self.read_bytes += len(whole)
+            if len(whole) > most:
+                raise _too_large(most)
+        if whole:
+            self._check_type()
+        return whole
+
+    async def _parts(self, most: int) -> bytes:
+        """A body that comes piece by piece."""
         parts: list[bytes] = []
         left, more = most, True
         try:
@@ -122,10 +151,7 @@ class Client:
         except TimeoutError:
             allowed = f"{self.limits.body_timeout_s:g} s"
             raise TooSlow(f"the body has not come within {allowed}, the most that is waited for it") from None
-        whole = parts[0] if len(parts) == 1 else b"".join(parts)
-        if whole:
-            self._check_type()
-        return whole
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _check_type(self) -> None:
         """Raise NotJson for a body that is said to be something else.
@@ -173,27 +199,34 @@ class Client:
     def when_gone(self, tell: Callable[[], object]) -> None:
         """Watch the client from now on."""
         self._tell = tell
-        self._watch = asyncio.get_running_loop().create_task(self._look())
+        exchange = self._exchange
+        if exchange is None:
+            self._watch = asyncio.get_running_loop().create_task(self._look())
+            return
+        exchange.tell = self._has_left
+        if exchange.is_lost:
+            self._has_left()
 
     def cancel_when_gone(self) -> None:
         """Cancel this task when the client is seen to have left; ClientGone is what it should raise then."""
         task = asyncio.current_task()
         assert task is not None, "a request is served by a task"
-        self._tell = task.cancel
-        self._watch = asyncio.get_running_loop().call_later(FIRST_LOOK_S, self._watch_now)
+        self.when_gone(task.cancel)
 
     def stop_watching(self) -> None:
         """The work is done."""
+        if self._exchange is not None:
+            self._exchange.tell = None
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
 
-    def _watch_now(self) -> None:
-        self._watch = asyncio.get_running_loop().create_task(self._look())
-
     async def _look(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._has_left()
+
+    def _has_left(self) -> None:
         if not self._is_over:
             self.is_gone = True
             if self._tell is not None:
@@ -201,6 +234,9 @@ class Client:
 
     async def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """Answer in one piece."""
+        if self._exchange is not None and self._exchange.answer(status, headers, body):
+            self.status, self.sent_bytes, self._is_over = status, len(body), True
+            return
         await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
         await self.write(body, more=False)
 

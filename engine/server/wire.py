@@ -2,19 +2,27 @@
 
 Headers that never end, a line without an end, a connection that sends nothing, and one connection too many are
 answered before any of our code runs, and cost no task. A client that reads nothing is let go, and what it did not
-read with it.
+read with it. Who serves a request may do it straight on the connection, where a whole answer is one write.
 """
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from engine.errors import BadRequest, EngineError, QueueFull, openai_answer
 from engine.server.answers import encode
 from engine.server.settings import LimitsSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class HeadersTooLarge(EngineError):
@@ -45,6 +53,61 @@ PHRASES = {
 }
 
 
+LOOK_AGAIN_S = 0.05
+"""A client that sends one request after the other is not read from for so long: then it is seen if it has left."""
+
+
+class Exchange:
+    """One request on a connection, for who serves it to take and answer without a message for each part of it."""
+
+    __slots__ = ("_cycle", "is_followed", "tell")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self.is_followed = False  # by another request, before it is answered
+        self.tell: Callable[[], object] | None = None  # who wants to know that the client has left
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the client has left before its answer was complete."""
+        return self._cycle.disconnected and not self._cycle.response_complete
+
+    def body(self) -> bytes | None:
+        """The body, if all of it is there by now."""
+        cycle = self._cycle
+        if cycle.more_body or cycle.disconnected or cycle.response_complete or cycle.waiting_for_100_continue:
+            return None
+        cycle.flow.resume_reading()
+        cycle.message_event.clear()
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Send a whole answer, its length included. False: it has to wait, and goes the long way.
+
+        The headers are ours: names are known to be fit, and no value has a line's end in it.
+        """
+        cycle = self._cycle
+        if cycle.disconnected:
+            return True
+        if cycle.flow.write_paused or cycle.response_started:
+            return False
+        told = [b"%b: %b\r\n" % each for each in (*cycle.default_headers, *headers)]
+        if HEADER_VALUE_RE.search(b"".join([value for _, value in headers])):
+            raise ValueError("a header has a control character in it")
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        end = b"" if cycle.keep_alive else b"connection: close\r\n"
+        shown = b"" if cycle.scope["method"] == "HEAD" else body
+        length = b"content-length: %d\r\n" % len(body)
+        cycle.transport.write(b"".join([STATUS_LINE[status], *told, length, end, b"\r\n", shown]))
+        cycle.message_event.set()
+        if end:
+            cycle.transport.close()
+        cycle.on_response()
+        return True
+
+
 class Bounded(HttpToolsProtocol):
     """One connection. `limits` are set by the class that `bounded` makes."""
 
@@ -61,6 +124,8 @@ class Bounded(HttpToolsProtocol):
         self._unread_bytes = 0  # that the client had not read when it was looked at last
         self._read_timer: asyncio.TimerHandle | None = None
         self._served: RequestResponseCycle | None = None
+        self._exchange: Exchange | None = None
+        self._idle_since_s: float | None = None  # nothing is served and nothing comes
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -73,12 +138,15 @@ class Bounded(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_timer()
         self._forget_reader()
-        served = self._served
+        super()._unset_keepalive_if_required()
+        served, exchange = self._served, self._exchange
         if served is not None and not served.response_complete:  # not the last, where requests are pipelined
             served.disconnected = True
             served.message_event.set()
         self.pipeline.clear()
         super().connection_lost(exc)
+        if exchange is not None and exchange.is_lost and exchange.tell is not None:
+            exchange.tell()
 
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None or self.transport.is_closing():
@@ -86,17 +154,17 @@ class Bounded(HttpToolsProtocol):
         if self._idle_bytes > self.limits.max_header_bytes:  # a line or a chunk's extension without an end
             self._give_up(self._too_large())
             return
-        is_next = self.cycle is None or self.cycle.response_complete  # of a connection that is kept alive
-        if is_next and self._head_timer is None:
-            self._head_timer = self.loop.call_later(self.limits.body_timeout_s, self._head_is_late)
         self._idle_bytes += len(data)
-        self._unset_keepalive_if_required()
+        self._idle_since_s = None
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
             self._stay_with_http(data[upgrade.args[0] :])
         except HttpParserError:
             self._give_up(BadRequest("the request is not HTTP/1.1"))
+        is_next = self.cycle is None or self.cycle.response_complete  # of a connection that is kept alive
+        if is_next and self._head_timer is None and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(self.limits.body_timeout_s, self._head_is_late)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -107,16 +175,42 @@ class Bounded(HttpToolsProtocol):
         self._forget_reader()
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        """As uvicorn has it, but for the timer, which is one for many answers."""
+        self.server_state.total_requests += 1
         if self.transport.is_closing():
             self._watch_reader()
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since_s = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._look_at_idle_after(self.timeout_keep_alive)
+
+    def _unset_keepalive_if_required(self) -> None:
+        """The timer goes on, and finds that the connection is not idle."""
+        self._idle_since_s = None
+
+    def _look_at_idle_after(self, delay_s: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(delay_s, self.timeout_keep_alive_handler)
 
     def timeout_keep_alive_handler(self) -> None:
+        """The timer has gone off. Whoever has been idle for less is looked at again when it is time."""
+        self.timeout_keep_alive_task = None
+        if self._idle_since_s is None:
+            return
+        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._look_at_idle_after(left_s)
+            return
         super().timeout_keep_alive_handler()
         self._watch_reader()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._served = cycle
+        self._exchange = Exchange(cycle)
+        cycle.scope["modelyard.exchange"] = self._exchange  # type: ignore[typeddict-unknown-key]
         super()._start_asgi_task(cycle, app)
 
     def on_message_begin(self) -> None:
@@ -131,18 +225,26 @@ class Bounded(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._told_bytes += len(name) + len(value)
         if self._is_in_head:
-            super().on_header(name, value)
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
         else:
-            self._num_trailers += (
-                1  # counted, and never taken for headers: who stands before us has not seen them
-            )
-        self._check_head()
+            # counted, and never taken for headers: who stands before us has not seen them
+            self._num_trailers += 1
+        limits = self.limits
+        count = len(self.headers) + self._num_trailers
+        if self._told_bytes > limits.max_header_bytes or count > limits.max_headers:
+            self._give_up(self._too_large())
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
         self._forget_timer()
         if self._is_heard:
             super().on_headers_complete()
+        if self.pipeline and self._exchange is not None and not self._exchange.is_followed:
+            self._exchange.is_followed = True
+            self.loop.call_later(LOOK_AGAIN_S, self.flow.resume_reading)
 
     def on_body(self, body: bytes) -> None:
         self._idle_bytes = 0
@@ -171,12 +273,6 @@ class Bounded(HttpToolsProtocol):
         lines += [b"%b: %b" % each for each in self.headers if each[0] not in (b"connection", b"upgrade")]
         self.parser = HttpRequestParser(self)
         self.data_received(b"\r\n".join([*lines, b"connection: close", b"", rest]))
-
-    def _check_head(self) -> None:
-        limits = self.limits
-        count = len(self.headers) + self._num_trailers
-        if self._told_bytes > limits.max_header_bytes or count > limits.max_headers:
-            self._give_up(self._too_large())
 
     def _too_large(self) -> HeadersTooLarge:
         limits = self.limits

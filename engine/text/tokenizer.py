@@ -55,6 +55,8 @@ class Marker:
     def mark(self, text: str) -> str:
         """The text with a mark after the first character of each such place. Other marks are taken out before."""
         text = text.replace(MARK, "")
+        if not self._controls:
+            return text
         pieces = []
         done = 0
         for match in self._first.finditer(text):
@@ -120,7 +122,7 @@ class Tokenizer:
 
     def encode_marked(self, text: str, *, special: bool = False) -> list[int]:
         """The tokens of a text in which what only reads like a control token has been marked."""
-        _check_characters(text)
+        utf8_of(text)
         if self.prefixes_space and text and not self.marker.begins_control(text, 0):
             text = " " + text
         return self.backend.encode(text, add_special_tokens=special).ids
@@ -150,9 +152,10 @@ class Tokenizer:
         return self.token_bytes(token).decode("utf-8", "replace")
 
 
-def _check_characters(text: str) -> None:
+def utf8_of(text: str) -> bytes:
+    """The text in UTF-8. Raises BadRequest for half of a surrogate pair."""
     try:
-        text.encode()
+        return text.encode()
     except UnicodeEncodeError as error:
         broken = ascii(text[error.start])
         raise BadRequest(f"the text has {broken}, but half a surrogate pair is no character") from error
