@@ -15,7 +15,7 @@ LOOP_TURNS = 10_000
 CALLS = 1_000  # of one round: a mean below a microsecond is not seen by a clock that costs 50 ns to read
 SINGLES = 10_000  # calls timed one by one, for p99
 JOBS = 20_000
-ROOM = 2.0  # times the goal of a few microseconds, before a benchmark fails
+ROOM = 2.0  # times a goal of microseconds: what misses it by so much fails
 JOBS_PER_S = 120_000  # of the queue below, on the machine for which goals of simulated requests are set
 
 FIGURES = pytest.StashKey[list]()
@@ -120,19 +120,19 @@ def pace():
 
 @pytest.fixture
 def within(pace, report):
-    """Medians beside their goals, in microseconds; it fails where the best of the rounds is beyond `ROOM` times one.
+    """Medians beside their goals, in microseconds; it fails where the best of the rounds is beyond `room` times one.
 
     The best, at the pace of the machine that the goals were set for: what else uses the cores can only add to it.
     """
 
-    def told(each_ns, p99_ns, goals_us):
+    def told(each_ns, p99_ns, goals_us, room=ROOM):
         at_pace, figures = pace(), {}
         for name, rounds_ns, goal_us in zip(("us", "p99_us"), (each_ns, p99_ns), goals_us, strict=True):
             best = {f"best_{name}": min(rounds_ns) / 1e3, f"goal_{name}": goal_us}
             figures |= {name: median(rounds_ns) / 1e3, **best}
         report(**figures, pace=at_pace)
         for name in ("us", "p99_us"):
-            assert figures[f"best_{name}"] * min(1.0, at_pace) < ROOM * figures[f"goal_{name}"]
+            assert figures[f"best_{name}"] * min(1.0, at_pace) < room * figures[f"goal_{name}"]
 
     return told
 

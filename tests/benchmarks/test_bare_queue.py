@@ -13,7 +13,7 @@ from sim.stage import Stage
 from sim.traffic import draw
 
 JOBS = 5_000
-TURNS = 5
+TURNS = 3
 
 
 def with_callbacks(gaps, services):
@@ -74,4 +74,4 @@ def test_a_bare_queue_beside_simpy_alone(report, simpy_queue):
             waits.add(waited)
     report(**{f"{name}_per_s": JOBS / median(seconds) for name, seconds in took_s.items()})
     assert len(waits) == 1
-    assert median(took_s["ours"]) < 30 * median(took_s["processes"])
+    assert min(took_s["ours"]) < 20 * min(took_s["processes"])

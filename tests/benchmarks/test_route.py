@@ -18,6 +18,7 @@ BLOCKS = 32
 BLEND = "0.6 cache_aware + 0.3 least_loaded + 0.1 latency_based"
 GOALS_US = {"cache_aware": (1.2, 2.0)}  # mean and p99 with a prefix of 32 blocks
 GOAL_US = (0.4, 0.9)  # without one
+ROOM = {"cost": 3.0}  # of the goal, where it is not 1.5: prices are twice as dear as what is counted
 
 pytestmark = pytest.mark.benchmark(group="frequent")
 
@@ -98,7 +99,7 @@ def test_a_decision_among_five_is_within_its_goal(within, name):
     router, _ = make(5, name)
     requests = [ask(number, keys=keys_of(name)) for number in range(64)]
     rounds = [alone_ns(router, requests) for _ in range(15)]
-    within(*zip(*rounds, strict=True), GOALS_US.get(name, GOAL_US))
+    within(*zip(*rounds, strict=True), GOALS_US.get(name, GOAL_US), ROOM.get(name, 1.5))
 
 
 @pytest.mark.parametrize("name", strategy.names())

@@ -49,7 +49,7 @@ MIX_B = (
 )
 
 SPEED = {  # the load, its goal in requests a second, and how far from it fails
-    "w": ((*W, "workload.requests=10000"), 25_000, 3.0),
+    "w": ((*W, "workload.requests=10000"), 25_000, 5.0),  # twice off still, and twice that fails
     "mix_b_five_models_five_tiers": (MIX_B, 8_000, 10.0),  # five times off still: see docs/benchmarks.md
 }
 
@@ -68,6 +68,8 @@ assert stage.census.ended == len(trace)
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 print(status["VmHWM"].split()[0])
 """
+
+PLAIN = "total = 0\nfor number in range(15_000_000): total += number"
 
 SET_UP = """
 import sys
@@ -140,7 +142,7 @@ def test_requests_per_second(name, settings, report, pace):
     load, goal_per_s, room = SPEED[name]
     run = settings(*load)
     rates, paced, stage = [], [], None
-    for _ in range(4):
+    for _ in range(3):
         before = pace()
         stage, taken_s = played(run)
         rates.append(stage.census.ended / taken_s)
@@ -175,26 +177,54 @@ def test_fast_forward_beside_one_step_at_a_time(settings, report):
 def test_replications_on_two_cores(report, tmp_path):
     """By turns, four runs of W by one process and by two: the same digests in the same order, and the speed-up.
 
-    Of the wall's time, the start of the processes in it. Nothing is asked of it while others keep the cores busy.
+    `speed_up` has the start of the processes in it, `of_runs` has not. What a second core is worth just now, two
+    processes of a plain loop tell in the same turn: `of_a_loop`. Runs that wait for each other come to half of that.
     """
-    lines = ("scenario=steady", "executor=roofline", "report=tables", *W, "workload.requests=4000")
-    others = os.getloadavg()[0]
-    ratios, digests = [], set()
+    turns, digests = [], set()
     for turn in range(2):
         took_s = {}
-        for workers in (1, WORKERS):
-            folder = tmp_path / f"{turn}-{workers}"
-            folder.mkdir()
-            jobs = [Job(seed, (*lines, f"seed={seed}"), folder / f"seed-{seed}") for seed in range(1, 5)]
-            begun_ns = perf_counter_ns()
-            done = play_all(jobs, workers)
-            took_s[workers] = (perf_counter_ns() - begun_ns) / NS_PER_S
-            digests.add(tuple(each.digest for each in done))
-        ratios.append(took_s[1] / took_s[WORKERS])
-    report(speed_up=max(ratios), seconds_alone=took_s[1], load_before=others)
+        for name, count, workers in (
+            ("alone", 3_000, 1),
+            ("start", 10, WORKERS),
+            ("together", 3_000, WORKERS),
+        ):
+            took_s[name], played = replicated(tmp_path / f"{turn}-{name}", count, workers)
+            digests |= {played} if count > 10 else set()
+        runs_s = max(took_s["together"] - took_s["start"], took_s["alone"] / WORKERS)
+        turns.append((took_s["alone"] / runs_s / gain_of_a_loop(), took_s, took_s["alone"] / runs_s))
+    beside_loop, took_s, of_runs = max(turns, key=lambda each: each[0])
+    report(
+        speed_up=took_s["alone"] / took_s["together"],
+        of_runs=of_runs,
+        of_a_loop=of_runs / beside_loop,
+        seconds_alone=took_s["alone"],
+    )
     assert len(digests) == 1
     assert all(next(iter(digests)))
-    assert max(ratios) > 1 or others > WORKERS
+    assert beside_loop > 2 / 3
+
+
+def replicated(folder, requests, workers):
+    """Seconds of the wall's time for four runs of W, and their digests."""
+    lines = ("scenario=steady", "executor=roofline", "report=tables", *W, f"workload.requests={requests}")
+    folder.mkdir()
+    jobs = [Job(seed, (*lines, f"seed={seed}"), folder / f"seed-{seed}") for seed in range(1, 5)]
+    begun_ns = perf_counter_ns()
+    done = play_all(jobs, workers)
+    return (perf_counter_ns() - begun_ns) / NS_PER_S, tuple(each.digest for each in done)
+
+
+def gain_of_a_loop():
+    """How many times as fast two plain loops are done in two processes at once as one after the other."""
+
+    def seconds(at_once):
+        begun_ns = perf_counter_ns()
+        for process in [subprocess.Popen([sys.executable, "-S", "-c", PLAIN]) for _ in range(at_once)]:
+            assert process.wait() == 0
+        return (perf_counter_ns() - begun_ns) / NS_PER_S
+
+    before_s, together_s, after_s = seconds(1), seconds(WORKERS), seconds(1)
+    return min(float(WORKERS), (before_s + after_s) / together_s)
 
 
 @pytest.mark.benchmark(group="simulation")
@@ -218,7 +248,7 @@ def test_a_request_costs_the_same_in_a_long_run(rate, settings, report):
 @pytest.mark.parametrize("rate", [2, 6], ids=["at_2_a_second", "at_saturation"])
 def test_a_request_of_mix_b_costs_the_same_in_a_long_run(rate, settings, report):
     """Five models and five tiers: ten times the requests, long after every tier is full."""
-    lengths = (2_000, 20_000)
+    lengths = (1_500, 15_000)
     each_us = dict.fromkeys(lengths, float("inf"))
     for count in (*lengths, lengths[0]):  # the short one around the long one: a busy machine slows both
         long_enough = f"workload.duration_s={3 * count // rate + 600}"
@@ -238,7 +268,7 @@ def test_memory_of_a_million_requests(report):
 
     A million in one run took 396; told from shorter ones it comes out up to a tenth higher.
     """
-    lengths = (100_000, 300_000)
+    lengths = (60_000, 200_000)
     used_mib = [memory_mib(count) for count in lengths]
     each_bytes = (used_mib[1] - used_mib[0]) * 2**20 / (lengths[1] - lengths[0])
     million_mib = used_mib[0] + each_bytes * (1_000_000 - lengths[0]) / 2**20
@@ -253,13 +283,13 @@ def memory_mib(count):
 
 
 @pytest.mark.benchmark(group="simulation")
-def test_import_and_set_up(report):
+def test_import_and_set_up(report, pace):
     """From nothing to the first event, in a process of its own; beside a bare interpreter with numpy and pandas."""
     lines = ("scenario=steady", "executor=roofline", *W, "workload.requests=1000")
-    whole_s = min(seconds_of(SET_UP, *lines) for _ in range(3))
-    bare_s = min(seconds_of("import numpy, pandas") for _ in range(3))
+    rounds = [(seconds_of(SET_UP, *lines), seconds_of("import numpy, pandas")) for _ in range(3)]
+    whole_s, bare_s = (min(seconds) for seconds in zip(*rounds, strict=True))
     report(seconds=whole_s, goal=SET_UP_GOAL_S, beside_numpy_and_pandas=whole_s / bare_s)
-    assert whole_s < 3 * SET_UP_GOAL_S
+    assert whole_s * min(1.0, pace()) < SET_UP_GOAL_S
 
 
 def seconds_of(code, *lines):
