@@ -268,7 +268,7 @@ def test_memory_of_a_million_requests(report):
 
     A million in one run took 396; told from shorter ones it comes out up to a tenth higher.
     """
-    lengths = (60_000, 200_000)
+    lengths = (100_000, 300_000)
     used_mib = [memory_mib(count) for count in lengths]
     each_bytes = (used_mib[1] - used_mib[0]) * 2**20 / (lengths[1] - lengths[0])
     million_mib = used_mib[0] + each_bytes * (1_000_000 - lengths[0]) / 2**20
