@@ -149,7 +149,7 @@ class Even(Modelled):
 
 def table_size(tokens: int) -> int:
     """A power of two that is large enough, so that few tables are ever made."""
-    return int(max(LEAST_TABLE, 1 << tokens.bit_length()))
+    return LEAST_TABLE if tokens < LEAST_TABLE else int(1 << tokens.bit_length())
 
 
 @lru_cache(maxsize=64)

@@ -176,11 +176,11 @@ class Generation:
         Raises an EngineError when not even a first token came.
         """
         wake = _Wake()
-        out.when_gone(wake.set)
+        out.when_gone(wake.hurry)
         for choice in self.choices:
             choice.stream.listener = wake.set
         work = asyncio.create_task(self.run(engine))
-        work.add_done_callback(wake.set)
+        work.add_done_callback(wake.hurry)
         try:
             await wake.wait()
             while not await self._tell(work, out, tells_usage=tells_usage):
@@ -246,23 +246,56 @@ def _error_of(work: "asyncio.Task[None]") -> EngineError | None:
     return error
 
 
-class _Wake:
-    """Wakes the one who waits, however often it is told in between. Cheaper than an event with one waiter."""
+PACE_S = 0.002
+"""Tokens that come closer together than this go out in one write; the first one never waits, nor does the end."""
 
-    __slots__ = ("_is_set", "_waiter")
+
+class _Wake:
+    """Wakes the one who waits, however often it is told in between, and at most once in `PACE_S`."""
+
+    __slots__ = ("_is_set", "_is_urgent", "_loop", "_next_s", "_timer", "_waiter")
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._is_set = False
+        self._is_urgent = False
+        self._next_s = 0.0
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
-    def set(self, *_: object) -> None:
+    def set(self) -> None:
+        """There is news: now, or when it is time for the next."""
         self._is_set = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self._waiter is not None and self._timer is None:
+            self._wake_in(self._next_s - self._loop.time())
+
+    def hurry(self, *_: object) -> None:
+        """There is news that nobody should wait for."""
+        self._is_set = self._is_urgent = True
+        self._wake()
 
     async def wait(self) -> None:
-        if not self._is_set:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-            self._waiter = None
-        self._is_set = False
+        left_s = 0.0 if self._is_urgent or not self._is_set else self._next_s - self._loop.time()
+        if not self._is_set or left_s > 0:
+            self._waiter = self._loop.create_future()
+            if self._is_set:
+                self._wake_in(left_s)
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = None
+        self._is_set = self._is_urgent = False
+        self._next_s = self._loop.time() + PACE_S
+
+    def _wake_in(self, left_s: float) -> None:
+        if left_s > 0:
+            self._timer = self._loop.call_later(left_s, self._wake)
+        else:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -33,7 +33,10 @@ class Detokenizer:
         """The characters that this token completes, often none or several."""
         if token in self._hidden:
             return ""
-        return self._stripped(self._utf8.decode(self._tokenizer.token_bytes(token)))
+        data = self._tokenizer.token_bytes(token)
+        if data.isascii() and not self._utf8.getstate()[0]:
+            return self._stripped(data.decode())
+        return self._stripped(self._utf8.decode(data))
 
     def flush(self) -> str:
         """The end: bytes that no token completed, as U+FFFD."""
@@ -142,7 +145,7 @@ class TextStream:
         self, detokenizer: Detokenizer, stops: Sequence[str] = (), stop_tokens: Collection[int] = ()
     ) -> None:
         self._detokenizer = detokenizer
-        self._stops = StopStrings(stops)
+        self._stops = StopStrings(stops) if stops else None
         self._stop_tokens = frozenset(stop_tokens)
         self.stopped_by: str | int | None = None
 
@@ -162,9 +165,11 @@ class TextStream:
         if self.stopped_by is not None:
             return ""
         text, stopped = self._watched(self._detokenizer.flush())
-        return text if stopped else text + self._stops.flush()
+        return text if stopped or self._stops is None else text + self._stops.flush()
 
     def _watched(self, piece: str) -> tuple[str, bool]:
+        if self._stops is None:
+            return piece, False
         text, stopped = self._stops.push(piece)
         if stopped:
             self.stopped_by = self._stops.matched

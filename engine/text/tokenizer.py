@@ -102,6 +102,7 @@ class Tokenizer:
     chat_template: str | None = field(default=None, repr=False)
     note: str | None = None
     marker: Marker = field(init=False, repr=False)
+    _bytes: dict[int, bytes] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.marker = Marker(self.pieces[token] for token in self.control)
@@ -136,6 +137,14 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """What one token adds to a text: not always whole characters."""
+        data = self._bytes.get(token)
+        if data is None:
+            data = self._bytes_of(token)
+            if 0 <= token < len(self.pieces):  # no more of them than the vocabulary has
+                self._bytes[token] = data
+        return data
+
+    def _bytes_of(self, token: int) -> bytes:
         if not 0 <= token < len(self.pieces):
             return b""
         piece = self.pieces[token]
