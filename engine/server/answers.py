@@ -97,6 +97,14 @@ class Whole(msgspec.Struct):
 def usage_of(completions: Iterable[Completion], num_prompts: int = 1) -> Usage:
     """The sum over the choices of a request; each of its prompts counts once."""
     several = list(completions)
+    if len(several) == 1:
+        one = several[0].usage
+        return Usage(
+            one.prompt_tokens,
+            one.output_tokens,
+            one.prompt_tokens + one.output_tokens,
+            Cached(one.cached_tokens),
+        )
     each = len(several) // num_prompts
     first = several[::each]
     prompt = sum(one.usage.prompt_tokens for one in first)
@@ -124,15 +132,14 @@ class Writer(Protocol):
 
 
 class Head:
-    """What all events of a streamed answer begin with, encoded once."""
+    """What all events of a streamed answer begin with, encoded once: when the first of them is written."""
 
     __slots__ = ("_end", "_start", "created", "id", "model", "object", "tells_usage")
 
     def __init__(self, answer_id: str, kind: str, created: int, model: str, *, tells_usage: bool) -> None:
         self.id, self.object, self.created, self.model = answer_id, kind, created, model
         self.tells_usage = tells_usage
-        head = encode({"id": answer_id, "object": kind, "created": created, "model": model})
-        self._start = b"data: " + head[:-1] + b',"choices":['
+        self._start = b""
         self._end = b'],"usage":null}\n\n' if tells_usage else b"]}\n\n"
 
     def by(self, model: str) -> "Head":
@@ -145,10 +152,15 @@ class Head:
 
     def event(self, choice: bytes) -> bytes:
         """One choice's news."""
-        return self._start + choice + self._end
+        return (self._start or self._begin()) + choice + self._end
 
     def usage(self, usage: Usage) -> bytes:
-        return self._start + b'],"usage":' + encode(usage) + b"}\n\n"
+        return (self._start or self._begin()) + b'],"usage":' + encode(usage) + b"}\n\n"
+
+    def _begin(self) -> bytes:
+        head = encode({"id": self.id, "object": self.object, "created": self.created, "model": self.model})
+        self._start = b"data: " + head[:-1] + b',"choices":['
+        return self._start
 
 
 class ChatWriter:

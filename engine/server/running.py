@@ -1,6 +1,7 @@
 """Both ports in one process: from settings to a server that listens, and from SIGTERM to one that is gone."""
 
 import asyncio
+import gc
 import secrets
 import signal
 import socket
@@ -245,6 +246,8 @@ async def serve(server: Server, say: Callable[[str], None]) -> None:
         loop.add_signal_handler(number, told.set)
     loop.add_signal_handler(signal.SIGHUP, server.sight.reopen)
     await server.start()
+    gc.collect()
+    gc.freeze()  # what is there by now stays: nobody needs to look through it again and again
     say(f"clients: http://{_address(server.settings.host, server.port)}/v1")
     if server.admin_port is not None:
         say(f"operators: http://{_address(server.settings.admin_host, server.admin_port)}/admin/status")
