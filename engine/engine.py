@@ -583,6 +583,11 @@ class Engine:
             chain = self._chain(request, home, space)
         if sampling is None:
             return Job(request, home, space, chain, stream)
+        for token, _ in sampling.logit_bias:
+            if token >= home.vocab:
+                raise BadRequest(
+                    f"logit_bias has token {token}, which is not in the vocabulary of {name!r}: 0 to {home.vocab - 1}"
+                )
         if sampling.stop and home.text is None:
             raise BadRequest(f"stop is {sampling.stop!r}, but {name!r} has no tokenizer to find it with")
         seed = sampling.seed if sampling.seed is not None else seed_of(self.settings.seed, request.id)

@@ -15,6 +15,9 @@ Tokens = npt.NDArray[np.int32]
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_TEMPERATURE = 2
+MAX_PENALTY = 2
+MAX_BIAS = 100
+MAX_BIASES = 1024
 MAX_GRAMMAR_CHARACTERS = 2**18
 
 GRAMMARS = ("json_object", "json_schema", "regex", "lark")
@@ -43,11 +46,13 @@ class Sampling:
     """How the next token is chosen, and when to stop before the last one. The defaults are greedy.
 
     A `temperature` of 0 is greedy whatever the rest says. `top_k` 0, `top_p` 1 and `min_p` 0 cut nothing;
-    `repetition_penalty` divides (or multiplies, where negative) the scores of what stood before. `seed` None: one
-    made from the engine's seed and the request's id. Generation ends with a token of `stop_tokens`, with one of the
-    strings of `stop` in its text, or with the model's own end of text unless `ignore_eos`. `logprobs` asks for so
-    many most likely tokens at each position, 0 for that of the chosen one alone, None for none. A `grammar` rules out
-    every token after which the answer could no longer become what it says, and lets it end only when it is that.
+    `repetition_penalty` divides (or multiplies, where negative) the scores of what stood before, prompt and answer;
+    `presence_penalty` is taken from those of what stands in the answer, `frequency_penalty` as often as it stands
+    there, and `logit_bias` is added to those of its tokens. `seed` None: one made from the engine's seed and the
+    request's id. Generation ends with a token of `stop_tokens`, with one of the strings of `stop` in its text, or with
+    the model's own end of text unless `ignore_eos`. `logprobs` asks for so many most likely tokens at each position, 0
+    for that of the chosen one alone, None for none. A `grammar` rules out every token after which the answer could no
+    longer become what it says, and lets it end only when it is that.
     """
 
     temperature: float = 0.0
@@ -55,6 +60,9 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token and bias, each token once
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_tokens: tuple[int, ...] = ()
@@ -71,6 +79,11 @@ class Sampling:
         _must("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
         penalty = self.repetition_penalty
         _must("repetition_penalty", penalty, isfinite(penalty) and penalty > 0, "a number above 0")
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            _must(name, value, -MAX_PENALTY <= value <= MAX_PENALTY, f"from -{MAX_PENALTY} to {MAX_PENALTY}")
+        if self.logit_bias:
+            _check_bias(self.logit_bias)
         _must("seed", self.seed, self.seed is None or 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
         _must(
             "stop",
@@ -87,6 +100,15 @@ class Sampling:
             ends,
             "False with a grammar: it says itself when the answer is over",
         )
+
+
+def _check_bias(biases: tuple[tuple[int, float], ...]) -> None:
+    """Raises BadRequest."""
+    if len(biases) > MAX_BIASES:
+        raise BadRequest(f"logit_bias has {len(biases)} tokens, but may have {MAX_BIASES}")
+    for token, bias in biases:
+        _must("logit_bias", {token: bias}, token >= 0, "for tokens from 0 on")
+        _must("logit_bias", {token: bias}, -MAX_BIAS <= bias <= MAX_BIAS, f"from -{MAX_BIAS} to {MAX_BIAS}")
 
 
 def _must(name: str, value: object, holds: bool, allowed: str) -> None:

@@ -1,9 +1,9 @@
 """Sampling: from the scores of every token to the one that comes next.
 
-A grammar rules tokens out first; then the order is that of `transformers`: repetition penalty, temperature, top-k,
-top-p, min-p. Chance is a counter: the
-token at a position is a function of the sequence's seed, that position and the scores. It does not matter who else is
-in the batch, how often anybody drew before, or whether the sequence was computed anew, here or on another replica.
+A grammar rules tokens out first; then the order is that of vLLM: bias, penalties for what was repeated, temperature,
+top-k, top-p, min-p. Chance is a counter: the token at a position is a function of the sequence's seed, that position
+and the scores. It does not matter who else is in the batch, how often anybody drew before, or whether the sequence was
+computed anew, here or on another replica.
 
 One draw is one number from 0 to 1 and the token at which the cumulative probability, in float64, passes it (inverse
 transform sampling). Tokens stand in the order of their ids or, where top-k or top-p cut, the most likely first; equal
@@ -51,21 +51,41 @@ class Choice:
 class Wish:
     """How one sequence wants its tokens chosen. Made once, kept while it runs."""
 
-    __slots__ = ("_num_seen", "_seen", "is_greedy", "is_plain", "sampling", "seed", "sequence")
+    __slots__ = ("_num_seen", "_seen", "adjusts", "is_greedy", "is_plain", "sampling", "seed", "sequence")
 
     def __init__(self, sampling: Sampling | None, seed: int, sequence: Sequence) -> None:
         self.sampling = chosen = sampling or GREEDY
         self.seed = seed
         self.sequence = sequence
         self.is_greedy = chosen.temperature < COLDEST
+        self.adjusts = bool(
+            chosen.repetition_penalty != 1.0
+            or chosen.presence_penalty
+            or chosen.frequency_penalty
+            or chosen.logit_bias
+        )
         self.is_plain = (
-            self.is_greedy
-            and chosen.repetition_penalty == 1.0
-            and chosen.logprobs is None
-            and sequence.follower is None
+            self.is_greedy and not self.adjusts and chosen.logprobs is None and sequence.follower is None
         )
         self._seen: Tensor | None = None
         self._num_seen = 0
+
+    def adjusted(self, scores: Tensor) -> Tensor:
+        """Scores (vocab) after bias and penalties."""
+        sampling = self.sampling
+        if sampling.logit_bias:
+            tokens = torch.tensor([token for token, _ in sampling.logit_bias], device=scores.device)
+            biases = torch.tensor([bias for _, bias in sampling.logit_bias], device=scores.device)
+            scores = scores.index_add(0, tokens, biases.to(scores.dtype))
+        scores = self.penalised(scores)
+        answer = (
+            self.sequence.stream.tokens if sampling.presence_penalty or sampling.frequency_penalty else []
+        )
+        if answer:  # all that the caller has, whichever replica it came from
+            tokens, counts = torch.unique(torch.tensor(answer, device=scores.device), return_counts=True)
+            taken = sampling.presence_penalty + sampling.frequency_penalty * counts.to(scores.dtype)
+            scores = scores.index_add(0, tokens, -taken)
+        return scores
 
     def penalised(self, scores: Tensor) -> Tensor:
         """Scores (vocab) after the repetition penalty: of all tokens so far, prompt and output (Keskar et al. 2019,
@@ -210,8 +230,8 @@ def _left(logits: Tensor, masks: Mapping[int, bytes]) -> tuple[Tensor, list[int]
 def _chosen(logits: Tensor, wishes: Listing[Wish], masks: Mapping[int, bytes]) -> list[Choice]:
     """The choice of each row of valid logits (R, vocab), by all that the wishes ask for and the masks leave."""
     scores, nothing = _left(logits, masks) if masks else (logits, [])
-    if any(wish.sampling.repetition_penalty != 1.0 for wish in wishes):
-        scores = torch.stack([wish.penalised(row) for wish, row in zip(wishes, scores, strict=True)])
+    if any(wish.adjusts for wish in wishes):
+        scores = torch.stack([wish.adjusted(row) for wish, row in zip(wishes, scores, strict=True)])
     greedy = [row for row, wish in enumerate(wishes) if wish.is_greedy]
     others = [row for row, wish in enumerate(wishes) if not wish.is_greedy]
     tokens = [0] * len(wishes)

@@ -216,14 +216,6 @@ def must(param: str, value: Any, holds: bool, allowed: str) -> None:
 def check(body: Body, limits: LimitsSettings) -> None:
     """Raise BadRequest for what no model here can do, and for what is more than is allowed."""
     must("n", body.n, 1 <= body.num_choices <= limits.max_choices, f"from 1 to {limits.max_choices}")
-    for name in ("frequency_penalty", "presence_penalty"):
-        must(
-            name,
-            getattr(body, name),
-            not getattr(body, name),
-            "0: it is not supported (repetition_penalty is)",
-        )
-    must("logit_bias", body.logit_bias, not body.logit_bias, "empty: it is not supported")
     must("user", body.user, body.user is None or len(body.user) <= limits.max_id_chars, _at_most(limits))
     _check_stop(body, limits)
     if isinstance(body, ChatBody):

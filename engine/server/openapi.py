@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from starlette.routing import BaseRoute, Route
 
-from engine.request import MAX_LOGPROBS, MAX_TEMPERATURE
+from engine.request import MAX_BIAS, MAX_BIASES, MAX_LOGPROBS, MAX_PENALTY, MAX_TEMPERATURE
 from engine.server import admin, described
 from engine.server.answers import JSON, encode
 from engine.server.bodies import ROLES, ChatBody, CompletionBody
@@ -330,7 +330,7 @@ def _bound(schemas: dict[str, Any], limits: LimitsSettings) -> None:
     tokens: dict[str, Any] = {"minimum": 1}
     if limits.max_output_tokens is not None:
         tokens["maximum"] = limits.max_output_tokens
-    none: dict[str, Any] = {"enum": [0]}
+    penalty: dict[str, Any] = {"minimum": -MAX_PENALTY, "maximum": MAX_PENALTY}
     both: dict[str, dict[str, Any]] = {
         "temperature": {"minimum": 0, "maximum": MAX_TEMPERATURE},
         "top_p": {"exclusiveMinimum": 0, "maximum": 1},
@@ -339,9 +339,13 @@ def _bound(schemas: dict[str, Any], limits: LimitsSettings) -> None:
         "n": {"minimum": 1, "maximum": limits.max_choices},
         "max_tokens": tokens,
         "max_completion_tokens": tokens,
-        "frequency_penalty": none,
-        "presence_penalty": none,
-        "logit_bias": {"maxProperties": 0},
+        "frequency_penalty": penalty,
+        "presence_penalty": penalty,
+        "logit_bias": {
+            "maxProperties": MAX_BIASES,
+            "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+            "additionalProperties": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS},
+        },
         "user": {"maxLength": limits.max_id_chars},
         "top_logprobs": {"minimum": 0, "maximum": min(limits.max_top_logprobs, MAX_LOGPROBS)},
         "messages": {"minItems": 1, "maxItems": limits.max_messages},

@@ -166,12 +166,29 @@ def sampling_of(body: Body, logprobs: int | None, choice: int) -> Sampling:
         top_p=1.0 if body.top_p is None else body.top_p,
         min_p=body.min_p or 0.0,
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=biases_of(body.logit_bias) if body.logit_bias else (),
         seed=None if seed is None else (seed + choice) % (1 << 63),
         stop=stops_of(body),
         stop_tokens=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
         logprobs=logprobs,
     )
+
+
+def biases_of(given: dict[str, float]) -> tuple[tuple[int, float], ...]:
+    """JSON has no numbers for names: tokens come as texts. Raises BadRequest."""
+    for name in given:
+        if not (name.isascii() and name.isdecimal() and len(name) <= MAX_DIGITS):
+            raise refused(
+                "logit_bias", f"logit_bias has {name[:64]!r}, but must have tokens, which are numbers"
+            )
+    biases = {int(name): bias for name, bias in given.items()}
+    return tuple(biases.items())
+
+
+MAX_DIGITS = 10
 
 
 def name_within(what: str, name: str | None) -> str | None:

@@ -1,6 +1,7 @@
 """Sampling: the right distribution, by every option, and chance that depends on seed and position alone."""
 
 import json
+import re
 import warnings
 from math import inf, nan
 
@@ -295,6 +296,50 @@ def test_a_penalty_without_measure_still_gives_a_token(penalty, possible, temper
     assert {choice.token for choice in choices} == ({min(possible)} if temperature == 0 else possible)
     (all_seen,) = choose(logits[:, [1, 1, 1, 1, 1, 5]], wish(sampling, new_tokens=[0, 2]))
     assert all_seen.error is None
+
+
+# what is added and taken
+
+
+@pytest.mark.parametrize("presence", [0.0, 0.5, -1.5])
+@pytest.mark.parametrize("frequency", [0.0, 0.25, -2.0])
+def test_presence_and_frequency_are_of_the_answer_alone_whoever_gave_it(presence, frequency):
+    sampling = Sampling(presence_penalty=presence, frequency_penalty=frequency)
+    each = wish(sampling)  # its prompt is 3, 1, 4, 1, 5
+    for token in (2, 2, 7, 2):
+        each.sequence.stream.push(token, 0)
+    logits = scores(1, 9)[0]
+    expected = logits.clone()
+    expected[2] -= presence + 3 * frequency
+    expected[7] -= presence + frequency
+    assert torch.allclose(each.adjusted(logits), expected)
+    assert tokens(logits[None], each) == [int(expected.argmax())]
+
+
+def test_a_bias_makes_a_token_certain_or_impossible():
+    logits = scores(1, 50)
+    best = int(logits.argmax())
+    assert tokens(logits, wish(Sampling(logit_bias=((best, -100.0),)))) != [best]
+    assert [tokens(logits, wish(sampled(logit_bias=((17, 100.0),)), seed)) for seed in range(9)] == [[17]] * 9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"presence_penalty": 2.1}, "presence_penalty is 2.1, but must be from -2 to 2"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty is nan, but must be from -2 to 2"),
+        ({"logit_bias": ((5, 101.0),)}, "logit_bias is {5: 101.0}, but must be from -100 to 100"),
+        ({"logit_bias": ((-5, 1.0),)}, "logit_bias is {-5: 1.0}, but must be for tokens from 0 on"),
+        (
+            {"logit_bias": tuple((token, 1.0) for token in range(1025))},
+            "logit_bias has 1025 tokens, but may have 1024",
+        ),
+    ],
+    ids=["presence", "frequency", "bias", "token", "many"],
+)
+def test_what_cannot_be_added_is_refused(options, message):
+    with pytest.raises(BadRequest, match=re.escape(message)):
+        Sampling(**options)
 
 
 # log probabilities
