@@ -46,13 +46,14 @@ class Sampling:
     """How the next token is chosen, and when to stop before the last one. The defaults are greedy.
 
     A `temperature` of 0 is greedy whatever the rest says. `top_k` 0, `top_p` 1 and `min_p` 0 cut nothing;
-    `repetition_penalty` divides (or multiplies, where negative) the scores of what stood before, prompt and answer;
-    `presence_penalty` is taken from those of what stands in the answer, `frequency_penalty` as often as it stands
-    there, and `logit_bias` is added to those of its tokens. `seed` None: one made from the engine's seed and the
-    request's id. Generation ends with a token of `stop_tokens`, with one of the strings of `stop` in its text, or with
-    the model's own end of text unless `ignore_eos`. `logprobs` asks for so many most likely tokens at each position, 0
-    for that of the chosen one alone, None for none. A `grammar` rules out every token after which the answer could no
-    longer become what it says, and lets it end only when it is that.
+    `repetition_penalty` divides (or multiplies, where negative) the scores of what stood before, prompt and
+    answer; `presence_penalty` is taken from those of what stands in the answer, `frequency_penalty` as often
+    as it stands there, and `logit_bias` is added to those of its tokens. `seed` None: one made from the
+    engine's seed and the request's id. Generation ends with a token of `stop_tokens`, with one of the strings
+    of `stop` in its text, or with the model's own end of text unless `ignore_eos`. `logprobs` asks for so
+    many most likely tokens at each position, 0 for that of the chosen one alone, None for none. A `grammar`
+    rules out every token after which the answer could no longer become what it says, and lets it end only
+    when it is that.
     """
 
     temperature: float = 0.0

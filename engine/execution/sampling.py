@@ -1,9 +1,9 @@
 """Sampling: from the scores of every token to the one that comes next.
 
-A grammar rules tokens out first; then the order is that of vLLM: bias, penalties for what was repeated, temperature,
-top-k, top-p, min-p. Chance is a counter: the token at a position is a function of the sequence's seed, that position
-and the scores. It does not matter who else is in the batch, how often anybody drew before, or whether the sequence was
-computed anew, here or on another replica.
+A grammar rules tokens out first; then the order is that of vLLM: bias, penalties for what was repeated,
+temperature, top-k, top-p, min-p. Chance is a counter: the token at a position is a function of the sequence's
+seed, that position and the scores. It does not matter who else is in the batch, how often anybody drew before, or
+whether the sequence was computed anew, here or on another replica.
 
 One draw is one number from 0 to 1 and the token at which the cumulative probability, in float64, passes it (inverse
 transform sampling). Tokens stand in the order of their ids or, where top-k or top-p cut, the most likely first; equal

@@ -206,7 +206,9 @@ class Lifecycle:
         """Let the one load of a model begin. It does not end with the caller who caused it."""
         wait_ns = residence.retry_ns - self._clock.now_ns()
         if residence.error is not None and wait_ns > 0:
-            raise self._refusal(residence, f"{residence.error}; the next try is in {wait_ns / NS_PER_S:.1f} s")
+            raise self._refusal(
+                residence, f"{residence.error}; the next try is in {wait_ns / NS_PER_S:.1f} s"
+            )
         self._move(residence, Health.LOADING, "asked for")
         self._clock.spawn(self._bring(residence))
 
