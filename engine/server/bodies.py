@@ -215,9 +215,13 @@ def must(param: str, value: Any, holds: bool, allowed: str) -> None:
 
 def check(body: Body, limits: LimitsSettings) -> None:
     """Raise BadRequest for what no model here can do, and for what is more than is allowed."""
-    must("n", body.n, 1 <= body.num_choices <= limits.max_choices, f"from 1 to {limits.max_choices}")
-    must("user", body.user, body.user is None or len(body.user) <= limits.max_id_chars, _at_most(limits))
-    _check_stop(body, limits)
+    if body.n is not None:
+        must("n", body.n, 1 <= body.n <= limits.max_choices, f"from 1 to {limits.max_choices}")
+    if body.user is not None:
+        most = limits.max_id_chars
+        must("user", body.user, len(body.user) <= most, f"at most {most} characters long")
+    if body.stop is not None:
+        _check_stop(body, limits)
     if isinstance(body, ChatBody):
         _check_chat(body, limits)
         name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
@@ -225,10 +229,6 @@ def check(body: Body, limits: LimitsSettings) -> None:
     elif isinstance(body, CompletionBody):
         _check_completion(body, limits)
         _check_length("max_tokens", body.max_tokens, limits)
-
-
-def _at_most(limits: LimitsSettings) -> str:
-    return f"at most {limits.max_id_chars} characters long"
 
 
 def _check_stop(body: Body, limits: LimitsSettings) -> None:
@@ -251,8 +251,8 @@ def stops_of(body: Body) -> tuple[str, ...]:
 
 def _check_length(name: str, tokens: int | None, limits: LimitsSettings) -> None:
     most = limits.max_output_tokens
-    allowed = "1 or more" if most is None else f"from 1 to {most}"
-    must(name, tokens, tokens is None or (tokens >= 1 and (most is None or tokens <= most)), allowed)
+    if tokens is not None and (tokens < 1 or (most is not None and tokens > most)):
+        must(name, tokens, False, "1 or more" if most is None else f"from 1 to {most}")
 
 
 def _check_chat(body: ChatBody, limits: LimitsSettings) -> None:
@@ -260,10 +260,12 @@ def _check_chat(body: ChatBody, limits: LimitsSettings) -> None:
     if not 1 <= count <= limits.max_messages:
         raise refused("messages", f"messages has {count} turns, but must have 1 to {limits.max_messages}")
     for place, message in enumerate(body.messages):
-        _check_message(f"messages[{place}]", message)
+        if message.role not in ROLES or not isinstance(message.content, str):
+            _check_message(f"messages[{place}]", message)
     top, most = body.top_logprobs, limits.max_top_logprobs
-    must("top_logprobs", top, top is None or 0 <= top <= most, f"from 0 to {most}")
-    must("top_logprobs", top, top is None or bool(body.logprobs), "left out, or logprobs true")
+    if top is not None:
+        must("top_logprobs", top, 0 <= top <= most, f"from 0 to {most}")
+        must("top_logprobs", top, bool(body.logprobs), "left out, or logprobs true")
     must(
         "modalities",
         body.modalities,
@@ -297,7 +299,8 @@ def _check_completion(body: CompletionBody, limits: LimitsSettings) -> None:
     best = body.best_of
     must("best_of", best, best in (None, body.num_choices), "equal to n: it is not supported")
     wanted, most = body.logprobs, limits.max_top_logprobs
-    must("logprobs", wanted, wanted is None or 0 <= wanted <= most, f"from 0 to {most}")
+    if wanted is not None:
+        must("logprobs", wanted, 0 <= wanted <= most, f"from 0 to {most}")
     prompts = prompts_of(body)
     count = len(prompts) * body.num_choices
     if count > limits.max_choices:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,7 @@ class Prompt:
     num_characters: int
     is_open: bool
     most_tokens: int | None = None  # of a prompt, that are allowed
+    is_text: bool = True  # and not tokens, which may be any
     grammar: Callable[["Text"], Grammar | None] | None = None  # that an answer has to follow
     reading: Callable[["Text", str], Reading] | None = (
         None  # of an answer with that name, where it may have calls
@@ -62,15 +64,24 @@ class Prompt:
         """The request in that model's tokens, its answer no longer than there is room for where that is open."""
         known = self._tokens if text is self.text else None
         tokens = self.tokens(text)
-        most = request.max_output_tokens
-        if self.is_open:
-            most = max(1, min(most, room_tokens - len(tokens)))
-        if tokens is known and request.prompt_tokens is tokens and most == request.max_output_tokens:
-            return request
+        most = self.room(request.max_output_tokens, room_tokens - len(tokens))
         sampling = request.sampling
+        has_grammar = self.grammar is None or (sampling is not None and sampling.grammar is not None)
+        is_same = tokens is known and request.prompt_tokens is tokens and most == request.max_output_tokens
+        if is_same and has_grammar:
+            return request
         if self.grammar is not None and text is not None and sampling is not None:
             sampling = replace(sampling, grammar=self.grammar(text))  # of this model's own way to write calls
-        return replace(request, prompt_tokens=tokens, max_output_tokens=most, sampling=sampling)
+        vocab = self.vocab(text)
+        return replace(request, prompt_tokens=tokens, max_output_tokens=most, sampling=sampling, vocab=vocab)
+
+    def room(self, most: int, left: int) -> int:
+        """How long an answer may be that may have `most` tokens, and for which so many are left."""
+        return max(1, min(most, left)) if self.is_open else most
+
+    def vocab(self, text: "Text | None") -> int | None:
+        """Below which all of its tokens are, where that is known."""
+        return text.tokenizer.vocab_size if self.is_text and text is not None else None
 
 
 def readable(text: "Text | None") -> "Text":
@@ -151,7 +162,7 @@ def text_prompt(words: Words, *, is_open: bool, most_tokens: int | None) -> Prom
     """The prompt of a completion: a text, or tokens as they are."""
     if isinstance(words, str):
         return Prompt(lambda text: readable(text).tokenizer.encode(words), len(words), is_open, most_tokens)
-    return Prompt(lambda _: words, CHARACTERS_A_TOKEN * len(words), is_open, most_tokens)
+    return Prompt(lambda _: words, CHARACTERS_A_TOKEN * len(words), is_open, most_tokens, is_text=False)
 
 
 def sampling_of(body: Body, logprobs: int | None, choice: int) -> Sampling:
@@ -160,21 +171,69 @@ def sampling_of(body: Body, logprobs: int | None, choice: int) -> Sampling:
     Raises BadRequest.
     """
     seed = body.seed
+    if seed is None and not body.stop and not body.stop_token_ids and not body.logit_bias:
+        return _common(
+            body.temperature,
+            body.top_k,
+            body.top_p,
+            body.min_p,
+            body.repetition_penalty,
+            body.presence_penalty,
+            body.frequency_penalty,
+            body.ignore_eos,
+            logprobs,
+        )
+    return _sampling(
+        body.temperature,
+        body.top_k,
+        body.top_p,
+        body.min_p,
+        body.repetition_penalty,
+        body.presence_penalty,
+        body.frequency_penalty,
+        body.ignore_eos,
+        logprobs,
+        biases_of(body.logit_bias) if body.logit_bias else (),
+        None if seed is None else (seed + choice) % (1 << 63),
+        stops_of(body),
+        tuple(body.stop_token_ids or ()),
+    )
+
+
+def _sampling(
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+    presence_penalty: float | None,
+    frequency_penalty: float | None,
+    ignore_eos: bool | None,
+    logprobs: int | None,
+    logit_bias: tuple[tuple[int, float], ...] = (),
+    seed: int | None = None,
+    stop: tuple[str, ...] = (),
+    stop_tokens: tuple[int, ...] = (),
+) -> Sampling:
     return Sampling(
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_k=max(0, body.top_k or 0),  # -1 is vLLM's word for no limit
-        top_p=1.0 if body.top_p is None else body.top_p,
-        min_p=body.min_p or 0.0,
-        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
-        presence_penalty=body.presence_penalty or 0.0,
-        frequency_penalty=body.frequency_penalty or 0.0,
-        logit_bias=biases_of(body.logit_bias) if body.logit_bias else (),
-        seed=None if seed is None else (seed + choice) % (1 << 63),
-        stop=stops_of(body),
-        stop_tokens=tuple(body.stop_token_ids or ()),
-        ignore_eos=bool(body.ignore_eos),
+        temperature=1.0 if temperature is None else temperature,
+        top_k=max(0, top_k or 0),  # -1 is vLLM's word for no limit
+        top_p=1.0 if top_p is None else top_p,
+        min_p=min_p or 0.0,
+        repetition_penalty=1.0 if repetition_penalty is None else repetition_penalty,
+        presence_penalty=presence_penalty or 0.0,
+        frequency_penalty=frequency_penalty or 0.0,
+        logit_bias=logit_bias,
+        seed=seed,
+        stop=stop,
+        stop_tokens=stop_tokens,
+        ignore_eos=bool(ignore_eos),
         logprobs=logprobs,
     )
+
+
+_common = lru_cache(maxsize=256)(_sampling)
+"""Most clients ask for the same few, and nobody changes one: they can share it."""
 
 
 def biases_of(given: dict[str, float]) -> tuple[tuple[int, float], ...]:

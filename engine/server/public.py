@@ -206,23 +206,30 @@ class Public:
         most = self._settings.default_max_tokens if output is None else output
         if self._limits.max_output_tokens is not None:
             most = min(most, self._limits.max_output_tokens)
+        home = self._home(body.model)  # that will probably serve it, so that the router knows its prompt
         made: list[Choice] = []
         for prompt in prompts:
+            tokens, vocab, room = prompt.estimate() if home is None else prompt.tokens(home.text), None, most
+            if home is not None:
+                vocab, room = prompt.vocab(home.text), prompt.room(most, home.request_tokens - len(tokens))
             for _ in range(body.num_choices):
                 request = Request(
                     next(self._ids),
                     body.model,
-                    prompt.estimate(),
-                    most,
+                    tokens,
+                    room,
                     now_ns,
                     tenant,
                     session,
                     priority,
                     deadline_ns,
                     sampling_of(body, logprobs, len(made)),
+                    vocab=vocab,
                     wording=prompt,
                 )
-                made.append(Choice(len(made), prompt, self._worded(request, prompt)))
+                if home is not None:
+                    request = prompt(request, home.text, home.request_tokens)
+                made.append(Choice(len(made), prompt, request))
         return made
 
     async def _word_aside(self, prompts: list[Prompt], name: str) -> None:
@@ -231,11 +238,6 @@ class Public:
         if home is not None:
             for prompt in prompts:
                 await asyncio.to_thread(prompt.tokens, home.text)
-
-    def _worded(self, request: Request, prompt: Prompt) -> Request:
-        """In the tokens of the model that will probably serve it, so that the router knows its prompt."""
-        home = self._home(request.model)
-        return request if home is None else prompt(request, home.text, home.request_tokens)
 
     def _home(self, name: str) -> Home | None:
         """The first model in memory that a name means; None where none is."""
