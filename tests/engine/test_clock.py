@@ -96,6 +96,21 @@ def test_waiters_go_on_in_the_order_in_which_they_came(run):
     assert run(main) == ["first", "second", "third"]
 
 
+def test_who_stops_waiting_is_forgotten_and_the_others_go_on():
+    async def play():
+        signal = WallClock().signal()
+        waiting = [asyncio.ensure_future(signal.wait()) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[1].cancel()
+        await asyncio.wait([waiting[1]])
+        num_left = len(signal._waiters)
+        signal.set()
+        await asyncio.gather(waiting[0], waiting[2])
+        return num_left, signal.is_set
+
+    assert asyncio.run(play()) == (2, True)
+
+
 def test_a_signal_happens_once_and_stays_so(run):
     async def main(clock):
         signal = clock.signal()

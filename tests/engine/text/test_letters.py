@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.text.letters import letters
+from engine.text.tokenizer import MARK
 
 VOCAB = 128_256
 
@@ -18,6 +19,15 @@ def test_a_text_is_its_bytes_and_comes_back(text):
     tokens = tokenizer.encode(text)
     assert tokens == list(text.encode())
     assert tokenizer.decode(tokens) == text
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(st.text(), st.sampled_from([100, 256, 1000]))
+def test_tokens_are_those_of_the_backend(text, vocab):
+    tokenizer = letters(vocab).tokenizer
+    assert tokenizer.encode_marked(text) == tokenizer.backend.encode(text).ids
+    marked = text[:1] + MARK + text[1:]
+    assert tokenizer.encode_marked(marked) == tokenizer.backend.encode(marked).ids
 
 
 def test_tokens_above_the_bytes_are_words_of_letters():

@@ -1,0 +1,78 @@
+"""Whole answers, straight on the connection: what HTTP wants of each, and when the connection ends."""
+
+import time
+
+import pytest
+
+from engine.server.settings import LimitsSettings
+from tests.engine.server.conftest import modelled
+from tests.engine.server.raw import HELLO, answers_from, asked, connected, head, is_closed, one, post, quiet
+
+KEEP_ALIVE_S = 1
+OK = '{"status":"ok"}'
+
+
+@pytest.fixture(scope="module")
+def held(serving):
+    limits = LimitsSettings(keep_alive_s=KEEP_ALIVE_S)
+    with serving(modelled(), quiet(limits=limits)) as found:
+        yield found
+
+
+def test_the_answer_to_head_has_a_length_and_no_body(held):
+    with connected(held.server.port) as sock:
+        sock.sendall(head("HEAD /health HTTP/1.1"))
+        time.sleep(0.05)
+        told = sock.recv(1 << 16).decode()
+        assert told.startswith("HTTP/1.1 200 OK\r\n")
+        assert f"content-length: {len(OK)}\r\n" in told
+        assert told.endswith("\r\n\r\n")
+        sock.sendall(head("GET /health HTTP/1.1"))  # and nothing of the first is in the way of the next
+        (answer,) = answers_from(sock)
+        assert answer.body.decode() == OK
+
+
+def test_every_answer_has_a_date_and_its_own_length(held):
+    first, second = asked(held.server.port, post() + post({**HELLO, "max_tokens": 9}), 2)
+    for answer in (first, second):
+        assert answer.headers["date"].endswith("GMT")
+        assert int(answer.headers["content-length"]) == len(answer.body)
+    assert len(second.json["choices"][0]["message"]["content"]) > len(
+        first.json["choices"][0]["message"]["content"]
+    )
+
+
+@pytest.mark.parametrize(
+    "data", [post(headers=["connection: close"]), post(b"{}", headers=["connection: close"])]
+)
+def test_who_asks_for_the_end_gets_it_after_the_answer(held, data):
+    with connected(held.server.port) as sock:
+        sock.sendall(data)
+        (answer,) = answers_from(sock)
+        assert answer.headers["connection"] == "close"
+        assert is_closed(sock)
+
+
+def test_a_refusal_before_the_body_does_not_keep_the_next_request_waiting(held):
+    several = post({**HELLO, "model": "nobody"}) + post()
+    assert [each.status for each in asked(held.server.port, several, 2)] == [404, 200]
+
+
+def test_a_connection_is_idle_from_its_last_answer_on(held):
+    with connected(held.server.port) as sock:
+        sock.sendall(post())
+        answers_from(sock)
+        time.sleep(0.6 * KEEP_ALIVE_S)
+        begun_s = time.monotonic()
+        sock.sendall(post())
+        (answer,) = answers_from(sock)
+        assert answer.status == 200
+        assert is_closed(sock)
+        assert time.monotonic() - begun_s > 0.95 * KEEP_ALIVE_S
+
+
+def test_no_name_of_ours_can_end_a_header(serving):
+    with serving(modelled(replicas={"a\r\nx-more: 1": "llama"})) as running:
+        answer = one(running.server.port, post())
+        assert (answer.status, answer.error["code"]) == (500, "internal_error")
+        assert "x-more" not in answer.headers
