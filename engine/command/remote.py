@@ -13,6 +13,7 @@ from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Re
 from engine.errors import BadSettings, EngineError
 
 ADMIN = "http://127.0.0.1:8001"
+ADMIN_ENV = "MODELYARD_ADMIN"
 KEY_ENV = "MODELYARD_ADMIN_KEY"
 TIMEOUT_S = 30.0
 OURS_TO_MEND = set(range(400, 500)) - {408, 429}
@@ -66,7 +67,7 @@ class Door:
 def add_door(command: argparse.ArgumentParser) -> None:
     """What a command line says of the server."""
     command.add_argument(
-        "--admin", default=ADMIN, metavar="URL", help="the operators' port; default: %(default)s"
+        "--admin", metavar="URL", help=f"the operators' port; default: {ADMIN_ENV}, or else {ADMIN}"
     )
     command.add_argument(
         "--key-env",
@@ -77,12 +78,15 @@ def add_door(command: argparse.ArgumentParser) -> None:
 
 def door(chosen: argparse.Namespace, timeout_s: float = TIMEOUT_S) -> Door:
     """The server that a command line names. Raises BadSettings."""
-    if not chosen.admin.startswith(("http://", "https://")):
-        raise BadSettings(f"--admin is {chosen.admin!r}, but must begin with http:// or https://")
+    url, said_by = chosen.admin, "--admin"
+    if url is None:
+        url, said_by = os.environ.get(ADMIN_ENV) or ADMIN, ADMIN_ENV
+    if not url.startswith(("http://", "https://")):
+        raise BadSettings(f"{said_by} is {url!r}, but must begin with http:// or https://")
     key = os.environ.get(chosen.key_env or KEY_ENV) or None
     if chosen.key_env is not None and key is None:
         raise BadSettings(f"--key-env is {chosen.key_env!r}, but no variable of that name holds a key")
-    return Door(chosen.admin, key, timeout_s)
+    return Door(url, key, timeout_s)
 
 
 class _NoRedirect(HTTPRedirectHandler):

@@ -115,6 +115,13 @@ def test_a_key_comes_from_the_environment_and_never_from_the_command_line(tmp_pa
         assert typed("status", "--admin", found.admin_url)[0] == 0
 
 
+def test_where_the_server_is_may_stand_in_the_environment(served, typed, monkeypatch):
+    monkeypatch.setenv("MODELYARD_ADMIN", served.admin_url)
+    assert typed("status")[0] == 0
+    monkeypatch.setenv("MODELYARD_ADMIN", "localhost")
+    assert typed("status")[2].startswith("modelyard: MODELYARD_ADMIN is 'localhost', but must begin with http")
+
+
 def test_an_address_without_a_scheme_is_refused(typed):
     code, _, err = typed("status", "--admin", "localhost:8001")
     assert code == 2
