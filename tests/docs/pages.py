@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from socket import socket
 from threading import Event
-from urllib.error import URLError
 from urllib.request import urlopen
 
 from tests.test_readme import COMMANDS, FIGURE
@@ -116,9 +115,9 @@ class Shell:
 
     def _is_ready(self):
         try:
-            with urlopen(f"http://127.0.0.1:{self.port}/ready") as answer:
+            with urlopen(f"http://127.0.0.1:{self.port}/ready", timeout=5) as answer:
                 return answer.status == 200
-        except (URLError, ConnectionError):
+        except OSError:
             return False
 
     @staticmethod
