@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engine.errors import BadModel, BadRequest
 from engine.formats.gguf import read_gguf
 from engine.text import ChatTemplate, chat_template_of, tokenizer_of
-from engine.text.chat import MAX_MESSAGES_CHARACTERS, MAX_TEMPLATE_BYTES
+from engine.text.chat import DEFAULT_TEMPLATE, MAX_MESSAGES_CHARACTERS, MAX_TEMPLATE_BYTES
 
 STEADY = settings(derandomize=True, deadline=None, max_examples=100)
 
@@ -234,6 +234,26 @@ def test_a_model_without_a_template_says_so():
     assert chat.is_default
     assert not template(QWEN).is_default
     assert chat.render(TALK[:2]) == "<s>user:  Hi \nassistant: Hü <b>\nassistant:"
+
+
+BEGINS = {"bos_token": "<s>"}
+TURNS = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "user", "assistant"]), "content": st.text() | st.none()},
+        optional={"name": st.text()},
+    ),
+    max_size=4,
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(
+    TURNS, st.booleans(), st.dictionaries(st.sampled_from(["bos_token", "anything"]), st.text(), max_size=1)
+)
+def test_without_a_template_the_prompt_is_what_the_default_one_makes(messages, is_asked, extra):
+    ours, jinja = (ChatTemplate(source, **BEGINS) for source in (None, DEFAULT_TEMPLATE))
+    prompts = [each.render(messages, add_generation_prompt=is_asked, **extra) for each in (ours, jinja)]
+    assert prompts[0] == prompts[1]
 
 
 def test_what_the_template_refuses_is_the_callers_mistake():
