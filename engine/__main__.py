@@ -8,11 +8,15 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.command.jobs import add_jobs
 from engine.command.status import add_status
 from engine.command.top import add_top
 from engine.errors import BadSettings, EngineError
+
+if TYPE_CHECKING:
+    from engine.request import Sampling
 
 MODELS_FOLDER = Path("vendor/layerModels")
 DEFAULT_MODEL = "smollm2"
@@ -72,7 +76,14 @@ def parser() -> argparse.ArgumentParser:
     chat = commands.add_parser("chat", help="talk to a model; SmolLM2 is fetched if it is not there")
     chat.add_argument("question", nargs="*", help="asked one after the other; none: type them")
     chat.add_argument(
-        "--model", default=DEFAULT_MODEL, help="a file, a folder, or a name that can be fetched"
+        "--model",
+        help=f"a file, a folder, or a name that can be fetched; default: {DEFAULT_MODEL}. Of a server: a name; auto",
+    )
+    chat.add_argument(
+        "--server", metavar="URL", help="a server that runs, instead of a model in this process"
+    )
+    chat.add_argument(
+        "--key-env", metavar="NAME", help="the environment variable with the key for that server"
     )
     chat.add_argument(
         "--folder", type=Path, default=MODELS_FOLDER, help="where models are; default: %(default)s"
@@ -180,9 +191,10 @@ def _chat(chosen: argparse.Namespace) -> int:
     from engine.request import Sampling  # noqa: PLC0415
 
     sampling = Sampling(temperature=chosen.temperature, seed=chosen.seed)
-    path = Path(chosen.model)
-    if chosen.model in OFFERS:
-        path = fetch(chosen.model, chosen.folder)
+    if chosen.server is not None:
+        return _chat_with_server(chosen, sampling)
+    name = chosen.model or DEFAULT_MODEL
+    path = fetch(name, chosen.folder) if name in OFFERS else Path(name)
     asyncio.run(
         talk(
             path,
@@ -193,6 +205,17 @@ def _chat(chosen: argparse.Namespace) -> int:
             ask=_typed,
         )
     )
+    return 0
+
+
+def _chat_with_server(chosen: argparse.Namespace, sampling: "Sampling") -> int:
+    from engine.command import chat_remote  # noqa: PLC0415
+    from engine.command.remote import Door, address, key_from  # noqa: PLC0415
+
+    key = key_from(chosen.key_env, chat_remote.KEY_ENV)
+    server = Door(address("--server", chosen.server), key, chat_remote.TIMEOUT_S)
+    conversation = chat_remote.RemoteConversation(server, chosen.model or "auto", sampling, chosen.max_tokens)
+    chat_remote.talk(conversation, chosen.question, _typed)
     return 0
 
 

@@ -1,8 +1,10 @@
-"""A server that runs, asked from a terminal: what its operators' port answers, or in a sentence why it does not."""
+"""A server that runs, asked from a terminal: what it answers, or in a sentence why it does not."""
 
 import argparse
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any
@@ -28,7 +30,7 @@ class NoAnswer(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """The operators' port of a server, and the key that opens it."""
+    """A port of a server, and the key that opens it."""
 
     url: str
     key: str | None = field(default=None, repr=False)
@@ -47,21 +49,32 @@ class Door:
         """What is answered there, as it is. Raises as `asked` does."""
         return self._answer("GET", path, None)
 
+    def lines(self, path: str, body: Any) -> Iterator[str]:
+        """The lines of an answer that comes bit by bit, each when it is there. Raises as `asked` does."""
+        with self._opened("POST", path, json.dumps(body).encode()) as answer:
+            for line in answer:
+                yield line.decode("utf-8", "replace").rstrip("\r\n")
+
     def _answer(self, method: str, path: str, data: bytes | None) -> str:
+        with self._opened(method, path, data) as answer:
+            raw: bytes = answer.read()
+        return raw.decode("utf-8", "replace")
+
+    @contextmanager
+    def _opened(self, method: str, path: str, data: bytes | None) -> Iterator[Any]:
         headers = {"content-type": "application/json"} if data is not None else {}
         if self.key is not None:
             headers["authorization"] = f"Bearer {self.key}"
         url = self.url.rstrip("/") + quote(path, safe="/?=&%@")
-        request = Request(url, data, headers, method=method)  # noqa: S310  `door` has looked at its scheme
+        request = Request(url, data, headers, method=method)  # noqa: S310  `address` has looked at its scheme
         try:
             with _opener().open(request, timeout=self.timeout_s) as answer:
-                raw: bytes = answer.read()
+                yield answer
         except HTTPError as error:
             why = _why(error)
             raise (BadSettings if error.code in OURS_TO_MEND else NoAnswer)(f"{self.url}: {why}") from error
         except (URLError, HTTPException, OSError) as error:
             raise NoAnswer(f"{self.url} does not answer: {getattr(error, 'reason', error)}") from error
-        return raw.decode("utf-8", "replace")
 
 
 def add_door(command: argparse.ArgumentParser) -> None:
@@ -78,15 +91,26 @@ def add_door(command: argparse.ArgumentParser) -> None:
 
 def door(chosen: argparse.Namespace, timeout_s: float = TIMEOUT_S) -> Door:
     """The server that a command line names. Raises BadSettings."""
-    url, said_by = chosen.admin, "--admin"
-    if url is None:
-        url, said_by = os.environ.get(ADMIN_ENV) or ADMIN, ADMIN_ENV
+    if chosen.admin is not None:
+        url = address("--admin", chosen.admin)
+    else:
+        url = address(ADMIN_ENV, os.environ.get(ADMIN_ENV) or ADMIN)
+    return Door(url, key_from(chosen.key_env, KEY_ENV), timeout_s)
+
+
+def address(said_by: str, url: str) -> str:
+    """Where a server is. Raises BadSettings."""
     if not url.startswith(("http://", "https://")):
         raise BadSettings(f"{said_by} is {url!r}, but must begin with http:// or https://")
-    key = os.environ.get(chosen.key_env or KEY_ENV) or None
-    if chosen.key_env is not None and key is None:
-        raise BadSettings(f"--key-env is {chosen.key_env!r}, but no variable of that name holds a key")
-    return Door(url, key, timeout_s)
+    return url
+
+
+def key_from(variable: str | None, otherwise: str) -> str | None:
+    """The key in that environment variable, or in the other one if there is one. Raises BadSettings."""
+    key = os.environ.get(variable or otherwise) or None
+    if variable is not None and key is None:
+        raise BadSettings(f"--key-env is {variable!r}, but no variable of that name holds a key")
+    return key
 
 
 class _NoRedirect(HTTPRedirectHandler):
