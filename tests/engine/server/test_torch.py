@@ -262,7 +262,7 @@ def test_a_long_prompt_is_worked_out_beside_the_loop(serving, tmp_path_factory):
             threads.append(threading.current_thread().name)
             return encode(*arguments, **options)
 
-        text.tokenizer = SimpleNamespace(encode=noted)
+        text.tokenizer = SimpleNamespace(encode=noted, vocab_size=text.tokenizer.vocab_size)
         long = {"model": "auto", "prompt": "a word " * 20_000, "max_tokens": 1}
         answer = running.http().post("/v1/completions", json=long)
     assert answer.status_code == 400
