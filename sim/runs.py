@@ -76,6 +76,13 @@ class Window:
         """How many requests that replica completed."""
         return int((self.completed["replica"] == replica).sum())
 
+    def given_to(self, replica: str, before_s: float | None) -> int:
+        """How many requests that replica completed which were given to it before then: not those that waited longer."""
+        if before_s is None:
+            return 0
+        served = self.completed
+        return int(((served["replica"] == replica) & (served["tried_ns"] < to_ns(before_s))).sum())
+
     def share(self, replica: str, fewest: int = 1) -> float | None:
         """That replica's part of all completed requests; None when there are fewer than `fewest`."""
         count = len(self.completed)
