@@ -327,7 +327,9 @@ class Admin:
         wanted = await self._sent(request, Mode)
         engine = self._engine
         if not engine.quotas.settings.enabled:
-            raise BadRequest("quotas.enabled is false, so no mode has an effect; it must be true from the start")
+            raise BadRequest(
+                "quotas.enabled is false, so no mode has an effect; it must be true from the start"
+            )
         model = None if wanted.model is None else engine.registry.find(wanted.model).key
         before = None if model is None else engine.quotas.mode(model, wanted.tenant or "default")
         who = self._who(request)

@@ -119,7 +119,9 @@ def test_where_the_server_is_may_stand_in_the_environment(served, typed, monkeyp
     monkeypatch.setenv("MODELYARD_ADMIN", served.admin_url)
     assert typed("status")[0] == 0
     monkeypatch.setenv("MODELYARD_ADMIN", "localhost")
-    assert typed("status")[2].startswith("modelyard: MODELYARD_ADMIN is 'localhost', but must begin with http")
+    assert typed("status")[2].startswith(
+        "modelyard: MODELYARD_ADMIN is 'localhost', but must begin with http"
+    )
 
 
 def test_an_address_without_a_scheme_is_refused(typed):
