@@ -21,7 +21,7 @@ END = b"0\r\n\r\n"
 
 def request(number, *, tokens, is_stream):
     """One of a thousand prompts, and of a thousand conversations."""
-    body = {"model": "llama", "prompt": f"Hello there, how are you, number {number % 1000}?"}
+    body = {"model": "llama", "prompt": f"{number % 1000} times hello, and how are you today?"}
     body |= {"max_tokens": tokens, "stream": is_stream}
     data = json.dumps(body).encode()
     return HEAD % len(data) + b"x-session-id: s%d\r\n\r\n" % (number % 1000) + data
