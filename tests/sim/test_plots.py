@@ -264,7 +264,10 @@ def test_every_picture_has_a_caption():
     assert set(CAPTIONS) == set(plots.plots)
 
 
-@pytest.mark.parametrize("kind", ["played", "five", "nothing", "many"])
+SEVERAL = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("played", "five")]
+
+
+@pytest.mark.parametrize("kind", ["nothing", "many", *SEVERAL])
 def test_every_picture_of_every_run_can_be_drawn_and_is_the_same_twice(kind, request, make_run, tmp_path):
     run = make_run(virtual_s=0.0) if kind == "nothing" else request.getfixturevalue(kind)
     paths = save_all(run, tmp_path / "plots")

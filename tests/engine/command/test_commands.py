@@ -170,6 +170,7 @@ def test_a_stand_in_answers_and_remembers_what_was_said(tmp_path):
     assert again.stdout.removeprefix("> ").startswith(done.stdout.splitlines()[0][:4])
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_what_cannot_be_talked_to_is_told_in_one_line(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")

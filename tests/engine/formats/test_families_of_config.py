@@ -441,7 +441,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     name=st.sampled_from(["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3", "gemma3_text"]),
     changes=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=4),

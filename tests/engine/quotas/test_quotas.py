@@ -640,7 +640,7 @@ class QuotaMachine(RuleBasedStateMachine):
 
 TestQuotas = QuotaMachine.TestCase
 TestQuotas.settings = settings(
-    max_examples=200,
+    max_examples=100,
     stateful_step_count=50,
     deadline=None,
     derandomize=True,

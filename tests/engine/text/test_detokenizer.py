@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from engine.text import Detokenizer, StopStrings, TextStream
 from engine.text.detokenizer import _Stop
 
-STEADY = settings(derandomize=True, deadline=None, max_examples=300)
+STEADY = settings(derandomize=True, deadline=None, max_examples=100)
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
