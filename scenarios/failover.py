@@ -72,7 +72,9 @@ def checks(run: Run, s: Settings) -> Iterator[Check]:
 
     yield at_most("requests that did not complete", run.whole.not_completed, 0, f"n={run.whole.count}")
     yield evidence("requests in its hands when it died", in_hand, s.dies_holding)
-    given = outage.given_to(s.victim, returned_s)  # who waited for a place until it was back may well go there
+    given = outage.given_to(
+        s.victim, returned_s
+    )  # who waited for a place until it was back may well go there
     yield at_most("requests of the outage that it served", given, 0, f"n={outage.count}")
     error = outage.share_error(survivors, s.fewest_to_share)
     name = "distance of a survivor from an equal share"

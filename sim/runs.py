@@ -77,7 +77,7 @@ class Window:
         return int((self.completed["replica"] == replica).sum())
 
     def given_to(self, replica: str, before_s: float | None) -> int:
-        """How many requests that replica completed which were given to it before then: not those that waited longer."""
+        """How many requests that replica completed, of those that were given to it before then."""
         if before_s is None:
             return 0
         served = self.completed
