@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from codecs import getincrementaldecoder
 from contextlib import ExitStack
 from dataclasses import replace
@@ -130,6 +131,10 @@ def test_a_wrong_key_ends_it(tmp_path):
         Watch(Door(found.admin_url, "my-wrong")).look()
 
 
+SIZE = ("COLUMNS", "LINES")
+"""What says how large a terminal is, and is believed more than the terminal."""
+
+
 class Terminal:
     """A program in a terminal of 40 lines of 120 columns: what it has written, and keys for it."""
 
@@ -142,7 +147,10 @@ class Terminal:
             stdin=other,
             stdout=other,
             stderr=other,
-            env={**os.environ, "TERM": "xterm-256color"},
+            env={
+                **{name: each for name, each in os.environ.items() if name not in SIZE},
+                "TERM": "xterm-256color",
+            },
         )
         os.close(other)
         self.text, self.decoder = "", getincrementaldecoder("utf-8")()
@@ -152,9 +160,10 @@ class Terminal:
 
     def until(self, words, within_s=30):
         """Read until it writes that; what it wrote until then is forgotten."""
+        end_s = time.monotonic() + within_s
         while words not in self.text:
-            ready, _, _ = select([self.at], [], [], within_s)
-            assert ready, f"{words!r} is not in {self.text!r}"
+            ready, _, _ = select([self.at], [], [], max(0.0, end_s - time.monotonic()))
+            assert ready, f"{words!r} is not in {self.text[-2000:]!r}"
             self.text += self.decoder.decode(os.read(self.at, 65_536))
         self.text = self.text.partition(words)[2]
 
