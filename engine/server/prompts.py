@@ -171,19 +171,7 @@ def sampling_of(body: Body, logprobs: int | None, choice: int) -> Sampling:
     Raises BadRequest.
     """
     seed = body.seed
-    if seed is None and not body.stop and not body.stop_token_ids and not body.logit_bias:
-        return _common(
-            body.temperature,
-            body.top_k,
-            body.top_p,
-            body.min_p,
-            body.repetition_penalty,
-            body.presence_penalty,
-            body.frequency_penalty,
-            body.ignore_eos,
-            logprobs,
-        )
-    return _sampling(
+    usual = (
         body.temperature,
         body.top_k,
         body.top_p,
@@ -193,6 +181,11 @@ def sampling_of(body: Body, logprobs: int | None, choice: int) -> Sampling:
         body.frequency_penalty,
         body.ignore_eos,
         logprobs,
+    )
+    if seed is None and not body.stop and not body.stop_token_ids and not body.logit_bias:
+        return _common(*usual)
+    return _sampling(
+        *usual,
         biases_of(body.logit_bias) if body.logit_bias else (),
         None if seed is None else (seed + choice) % (1 << 63),
         stops_of(body),

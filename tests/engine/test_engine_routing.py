@@ -133,9 +133,14 @@ def test_a_model_that_cannot_serve_has_its_fallbacks_tried_in_order(world):
         ("big", "middle", "no_replica"),
         ("middle", "small", "no_replica"),
     ]
-    refusal = here.get("middle")
-    assert isinstance(refusal, NoReplica)
-    assert refusal.retry_after_s > 0
+    assert isinstance(here.get("middle"), NoReplica)
+
+
+def test_a_refusal_says_when_those_who_are_closed_are_looked_at_again(world):
+    here = world(health=HealthSettings(probe_every_s=7))
+    here.kill("middle")
+    here.run(30)
+    assert here.get("middle").retry_after_s == 7
 
 
 def test_a_request_that_is_too_long_goes_to_a_longer_model(world):

@@ -38,7 +38,9 @@ class FolderBackend:
         self._counter = count()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self.path)
+            self._lock = locked(
+                self.path, f"the folder {self.path} holds KV blocks of another engine that is running"
+            )
         except OSError as error:
             raise BadSettings(
                 f"the folder {self.path} cannot hold KV blocks: {error.strerror or error}"
@@ -132,16 +134,17 @@ class FolderBackend:
                         yield from (entry for entry in entries if entry.is_file(follow_symlinks=False))
 
 
-def _locked(folder: Path) -> int:
-    """Lock the folder for this process, until the number is closed or the process ends, however it ends."""
+def locked(folder: Path, complaint: str) -> int:
+    """Lock the folder for this process, until the number is closed or the process ends, however it ends.
+
+    Raises BadSettings with that complaint where another process has it.
+    """
     number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(number)
-        raise BadSettings(
-            f"the folder {folder} holds KV blocks of another engine that is running; each needs a folder of its own"
-        ) from error
+        raise BadSettings(f"{complaint}; each needs a folder of its own") from error
     except OSError:
         os.close(number)
         raise

@@ -4,7 +4,6 @@ SQLite writes ahead and syncs each transaction, so that a process that is killed
 here blocks and is called from worker threads; a lock lets one of them in at a time.
 """
 
-import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -14,11 +13,11 @@ from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
 
+from engine.cache.stores.folder import locked
 from engine.errors import BadSettings
 
 APPLICATION_ID = 0x4D594A42  # "MYJB": tells our file from other programs' databases
 SCHEMA_VERSION = 1
-LOCK = ".modelyard-lock"
 DATABASE = "jobs.sqlite"
 FILES = "files"
 
@@ -73,7 +72,9 @@ class Database:
         self._lock = Lock()
         try:
             self.files.mkdir(parents=True, exist_ok=True)
-            self._held = _locked(self.folder)
+            self._held = locked(
+                self.folder, f"jobs.folder {self.folder} is in use by another server that is running"
+            )
         except OSError as error:
             raise BadSettings(
                 f"jobs.folder {self.folder} cannot be used: {error.strerror or error}"
@@ -142,19 +143,3 @@ class Database:
         os.close(self._held)
         if self._temporary is not None:
             self._temporary.cleanup()
-
-
-def _locked(folder: Path) -> int:
-    """Lock the folder for this process, until the number is closed or the process ends, however it ends."""
-    number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(number)
-        raise BadSettings(
-            f"jobs.folder {folder} is in use by another server that is running; each needs a folder of its own"
-        ) from error
-    except OSError:
-        os.close(number)
-        raise
-    return number
