@@ -23,29 +23,50 @@ class MergedWorkload:
     """Parts by name, each with settings as of the kind `generated`, laid over each other.
 
     A part asks for the model of the fleet that is called like it, if all parts are called like models of the fleet,
-    otherwise for the one at its place. Each has streams of its own: one more moves no other. Where there are tenants,
+    otherwise for the one at its place; or, where all parts have a `model_zipf`, each is spread over the models for
+    itself. `names`: what requests ask for in place of the models of the fleet, in their order: names, aliases,
+    versions, ranges, groups. Each part has streams of its own: one more moves no other. Where there are tenants,
     requests of a part without any are of one that is called like the part.
     """
 
     kind: str = "merged"
     parts: dict[str, GeneratedWorkload] = field(default_factory=dict)
     requests: int | None = None  # the first so many; None is all
-    model_zipf: float | None = 0.0  # None: all requests ask for the first model
+    model_zipf: float | None = 0.0  # None: all requests ask for the first model, or for `names`
+    names: list[str] = field(default_factory=list)
     vocab: int = 4096
 
     def __post_init__(self) -> None:
         check_kind(self.kind, "merged")
         require("workload.parts", len(self.parts), 1 <= len(self.parts) <= MAX_MODELS, f"1 to {MAX_MODELS:,}")
         for name, part in self.parts.items():
-            one = part.model_zipf is None
-            require(f"workload.parts.{name}.model_zipf", part.model_zipf, one, "null: a part is of one model")
+            fits = (part.model_zipf is not None) == self.is_spread
+            allowed = (
+                "given like that of the first part" if self.is_spread else "null: a part is of one model"
+            )
+            require(f"workload.parts.{name}.model_zipf", part.model_zipf, fits, allowed)
+        self._check_names()
         if self.requests is not None:
             whole("workload.requests", self.requests, 1, MAX_REQUESTS)
         check_popularity(self.model_zipf)
         check_vocab(self.vocab)
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether each part is spread over all models, and not of one."""
+        return next(iter(self.parts.values())).model_zipf is not None
+
     def draw(self, seed: int, model: str) -> Trace:
         return merged(self, seed, model)
+
+    def _check_names(self) -> None:
+        if not self.names:
+            return
+        key, null = "workload.model_zipf", self.model_zipf is None
+        require(key, self.model_zipf, null, "null, since names say what is asked for")
+        needed = max(part.models for part in self.parts.values()) if self.is_spread else len(self.parts)
+        allowed = f"at least {needed}: one for each model that a part asks for"
+        require("workload.names", len(self.names), len(self.names) >= needed, allowed)
 
 
 def merged(settings: MergedWorkload, seed: int, model: str) -> Trace:
@@ -62,6 +83,7 @@ def merged(settings: MergedWorkload, seed: int, model: str) -> Trace:
     templates = np.cumsum([0, *(len(part.prefixes) for part in parts)])[:-1]
     after = columns.numbers(lambda part: part.after, starts)
     waits = any(part.after is not None for part in parts)
+    asks_first = settings.model_zipf is None and not settings.names
     tenants, tenant_of = _tenants(parts, list(settings.parts))
     return Trace(
         arrival_ns=columns.of(lambda part: part.arrival_ns),
@@ -73,10 +95,8 @@ def merged(settings: MergedWorkload, seed: int, model: str) -> Trace:
         vocab=settings.vocab,
         seed=seed,
         source="merged",
-        models=() if settings.model_zipf is None else tuple(settings.parts),
-        model_of=None
-        if settings.model_zipf is None
-        else np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])[rows],
+        models=_models(settings),
+        model_of=None if asks_first else _model_of(settings, parts)[rows],
         tenants=tenants,
         tenant_of=None if tenant_of is None else tenant_of[rows],
         session=_sessions(parts)[rows] if any(part.session is not None for part in parts) else None,
@@ -86,6 +106,22 @@ def merged(settings: MergedWorkload, seed: int, model: str) -> Trace:
         if any(part.priority_of is not None for part in parts)
         else None,
     )
+
+
+def _models(settings: MergedWorkload) -> tuple[str, ...]:
+    """What the numbers of models stand for; () leaves that to the fleet."""
+    if settings.names:
+        return tuple(settings.names)
+    return () if settings.model_zipf is None or settings.is_spread else tuple(settings.parts)
+
+
+def _model_of(settings: MergedWorkload, parts: Sequence[Trace]) -> Lengths:
+    """The number of the model that each request asks for, of all parts one after the other."""
+    if not settings.is_spread:
+        return np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
+    chosen = [part.model_of for part in parts if part.model_of is not None]
+    assert len(chosen) == len(parts), "a part that is spread knows over what"
+    return np.concatenate(chosen)
 
 
 @dataclass(slots=True)

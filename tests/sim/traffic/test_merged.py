@@ -11,7 +11,7 @@ from engine.errors import BadSettings
 from sim.config import read, typed
 from sim.stage import Stage
 from sim.traffic import MergedWorkload, TraceWorkload, draw
-from sim.traffic.arrivals import ArrivalSettings
+from sim.traffic.arrivals import ArrivalSettings, Flash
 from sim.traffic.describe import describe
 from sim.traffic.fit import Fit, PartsFit, fit_by_model, written
 from sim.traffic.generator import GeneratedWorkload, PrefixSettings, TenantSettings
@@ -95,13 +95,62 @@ def test_merged_traffic_is_played():
     assert len(stage.recorder) == 60
 
 
+def spread(**settings):
+    parts = {
+        "calm": part(3.0, tenants=TenantSettings(shares={"x": 0.5, "y": 0.5}), model_zipf=0.0, models=2),
+        "wild": part(5.0, tenants=TenantSettings(shares={"z": 1.0}), model_zipf=2.0, models=3, **settings),
+    }
+    return MergedWorkload(parts=parts)
+
+
+def test_parts_may_each_be_spread_over_all_models():
+    trace = draw(spread(), 1, ["a", "b", "c"])
+    assert trace.models == ("a", "b", "c")
+    wild = np.array(trace.tenants)[trace.tenant_of] == "z"
+    calm = np.bincount(trace.model_of[~wild], minlength=3) / (~wild).sum()
+    assert calm.tolist() == pytest.approx([0.5, 0.5, 0.0], abs=0.05)
+    weights = np.arange(1, 4) ** -2.0
+    shares = np.bincount(trace.model_of[wild], minlength=3) / wild.sum()
+    assert shares.tolist() == pytest.approx((weights / weights.sum()).tolist(), abs=0.05)
+
+
+def test_a_part_that_is_spread_moves_no_other_when_it_grows():
+    flash = ArrivalSettings(flashes=[Flash(at_s=100.0, for_s=100.0, times=9.0)])
+    plain, crowded = (draw(each, 1, ["a", "b", "c"]) for each in (spread(), spread(arrivals=flash)))
+    assert len(crowded) > 1.5 * len(plain)
+    rows = []
+    for trace in (plain, crowded):
+        calm = np.array(trace.tenants)[trace.tenant_of] != "z"
+        rows.append((trace.arrival_ns[calm], trace.model_of[calm], trace.prompt_tokens[calm]))
+    for before, after in zip(*rows, strict=True):
+        assert np.array_equal(before, after)
+
+
+def test_requests_may_ask_for_other_names_than_those_of_the_fleet():
+    names = ["auto", "chat@^1.0"]
+    trace = merged(names=names, model_zipf=None)
+    assert trace.asked_for == tuple(names)
+    expected = merged(model_zipf=0.0)
+    assert np.array_equal(trace.model_of, expected.model_of)
+    assert {trace.request(index).model for index in range(100)} == set(names)
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
         ({"parts": {}}, r"workload\.parts is 0"),
         (
-            {"parts": {"a": part(1.0, model_zipf=1.0)}},
-            r"workload\.parts\.a\.model_zipf is 1\.0, but must be null",
+            {"parts": {"a": CODE, "b": part(1.0, model_zipf=1.0)}},
+            r"workload\.parts\.b\.model_zipf is 1\.0, but must be null",
+        ),
+        (
+            {"parts": {"a": part(1.0, model_zipf=1.0), "b": CODE}},
+            r"workload\.parts\.b\.model_zipf is None, but must be given",
+        ),
+        ({"parts": {"a": CODE}, "names": ["auto"]}, r"workload\.model_zipf is 0\.0, but must be null"),
+        (
+            {"parts": {"a": CODE, "b": CODE}, "names": ["auto"], "model_zipf": None},
+            r"workload\.names is 1, but must be at least 2",
         ),
         ({"parts": {"a": CODE}, "requests": 0}, r"workload\.requests is 0"),
         ({"parts": {"a": CODE}, "vocab": 1}, r"workload\.vocab is 1"),
