@@ -9,12 +9,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from sim.intervals import interval
+
 LEAST_SAMPLES_P99 = 100
 
 
 @dataclass(slots=True, frozen=True)
 class Check:
-    """One claim: `value op limit`. `verdict` is pass, fail or inconclusive; `note` says what it rests on."""
+    """One claim: `value op limit`. `verdict` is pass, fail or inconclusive; `note` says what it rests on.
+
+    `published`: what the earlier system says of the same thing, to be read beside it.
+    """
 
     name: str
     value: float | None
@@ -22,53 +27,84 @@ class Check:
     limit: float
     verdict: str
     note: str = ""
+    published: str = ""
 
 
-def at_most(name: str, value: float | None, limit: float, note: str = "") -> Check:
-    return Check(name, value, "<=", limit, _verdict(value, value is not None and value <= limit), note)
+def at_most(name: str, value: float | None, limit: float, note: str = "", *, published: str = "") -> Check:
+    verdict = _verdict(value, value is not None and value <= limit)
+    return Check(name, value, "<=", limit, verdict, note, published)
 
 
-def at_least(name: str, value: float | None, limit: float, note: str = "") -> Check:
-    return Check(name, value, ">=", limit, _verdict(value, value is not None and value >= limit), note)
+def at_least(name: str, value: float | None, limit: float, note: str = "", *, published: str = "") -> Check:
+    verdict = _verdict(value, value is not None and value >= limit)
+    return Check(name, value, ">=", limit, verdict, note, published)
 
 
-def evidence(name: str, value: float | None, least: float, note: str = "") -> Check:
+def gains(name: str, gained: Sequence[float], least: float, note: str = "", *, published: str = "") -> Check:
+    """What one side gains over another, pair by pair of runs on the same requests, is at least so much in the mean.
+
+    It passes when the mean does and the interval says that there is a gain at all; it fails when even the upper end
+    of the interval is below the bound. What lies between is undecided: more seeds would tell.
+    """
+    if not gained:
+        return Check(name, None, ">=", least, "inconclusive", note or "no pairs", published)
+    found = interval(gained)
+    told = f"{found.mean:.4g}, one pair: no interval"
+    if found.half_width is not None:
+        told = f"95 % from {found.low:.4g} to {found.high:.4g} over {len(gained)} pairs"
+    verdict = "inconclusive"
+    if found.mean >= least and (found.half_width is None or found.low > 0):
+        verdict = "pass"
+    elif found.high < least:
+        verdict = "fail"
+    return Check(name, found.mean, ">=", least, verdict, f"{note}; {told}" if note else told, published)
+
+
+def evidence(name: str, value: float | None, least: float, note: str = "", *, published: str = "") -> Check:
     """The run shows enough for the other checks to mean something. If not, it is undecided, not a failure."""
     shown = value is not None and value >= least
-    return Check(name, value, ">=", least, "pass" if shown else "inconclusive", note)
+    return Check(name, value, ">=", least, "pass" if shown else "inconclusive", note, published)
 
 
-def within(name: str, delay_s: float | None, limit_s: float, *, was_due: bool) -> Check:
+def within(name: str, delay_s: float | None, limit_s: float, *, was_due: bool, published: str = "") -> Check:
     """Something came at most `limit_s` after its cause. When it was due and never came, that is a failure."""
     if delay_s is None and was_due:
-        return Check(name, None, "<=", limit_s, "fail", "never")
-    return at_most(name, delay_s, limit_s)
+        return Check(name, None, "<=", limit_s, "fail", "never", published)
+    return at_most(name, delay_s, limit_s, published=published)
 
 
-def p99_at_most(name: str, values: npt.NDArray[np.float64], limit: float) -> Check:
+def p99_at_most(name: str, values: npt.NDArray[np.float64], limit: float, *, published: str = "") -> Check:
     """The 99th percentile of `values` is at most `limit`.
 
     Under 100 samples there is no p99. Then the maximum, which bounds it, can show that the claim holds; that it
     does not hold, nothing can.
     """
     if len(values) >= LEAST_SAMPLES_P99:
-        return at_most(name, float(np.percentile(values, 99)), limit, f"n={len(values)}")
+        p99 = float(np.percentile(values, 99))
+        return at_most(name, p99, limit, f"n={len(values)}", published=published)
     if not len(values):
-        return at_most(name, None, limit, "n=0")
+        return at_most(name, None, limit, "n=0", published=published)
     largest = float(np.max(values))
     note = f"n={len(values)}: the maximum, which bounds p99"
-    return Check(name, largest, "<=", limit, "pass" if largest <= limit else "inconclusive", note)
+    return Check(name, largest, "<=", limit, "pass" if largest <= limit else "inconclusive", note, published)
 
 
 def equal_share(
-    name: str, error: float | None, limit: float, count: int, parts: int, note: str = ""
+    name: str,
+    error: float | None,
+    limit: float,
+    count: int,
+    parts: int,
+    note: str = "",
+    *,
+    published: str = "",
 ) -> Check:
     """The largest distance of one of `parts` from an equal share of `count` requests is at most `limit`.
 
     A larger distance is a failure only beyond three standard deviations of a fair lottery, sqrt(p (1 - p) / n):
     with few requests, chance alone goes further than `limit`, and then nothing is decided.
     """
-    check = at_most(name, error, limit, note)
+    check = at_most(name, error, limit, note, published=published)
     fair = 1 / parts
     by_chance = 3 * (fair * (1 - fair) / max(count, 1)) ** 0.5
     if check.verdict == "fail" and error is not None and error <= by_chance:
@@ -97,9 +133,9 @@ def overall(checks: Sequence[Check]) -> str:
 
 
 def table(checks: Sequence[Check]) -> str:
-    """The checks as text, a line each: verdict, name, value, bound, what it rests on."""
+    """The checks as text, a line each: verdict, name, value, bound, what it rests on, what was published."""
     rows = [
-        (check.verdict, check.name, number(check.value), check.op, number(check.limit), check.note)
+        (check.verdict, check.name, number(check.value), check.op, number(check.limit), noted(check))
         for check in checks
     ]
     first, second, third, _, fifth = (
@@ -110,6 +146,11 @@ def table(checks: Sequence[Check]) -> str:
         for verdict, name, value, op, limit, note in rows
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def noted(check: Check) -> str:
+    """What a check rests on, and what was published of the same thing."""
+    return "; ".join(filter(None, (check.note, check.published and f"published: {check.published}")))
 
 
 def _verdict(value: float | None, holds: bool) -> str:

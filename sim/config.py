@@ -6,7 +6,7 @@ BadSettings (or UnknownName): the key, its value, what is allowed.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from itertools import count, islice, product
 from pathlib import Path
@@ -39,7 +39,9 @@ from engine.settings import (
     at_least,
     require,
 )
+from sim.beside import BesideSettings
 from sim.faults import Crash, Fault, Recover
+from sim.sizes import sized
 from sim.ties import FIRST_COME, TIES
 from sim.traffic import Workload, workloads
 
@@ -62,7 +64,11 @@ SECTIONS = (
     "routing",
     "health",
     "faults",
+    "size",
+    "sizes",
+    "beside",
 )
+OPTIONAL = ("size",)
 FAULTS: dict[str, type[Crash | Recover]] = {"crash": Crash, "recover": Recover}
 
 T = TypeVar("T")
@@ -108,6 +114,7 @@ class RunSettings:
     overrides: list[str]
     config: dict[str, Any]  # as composed, for the run folder
     ties: str = FIRST_COME  # what happens first at one nanosecond
+    beside: BesideSettings = field(default_factory=BesideSettings)
 
 
 def read(overrides: Sequence[str]) -> RunSettings:
@@ -129,13 +136,11 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 
 
 def settle(config: DictConfig, overrides: Sequence[str]) -> RunSettings:
-    """The composed configuration as plain dataclasses. Raises BadSettings."""
-    try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise explained(error, overrides) from error
-    assert isinstance(plain, dict)
-    parts: dict[str, Any] = {str(key): value for key, value in plain.items()}
+    """The composed configuration as plain dataclasses, of the size that it asks for. Raises BadSettings."""
+    parts = _plain(config, overrides)
+    lines = sized(parts, overrides)
+    if lines is not None:
+        parts = _plain(composed(lines), lines)
     _check_sections(parts)
     seed = _seed(parts["seed"])
     story = _story(parts["scenario"])
@@ -159,9 +164,19 @@ def settle(config: DictConfig, overrides: Sequence[str]) -> RunSettings:
         faults=[_fault(f"faults[{index}]", entry) for index, entry in enumerate(parts["faults"])],
         seed=seed,
         ties=_ties(parts["ties"]),
+        beside=typed(BesideSettings, parts["beside"], "beside"),
         overrides=list(overrides),
         config=parts,
     )
+
+
+def _plain(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise explained(error, overrides) from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def typed(cls: type[T], values: Any, key: str) -> T:
@@ -225,7 +240,7 @@ def _check_sections(parts: dict[str, Any]) -> None:
         if name not in SECTIONS:
             raise UnknownName(f"no setting is called {name!r}; the settings are {_options(SECTIONS)}")
     for name in SECTIONS:
-        require(name, parts.get(name), parts.get(name) is not None, "given")
+        require(name, parts.get(name), name in OPTIONAL or parts.get(name) is not None, "given")
 
 
 def choices(name: str) -> list[str]:

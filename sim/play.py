@@ -6,6 +6,7 @@ import platform
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,8 @@ from engine.telemetry import JsonLines, Meter
 from engine.telemetry.context import TraceIds
 from engine.telemetry.spans import Sampling, SpanBuilder
 from engine.telemetry.traces import JsonTraces
+from sim.beside import FOLDER as BESIDE
+from sim.beside import ITSELF, settings_beside
 from sim.config import RunSettings, read
 from sim.facts import Facts
 from sim.folder import RunFolder
@@ -43,7 +46,12 @@ def run(scenario: str, overrides: Sequence[str] = (), *, progress: bool = False)
 
 
 def play(settings: RunSettings, *, progress: bool = False) -> Run:
-    """Play what was configured. See `run`."""
+    """Play what was configured, and what it asks for beside. See `run`."""
+    return _on_stage(settings, settings_beside(settings, read), progress)
+
+
+def _on_stage(settings: RunSettings, others: dict[str, list[RunSettings]] | None, progress: bool) -> Run:
+    """Play one run; without `others` it is itself one beside another, and nobody checks it."""
     models = [model.name for model in settings.engine.fleet.models]
     trace = draw(settings.workload, settings.seed, models)
     stage = Stage(settings.engine, trace, settings.report.sample_every_s)
@@ -56,14 +64,20 @@ def play(settings: RunSettings, *, progress: bool = False) -> Run:
         name = f"{settings.scenario.name}_{_fingerprint(settings)}"
         folder = RunFolder(Path(settings.report.folder), name, with_spans=settings.report.spans)
         try:
-            return _play(settings, stage, folder, progress)
+            return _play(settings, stage, folder, others, progress)
         finally:
             folder.close()
     finally:
         stage.close()
 
 
-def _play(settings: RunSettings, stage: Stage, folder: RunFolder, progress: bool) -> Run:
+def _play(
+    settings: RunSettings,
+    stage: Stage,
+    folder: RunFolder,
+    others: dict[str, list[RunSettings]] | None,
+    progress: bool,
+) -> Run:
     meter = Meter()
     meter.sources.append(stage.engine.figures)
     stage.engine.telemetry.add(JsonLines(folder.events))
@@ -88,11 +102,36 @@ def _play(settings: RunSettings, stage: Stage, folder: RunFolder, progress: bool
         recorder.decisions(),
         facts=facts.table(),
     )
-    run.checks = list(settings.story.checks(run, settings.scenario))
+    measure = getattr(settings.story, "measure", None)
+    if measure is not None and not stage.stopped:
+        manifest["measured"] = measure(stage, settings.scenario)
+    run.played_beside = {}
+    if others and not stage.stopped:
+        run.played_beside = _beside(run, others, progress)
+    if others is not None:
+        run.checks = list(settings.story.checks(run, settings.scenario))
     folder.write(run, meter.exposition(), settings.overrides, settings.report.plots)
-    if not stage.stopped:
+    if not manifest["interrupted"]:
         run.path = folder.publish()
+        for other in [other for played in run.played_beside.values() for other in played if other is not run]:
+            other.path = run.path / other.path.relative_to(other.path.parents[2])
     return run
+
+
+def _beside(run: Run, others: dict[str, list[RunSettings]], progress: bool) -> dict[str, list[Run]]:
+    """Play the runs beside one, until Ctrl-C: then that one counts as interrupted."""
+    played: dict[str, list[Run]] = {ITSELF: [run]}
+    for name, all_settings in others.items():
+        for settings in all_settings:
+            folder = run.path / BESIDE / name
+            report = replace(settings.report, folder=str(folder), plots=False, spans=False)
+            other = _on_stage(replace(settings, report=report), None, progress)
+            if other.manifest["interrupted"]:
+                run.manifest["interrupted"] = True
+                return played
+            other.path = other.path.rename(folder / str(settings.seed))
+            played.setdefault(name, []).append(other)
+    return played
 
 
 def _trace(stage: Stage, file: IO[bytes], seed: int) -> JsonTraces:

@@ -10,7 +10,7 @@ from typing import Any
 from engine.telemetry.phases import PHASES
 from sim.breakdown import by_slowness
 from sim.certainty import told
-from sim.checks import Check, number
+from sim.checks import Check, noted, number
 from sim.detectors.finding import some
 from sim.plots import CAPTIONS, plots
 from sim.runs import Run
@@ -192,7 +192,7 @@ def command(run: Run) -> str:
 
 
 def _check_cells(check: Check) -> tuple[str, ...]:
-    return check.verdict, check.name, number(check.value), f"{check.op} {number(check.limit)}", check.note
+    return check.verdict, check.name, number(check.value), f"{check.op} {number(check.limit)}", noted(check)
 
 
 def _html_table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

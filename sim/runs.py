@@ -15,6 +15,8 @@ import yaml
 from engine.clock import NS_PER_S, to_ns
 from engine.errors import BadSettings
 from sim import hindsight, metrics
+from sim.beside import FOLDER as BESIDE
+from sim.beside import open_beside
 from sim.breakdown import breakdown, routed_ns
 from sim.checks import Check, overall
 
@@ -106,6 +108,7 @@ class Run:
     decisions: pd.DataFrame
     checks: list[Check] = field(default_factory=list)
     facts: pd.DataFrame = field(default_factory=no_facts)
+    played_beside: "dict[str, list[Run]] | None" = None
 
     @property
     def name(self) -> str:
@@ -116,6 +119,18 @@ class Run:
     def replicas(self) -> list[str]:
         """The names of the fleet's replicas, in its order."""
         return list(self.manifest["replicas"])
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """What the real clock said of this run, and the digest does not know: by name, with the unit in it."""
+        return dict(self.manifest.get("measured", {}))
+
+    @property
+    def beside(self) -> "dict[str, list[Run]]":
+        """The runs that were played beside this one (`sim.beside`), by name, a run for each seed; none is fine."""
+        if self.played_beside is None:
+            self.played_beside = open_beside(self.path, self, open_run)
+        return self.played_beside
 
     @property
     def verdict(self) -> str:
@@ -229,8 +244,13 @@ TABLES = ("summary", "requests", "timeseries", "decisions", "checks", "facts")
 
 
 def matching(pattern: str | Path) -> list[Path]:
-    """The folders of finished runs that match a glob, in order of their names."""
+    """The folders of finished runs that match a glob, in order of their names.
+
+    Runs beside another one are found only by a pattern that says so.
+    """
     found = sorted(Path(name) for name in glob(str(pattern), recursive=True))  # noqa: PTH207  absolute patterns too
+    if BESIDE not in Path(pattern).parts:
+        found = [path for path in found if BESIDE not in path.parts]
     return [path for path in found if path.suffix != ".partial" and (path / "manifest.json").is_file()]
 
 

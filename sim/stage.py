@@ -1,9 +1,10 @@
 """The stage: an engine under a virtual clock, traffic that walks in, and faults that strike on time."""
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from inspect import isawaitable
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from engine.engine import Engine
 from engine.errors import EngineError
 from engine.request import Request
 from engine.settings import EngineSettings, require
+from engine.telemetry import Event
 from sim.audit import Census, audit
 from sim.faults import Fault, check_replica
 from sim.loading import drawn_load_times
@@ -28,6 +30,10 @@ USED_RATIO = "modelyard:quota_used_ratio"
 
 Watcher = Callable[[int, int, int], bool]
 """Told now and then: now_ns, requests ended, events; its answer is whether to stop."""
+
+
+Act = Callable[[Engine], Event | Awaitable[Event | None] | None]
+"""What happens to an engine at a time; the event that it gives back, if any, is told."""
 
 
 def keep_going(_now_ns: int, _ended: int, _events: int) -> bool:
@@ -117,6 +123,10 @@ class Stage:
         check_replica(setting, fault.replica, self.engine)
         self.clock.spawn(self._strike(at_s, fault))
 
+    def act(self, at_s: float, act: Act) -> None:
+        """Let that happen at that time: an operator's hand, a file that comes, a limit that changes."""
+        self.clock.spawn(self._do(at_s, act))
+
     def play(self, watcher: Watcher = keep_going) -> None:
         """Run until every request of the trace has ended, or the watcher says stop.
 
@@ -185,6 +195,13 @@ class Stage:
     async def _strike(self, at_s: float, fault: Fault) -> None:
         await self.clock.sleep(to_ns(at_s))
         self.engine.telemetry.emit(await fault.strike(self.engine))
+
+    async def _do(self, at_s: float, act: Act) -> None:
+        await self.clock.sleep(to_ns(at_s))
+        done = act(self.engine)
+        event = await done if isawaitable(done) else done
+        if event is not None:
+            self.engine.telemetry.emit(event)
 
     async def _sample(self) -> None:
         while True:

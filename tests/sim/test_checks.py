@@ -9,6 +9,7 @@ from sim.checks import (
     at_most,
     equal_share,
     evidence,
+    gains,
     grown,
     overall,
     p99_at_most,
@@ -89,3 +90,24 @@ def test_a_share_is_only_wrong_when_chance_does_not_explain_it():
     assert equal_share("x", 0.10, 0.05, 1_000, 2).verdict == "fail"
     assert equal_share("x", None, 0.05, 0, 2).verdict == "inconclusive"
     assert "0.335" in equal_share("x", 0.10, 0.05, 20, 2, "a 12 b 8").note
+
+
+@pytest.mark.parametrize(
+    ("gained", "verdict"),
+    [
+        ([0.2, 0.21, 0.19], "pass"),
+        ([0.1, 0.11, 0.09], "fail"),
+        ([0.14, 0.2, 0.09], "inconclusive"),
+        ([1.0, -0.5, 0.4], "inconclusive"),
+        ([0.2], "pass"),
+        ([0.1], "fail"),
+        ([], "inconclusive"),
+    ],
+)
+def test_a_gain_is_judged_by_its_mean_and_its_interval(gained, verdict):
+    assert gains("better", gained, 0.15).verdict == verdict
+
+
+def test_what_was_published_stands_beside_ours():
+    line = table([at_least("share", 0.5, 0.4, "n=3", published="67 %")])
+    assert line == "pass  share  0.5 >= 0.4  n=3; published: 67 %"
