@@ -1,6 +1,7 @@
 """What replications and sweeps have in common: their folder, their figures, their progress."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,10 +75,22 @@ class Folder:
         self.write_json(COMMAND, {"arguments": list(arguments)})
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
-        table.to_csv(self.path / name, index=False, lineterminator="\n")
+        self.write_text(name, table.to_csv(index=False, lineterminator="\n"))
 
     def write_json(self, name: str, value: Any) -> None:
-        (self.path / name).write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Written aside and renamed: what has the name is whole, on a full disk too."""
+        aside = self.path / f"{name}.part"
+        try:
+            with aside.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(self.path / name)
+        finally:
+            aside.unlink(missing_ok=True)
 
     def publish(self) -> Path:
         """Give it its final name."""

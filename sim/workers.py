@@ -1,31 +1,55 @@
 """Runs side by side, in processes of their own: the same results in the same order, however many there are."""
 
+import errno
+import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from engine.errors import BadSettings
-from sim.config import read
+from sim.checks import Check, overall
+from sim.config import RunSettings, read
 
 Figures = dict[str, Any]
 
 EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3, "error": 1, "bad settings": 2}
 
 
+SCARCE = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+    }
+)
+"""What the machine lacks, not the run: tried again, it may go well."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run to be played, and what its folder is called in the end."""
+    """One run to be played, and what its folder is called in the end.
+
+    Neighbours with a seed of their own and equal lines may be played together, from one composed configuration.
+    """
 
     number: int
     overrides: tuple[str, ...]
     folder: Path
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +63,8 @@ class Played:
     digest: str
     summary: Figures
     error: str | None = None
+    again: bool = False
+    """Whether it may go well another time: its worker was killed, or the disk is full."""
 
     @property
     def exit_code(self) -> int:
@@ -50,6 +76,7 @@ Note = Callable[[str], None]
 TOGETHER = (
     2  # times that runs are played side by side; after that, whoever takes a worker along does so alone
 )
+BATCHES = 4  # for a worker, at least: whoever is done first takes the next
 
 
 def play_all(
@@ -65,7 +92,7 @@ def play_all(
     ends those under way and is raised; `told` has heard of the rest.
     """
     if workers <= 1 or len(jobs) <= 1:
-        return list(_one_by_one(jobs, told))
+        return [played for batch in batches(jobs, 1) for played in play_batch(batch, told)]
     played: dict[int, Played] = {}
 
     def heard(one: Played) -> None:
@@ -74,32 +101,48 @@ def play_all(
 
     left = list(jobs)
     for _ in range(TOGETHER):
-        if not (left := _side_by_side(left, workers, heard)):
+        if not (left := _side_by_side(batches(left, workers), workers, heard)):
             break
         note(f"a worker was killed; {len(left)} runs that it took along are played again")
     for job in left:
-        if _side_by_side([job], 1, heard):
-            heard(
-                Played(job.number, job.folder, -1, "error", "", {}, "its worker was killed: is memory short?")
-            )
+        if _side_by_side([[job]], 1, heard):
+            heard(killed(job))
     return [played[job.number] for job in jobs]
 
 
-def _side_by_side(jobs: Sequence[Job], workers: int, told: Told) -> list[Job]:
-    """Play the jobs in processes of their own; those that were lost with a worker that was killed."""
+def killed(job: Job) -> Played:
+    """What became of a job that no worker survived."""
+    seed = -1 if job.seed is None else job.seed
+    error = "its worker was killed: is memory short?"
+    return Played(job.number, job.folder, seed, "error", "", {}, error, again=True)
+
+
+def batches(jobs: Sequence[Job], workers: int) -> list[list[Job]]:
+    """Jobs that one worker plays in a row: seeds of one configuration, few enough that all workers have some."""
+    most = max(1, len(jobs) // (BATCHES * workers)) if workers > 1 else len(jobs)
+    found: list[list[Job]] = []
+    for _, alike in groupby(jobs, lambda job: (job.overrides, None if job.seed is not None else job.number)):
+        group = list(alike)
+        found += [group[begin : begin + most] for begin in range(0, len(group), most)]
+    return found
+
+
+def _side_by_side(together: Sequence[Sequence[Job]], workers: int, told: Told) -> list[Job]:
+    """Play batches in processes of their own; the jobs that were lost with a worker that was killed."""
     context = get_context(
         "spawn"
     )  # a fork would take along locks and threads of torch in whatever state they are
     threads = max(1, (os.cpu_count() or 1) // workers)
     lost: list[Job] = []
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (threads,)) as pool:
-        futures = {pool.submit(play_one, job): job for job in jobs}
+    with ProcessPoolExecutor(min(workers, len(together)), context, _begin, (threads,)) as pool:
+        futures = {pool.submit(play_batch, batch): batch for batch in together}
         try:
             for future in as_completed(futures):
                 try:
-                    told(future.result())
+                    for played in future.result():
+                        told(played)
                 except BrokenProcessPool:
-                    lost.append(futures[future])
+                    lost += futures[future]
         except BaseException:
             _end(pool, list(futures))
             raise
@@ -114,37 +157,82 @@ def sweep_up(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def play_batch(jobs: Sequence[Job], told: Told = lambda _played: None) -> list[Played]:
+    """Play jobs that differ in their seeds only; those that were played before are read."""
+    settings: RunSettings | BadSettings | None = None
+    played = []
+    for job in jobs:
+        one = kept(job)
+        if one is None:
+            settings = settings or _settings(job.overrides)
+            one = _play(job, settings)
+        told(one)
+        played.append(one)
+    return played
+
+
 def play_one(job: Job) -> Played:
     """Play one job and give its folder its name; one that was played before is read."""
-    from sim.play import play  # noqa: PLC0415  who only waits for others need not import it
-    from sim.runs import open_run  # noqa: PLC0415
+    return play_batch([job])[0]
 
-    if job.folder.is_dir():
-        run = open_run(job.folder)
-        return Played(
-            job.number, job.folder, run.manifest["seed"], run.verdict, run.manifest["digest"], run.summary
-        )
-    seed = -1
+
+def kept(job: Job) -> Played | None:
+    """What became of a job that was played before, from its folder; None when there is none, or one that is torn."""
     try:
-        settings = read(job.overrides)
-        seed = settings.seed
-        settings.report = replace(settings.report, folder=str(job.folder.parent), plots=False)
-        run = play(settings)
+        manifest, checks, summary = (
+            json.loads((job.folder / f"{name}.json").read_text(encoding="utf-8"))
+            for name in ("manifest", "checks", "summary")
+        )
+    except (OSError, ValueError):
+        return None
+    verdict = overall([Check(**check) for check in checks])
+    return Played(job.number, job.folder, manifest["seed"], verdict, manifest["digest"], summary)
+
+
+def on_seed(settings: RunSettings, seed: int | None) -> RunSettings:
+    """The same run on another seed."""
+    if seed is None or seed == settings.seed:
+        return settings
+    lines = [line for line in settings.overrides if not line.startswith("seed=")]
+    return replace(
+        settings,
+        seed=seed,
+        engine=replace(deepcopy(settings.engine), seed=seed),
+        overrides=[*lines, f"seed={seed}"],
+        config={**settings.config, "seed": seed},
+    )
+
+
+def _settings(overrides: Sequence[str]) -> RunSettings | BadSettings:
+    try:
+        return read(overrides)
+    except BadSettings as error:
+        return error
+
+
+def _play(job: Job, settings: RunSettings | BadSettings) -> Played:
+    from sim.play import play  # noqa: PLC0415  who only waits for others need not import it
+
+    if isinstance(settings, BadSettings):
+        seed = -1 if job.seed is None else job.seed
+        return Played(job.number, job.folder, seed, "bad settings", "", {}, str(settings))
+    settings = on_seed(settings, job.seed)
+    seed = settings.seed
+    report = replace(settings.report, folder=str(job.folder.parent), plots=False)
+    try:
+        run = play(replace(settings, report=report))
     except BadSettings as error:
         return Played(job.number, job.folder, seed, "bad settings", "", {}, str(error))
     except Exception as error:  # noqa: BLE001  it is told, and the other jobs go on
-        return Played(job.number, job.folder, seed, "error", "", {}, f"{type(error).__name__}: {error}")
+        scarce = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SCARCE)
+        what = str(error.strerror) if scarce and isinstance(error, OSError) else str(error)
+        told = f"{type(error).__name__}: {what}"
+        return Played(job.number, job.folder, seed, "error", "", {}, told, again=scarce)
     if run.manifest["interrupted"]:
         raise KeyboardInterrupt
+    shutil.rmtree(job.folder, ignore_errors=True)  # one that is torn cannot be read
     run.path.rename(job.folder)
     return Played(job.number, job.folder, seed, run.verdict, run.manifest["digest"], run.summary)
-
-
-def _one_by_one(jobs: Sequence[Job], told: Told) -> Iterator[Played]:
-    for job in jobs:
-        played = play_one(job)
-        told(played)
-        yield played
 
 
 def _begin(threads: int) -> None:
