@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.errors import BadSettings
+from sim import every
 from sim.checks import table
 from sim.config import SECTIONS, choices, explained, settle
 from sim.play import play
@@ -38,6 +39,8 @@ def main() -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(usage())
         return
+    if every.asked_for(sys.argv[1:]):
+        sys.exit(every.main(sys.argv[1:]))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing and exiting with 1
     exit_codes = [0]
 
@@ -92,6 +95,7 @@ def usage() -> str:
     return "\n".join(
         [
             "usage: python -m sim scenario=NAME [SETTING=VALUE ...]    one run",
+            "       python -m sim scenario=all [SETTING=VALUE ...]     the ten scenarios, and one table",
             "       python -m sim -m scenario=NAME [SETTING=A,B ...]   a run for every combination",
             "       python -m sim --cfg job scenario=NAME              every setting, and nothing runs",
             "",
