@@ -12,7 +12,7 @@ import yaml
 
 from engine.clock import utc_now
 from engine.errors import BadSettings
-from sim import perfetto, plots, report
+from sim import perfetto
 from sim.runs import Run
 
 
@@ -48,6 +48,8 @@ class RunFolder:
         (self.path / "metrics.prom").write_text(exposition, encoding="utf-8")
         perfetto.write_trace(run, self.path / "trace.json.gz")
         if with_plots:
+            from sim import plots, report  # noqa: PLC0415  matplotlib takes most of a second to import
+
             plots.save_all(run, self.path / "plots")
             report.write_report(run, self.path)
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
-from sim.plots import MARKS, pack
+from sim.drawing import MARKS, pack
 from sim.runs import Run
 
 ENGINE_PID = 0

@@ -4,12 +4,10 @@ Figures are made without pyplot, so nothing global changes and no display is nee
 """
 
 from collections.abc import Callable, Iterator
-from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,13 +19,13 @@ from engine.clock import NS_PER_S
 from engine.telemetry.phases import PHASES
 from sim import metrics
 from sim.breakdown import by_slowness, means_s
+from sim.drawing import MARKS, pack
 from sim.metrics import Floats
 from sim.runs import Run
 
 # Okabe and Ito, "Color universal design" (2008); black is kept for marks and peaks
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 STYLES = ("-", "--", "-.", ":")
-MARKS = {"crash": "#D55E00", "unhealthy": "#000000", "recover": "#009E73", "healthy": "#0072B2"}
 LOADS = ["running", "waiting", "tokens_in_flight"]
 PHASE_COLOURS = ("#000000", "#999999", "#F0E442", "#D55E00", "#56B4E9", "#E69F00", "#009E73", "#0072B2")
 MOST_BARS_OF_REPLICAS = 20
@@ -277,12 +275,16 @@ CAPTIONS = {
 def save_all(run: Run, folder: Path) -> list[Path]:
     """Every picture as a PNG in `folder`, which is made. The same run gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, plot in plots.items():
-        path = folder / f"{name}.png"
-        plot(run).savefig(path, dpi=DPI, metadata={"Software": None})
-        paths.append(path)
-    return paths
+    return [_save(plot(run), folder / f"{name}.png") for name, plot in plots.items()]
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    """What `savefig` would write, which lays everything out by drawing it once before it draws."""
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(DPI)
+    with path.open("wb") as file:
+        canvas.print_png(file, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    return path
 
 
 def _time(seconds: float) -> str:
@@ -291,20 +293,6 @@ def _time(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds / 1e-6:.3g} us"
-
-
-def pack(begin: Floats, end: Floats) -> npt.NDArray[np.intp]:
-    """A slot for each interval, the lowest free one in order of `begin`: no two in one slot overlap."""
-    slots = np.zeros(len(begin), dtype=np.intp)
-    free: list[int] = []
-    busy: list[tuple[float, int]] = []
-    for index in np.argsort(begin, kind="stable"):
-        while busy and busy[0][0] <= begin[index]:
-            heappush(free, heappop(busy)[1])
-        slot = heappop(free) if free else len(busy)
-        heappush(busy, (float(end[index]), slot))
-        slots[index] = slot
-    return slots
 
 
 def _panels(

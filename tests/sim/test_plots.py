@@ -8,7 +8,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.patches import Rectangle, StepPatch
 
 from sim import plots
-from sim.plots import CAPTIONS, outages, pack, save_all
+from sim.drawing import pack
+from sim.plots import CAPTIONS, outages, save_all
 
 S = 1_000_000_000
 FIRST_TRY = [
