@@ -24,7 +24,10 @@ def sized(parts: dict[str, Any], overrides: Sequence[str]) -> list[str] | None:
     if not isinstance(sizes, dict) or size not in sizes:
         known = f"choose from {', '.join(sizes)}" if sizes else "this scenario has none"
         raise UnknownName(f"no size is called {size!r}; {known}")
-    return merged(overrides, lines_of(f"sizes.{size}", sizes[size]), stronger=overrides)
+    stronger = [
+        line for line in overrides if key_of(line) != "scenario"
+    ]  # whose size this is: it covers nothing of it
+    return merged(overrides, lines_of(f"sizes.{size}", sizes[size]), stronger=stronger)
 
 
 def merged(last: Iterable[str], first: Iterable[str], *, stronger: Iterable[str]) -> list[str]:

@@ -27,6 +27,13 @@ def test_lines_of_the_user_win_over_those_of_a_size():
     assert "tiers.ram.gib=2" not in settings.overrides
 
 
+def test_a_size_may_have_bounds_of_its_own_scenario():
+    of_size = '+sizes.lax=["scenario.max_not_completed=5"]'
+    assert read(["scenario=steady", of_size, "size=lax"]).scenario.max_not_completed == 5
+    lines = ["scenario=steady", of_size, "size=lax", "scenario.max_not_completed=2"]
+    assert read(lines).scenario.max_not_completed == 2
+
+
 def test_an_unknown_size_is_named_with_those_that_are_there():
     with pytest.raises(UnknownName, match=r"no size is called 'huge'; choose from full"):
         read(["scenario=steady", FULL, "size=huge"])
