@@ -26,7 +26,6 @@ from sim.intervals import Interval, interval
 from sim.runs import no_facts
 from sim.stage import Stage
 from sim.streams import stream
-from sim.traffic import draw
 
 LEAST_RANKED = 3  # decisions whose ranks say something
 
@@ -155,8 +154,7 @@ def _played(settings: RunSettings, forced: Forced) -> Iterator[Stage]:
     """A stage on which the whole run was played, without a folder."""
     routing = replace(settings.engine.routing, decision_log=1.0)  # decisions are made with care then
     engine = replace(settings.engine, routing=routing)
-    trace = draw(settings.workload, settings.seed, [model.name for model in engine.fleet.models])
-    stage = Stage(engine, trace, settings.report.sample_every_s)
+    stage = Stage(engine, settings.draw(), settings.report.sample_every_s)
     try:
         for number, timed in enumerate(settings.faults):
             stage.at(timed.at_s, timed.fault, f"faults[{number}].replica")

@@ -28,7 +28,6 @@ from sim.progress import Progress
 from sim.runs import Run
 from sim.stage import Stage
 from sim.ties import SHUFFLED, shuffle
-from sim.traffic import draw
 from sim.traffic.fingerprint import fingerprint
 
 SCHEMA_VERSION = 1
@@ -52,9 +51,7 @@ def play(settings: RunSettings, *, progress: bool = False) -> Run:
 
 def _on_stage(settings: RunSettings, others: dict[str, list[RunSettings]] | None, progress: bool) -> Run:
     """Play one run; without `others` it is itself one beside another, and nobody checks it."""
-    models = [model.name for model in settings.engine.fleet.models]
-    trace = draw(settings.workload, settings.seed, models)
-    stage = Stage(settings.engine, trace, settings.report.sample_every_s)
+    stage = Stage(settings.engine, settings.draw(), settings.report.sample_every_s)
     if settings.ties == SHUFFLED:
         shuffle(stage.clock.env, settings.seed)
     try:

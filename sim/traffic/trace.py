@@ -68,6 +68,9 @@ class Trace:
     tenants: tuple[str, ...] = ()
     tenant_of: Lengths | None = None
     session: Lengths | None = None
+    session_names: dict[int, str] = field(
+        default_factory=dict
+    )  # of those that are not called by their number
     after: Lengths | None = None
     think_ns: Times | None = None
     priority_of: Lengths | None = None
@@ -109,10 +112,13 @@ class Trace:
             max_output_tokens=int(self.output_tokens[index]),
             arrival_ns=int(self.arrival_ns[index]),
             tenant=self.tenant if self.tenant_of is None else self.tenants[self.tenant_of[index]],
-            session=None if self.session is None else str(self.session[index]),
+            session=None if self.session is None else self._session(int(self.session[index])),
             vocab=self.vocab,
             priority=0 if self.priority_of is None else int(self.priority_of[index]),
         )
+
+    def _session(self, number: int) -> str:
+        return self.session_names.get(number) or str(number)
 
     @property
     def telling_tokens(self) -> int:
