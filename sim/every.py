@@ -135,13 +135,9 @@ def show(
         for check in runs[each.number].checks if each.number in runs else ():
             if check.verdict != "pass":
                 bound = f"{number(check.value)} {check.op} {number(check.limit)}"
-                out.print(
-                    f"{check.verdict}  {TEN[each.number]}: {check.name}  {bound}  {check.note}", **PLAIN
-                )
-    out.print(f"runs  {path}", **PLAIN)
-
-
-PLAIN = {"markup": False, "highlight": False, "soft_wrap": True}
+                line = f"{check.verdict}  {TEN[each.number]}: {check.name}  {bound}  {check.note}"
+                out.print(line, markup=False, highlight=False, soft_wrap=True)
+    out.print(f"runs  {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def beside_published(check: Check) -> str:
