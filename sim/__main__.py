@@ -10,12 +10,11 @@ import sys
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.errors import BadSettings
-from sim import every
+from sim import every, multirun
 from sim.checks import table
 from sim.config import SECTIONS, choices, explained, settle
 from sim.play import play
@@ -26,36 +25,24 @@ BAD_CONFIGURATION = 2
 INTERRUPTED = 130
 
 
-class Unsatisfied(Exception):
-    """A job of a sweep did not pass. Raised after its run is saved, so that the other jobs go on."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
 def main() -> None:
-    """The command line. Exits with the code of the verdict; a sweep with that of its first job that did not pass."""
+    """The command line. Exits with the code of the verdict; a sweep with that of its worst run."""
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(usage())
         return
     if every.asked_for(sys.argv[1:]):
         sys.exit(every.main(sys.argv[1:]))
+    if set(multirun.FLAGS) & set(sys.argv[1:]):
+        sys.exit(multirun.main(sys.argv[1:]))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing and exiting with 1
     exit_codes = [0]
 
     @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
     def job(config: DictConfig) -> None:
-        alone = HydraConfig.get().mode is RunMode.RUN
-        exit_code = play_and_show(config, list(HydraConfig.get().overrides.task), progress=alone)
-        exit_codes.append(exit_code)
-        if exit_code and not alone:
-            raise Unsatisfied(" ".join(HydraConfig.get().overrides.task), exit_code)
+        exit_codes.append(play_and_show(config, list(HydraConfig.get().overrides.task)))
 
     try:
         job()
-    except Unsatisfied as job_error:
-        exit_codes.append(job_error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         exit_codes.append(complain(explained(error, sys.argv[1:])))
     except KeyboardInterrupt:
@@ -63,10 +50,10 @@ def main() -> None:
     sys.exit(exit_codes[-1])
 
 
-def play_and_show(config: DictConfig, overrides: list[str], *, progress: bool) -> int:
+def play_and_show(config: DictConfig, overrides: list[str]) -> int:
     """One run, from its configuration to what is said of it; its exit code."""
     try:
-        run = play(settle(config, overrides), progress=progress)
+        run = play(settle(config, overrides), progress=True)
     except BadSettings as error:
         return complain(error)
     show(run)
@@ -96,7 +83,7 @@ def usage() -> str:
         [
             "usage: python -m sim scenario=NAME [SETTING=VALUE ...]    one run",
             "       python -m sim scenario=all [SETTING=VALUE ...]     the ten scenarios, and one table",
-            "       python -m sim -m scenario=NAME [SETTING=A,B ...]   a run for every combination",
+            "       python -m sim -m scenario=NAME [SETTING=A,B ...]   every combination, ranked (docs/sweeps.md)",
             "       python -m sim --cfg job scenario=NAME              every setting, and nothing runs",
             "",
             "groups of settings:",

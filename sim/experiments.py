@@ -27,7 +27,7 @@ MAIN = (
 
 COMMAND = "command.json"
 
-MORE_IS_BETTER = frozenset({"token_hit_ratio", "request_hit_ratio", "completed"})
+MORE_IS_BETTER = frozenset({"token_hit_ratio", "request_hit_ratio", "completed", "jain_index_of_replicas"})
 
 
 def is_better(figure: str, difference: float) -> bool:
@@ -61,6 +61,19 @@ class Folder:
             ) from error
 
     @classmethod
+    def named(cls, path: Path) -> Self:
+        """One of that name, which must not exist. Raises BadSettings where it cannot be made."""
+        folder = cls.__new__(cls)
+        folder.path = path.with_name(f"{path.name}.partial")
+        try:
+            folder.path.mkdir(parents=True)
+        except OSError as error:
+            raise BadSettings(
+                f"folder is {str(path)!r}, but it cannot be made there: {error.strerror}"
+            ) from error
+        return folder
+
+    @classmethod
     def resumed(cls, path: Path, arguments: Sequence[str]) -> Self:
         """That of an experiment which was interrupted, with the runs that were whole."""
         folder = cls.__new__(cls)
@@ -92,9 +105,10 @@ class Folder:
         finally:
             aside.unlink(missing_ok=True)
 
-    def publish(self) -> Path:
+    def publish(self, *, keep_command: bool = False) -> Path:
         """Give it its final name."""
-        (self.path / COMMAND).unlink(missing_ok=True)  # nothing is left to go on with
+        if not keep_command:
+            (self.path / COMMAND).unlink(missing_ok=True)  # nothing is left to go on with
         final = self.path.with_name(self.path.name.removesuffix(".partial"))
         self.path.rename(final)
         self.path = final
@@ -116,7 +130,18 @@ def resumed(given: Sequence[str]) -> tuple[Path | None, list[str]]:
         )
     if not path.name.endswith(".partial") or not (path / COMMAND).is_file():
         raise BadSettings(f"resume is {str(path)!r}, but must be the .partial folder of what was interrupted")
-    return path, json.loads((path / COMMAND).read_text(encoding="utf-8"))["arguments"]
+    return path, noted(path)
+
+
+def noted(path: Path) -> list[str]:
+    """The command line that made an experiment's folder. Raises BadSettings where it cannot be read."""
+    try:
+        arguments = json.loads((path / COMMAND).read_text(encoding="utf-8"))["arguments"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadSettings(
+            f"{path / COMMAND} cannot be read, so that nobody knows what was asked for"
+        ) from error
+    return [str(argument) for argument in arguments]
 
 
 @contextmanager

@@ -1,217 +1,368 @@
 """`python -m sim.sweep scenario=steady strategy=round_robin,least_loaded seed=1..5`: every combination, side by side.
 
 0: every run passed. 1: one failed. 2: the settings are no good, and nothing ran. 3: a check could not be decided.
-130: interrupted; the runs that were whole are in the index of a folder that is still called `.partial`, and
-`resume=FOLDER` goes on with it.
+130: interrupted; the runs that were whole are in a folder that is still called `.partial`, and `resume=FOLDER` goes
+on with it. `python -m sim -m` plays the same by a launcher of Hydra's (`sim/multirun.py`).
 """
 
-import itertools
 import os
-import re
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from engine.errors import BadSettings
 from sim.callables import callable_as
-from sim.compare import Row, rows_of, show_rows
-from sim.config import read
+from sim.compare import Row, show_rows
 from sim.experiments import (
-    MAIN,
     Folder,
     complain,
+    noted,
     own_settings,
     progress,
     resumed,
     table_of,
     whole_number,
 )
-from sim.workers import Job, Played, play_all
+from sim.plan import Combination, Plan, chosen, label, planned
+from sim.ranking import Ranked, check_figure, comparisons, effects, rank_table, ranked, show, told
+from sim.workers import Job, Note, Played, Told, kept, play_all, sweep_up
 
-USAGE = """usage: python -m sim.sweep scenario=NAME SETTING=A,B [SETTING=VALUE ...] [seed=1..5] [workers=2]
+USAGE = """usage: python -m sim.sweep scenario=NAME SETTING=A,B [SETTING=VALUE ...] [seed=1..5] [what is below]
 
-A setting with values between commas is swept; seed=1..5 stands for 1,2,3,4,5. Each combination is one run; index.csv
-has a row for each. The first value of the first swept setting is compared with the others, pair by pair of a seed.
+A setting with values between commas is swept, and so are range(1,11), choice(a,b) and glob(*); seed=1..5 is 1 to 5.
+Each combination is a run on each seed, and a row of index.csv.
 
-  workers=(cores)   processes that play them; the results are the same whatever their number
-  resume=FOLDER     alone: go on with what was interrupted; its runs are not played again
+  rank=mean_ttft_s            the figure by which combinations are ranked (ranking.csv), and of the heat map
+  baseline=SETTING=VALUE,...  what the others are compared with; what is not named has its first value
+  pareto=mean_ttft_s,mean_tpot_s  the two figures of pareto.png
+  heat=SETTING,SETTING        the two settings of heat.png; the first two that are swept
+  folder=FOLDER               where all goes; asked for again it plays what is missing there
+  workers=(cores)             processes that play them; the results are the same whatever their number
+  resume=FOLDER               alone: go on with what was interrupted; its runs are not played again
 
 exit codes: 0 all runs passed, 1 one failed, 2 bad settings, 3 undecided, 130 interrupted"""
-WIDTH = 130  # of a table that is not shown on a terminal
-MOST_RUNS = 100_000
-MOST_SHOWN = 24
-OPENING, CLOSING = "[{(", ")}]"
+OWN = ("rank", "baseline", "pareto", "heat", "folder", "workers")
+WIDTH = 180  # of a table that is not shown on a terminal
+PAIR = 2
+
+Launch = Callable[[Sequence[Job], Told, Note], Sequence[Played]]
+"""Play jobs, in whatever processes, and say what became of each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How the runs are looked at. Raises BadSettings."""
+
+    rank: str = "mean_ttft_s"
+    baseline: str = ""
+    pareto: str = "mean_ttft_s,mean_tpot_s"
+    heat: str = ""
+
+    def __post_init__(self) -> None:
+        check_figure("rank", self.rank)
+        figures = self.pareto.split(",")
+        if len(set(figures)) != PAIR or len(figures) != PAIR:
+            raise BadSettings(
+                f"pareto is {self.pareto!r}, but must be two figures, as in mean_ttft_s,mean_tpot_s"
+            )
+        for figure in figures:
+            check_figure("pareto", figure)
+
+    @property
+    def axes(self) -> tuple[str, str]:
+        x, y = self.pareto.split(",")
+        return x, y
+
+    def sides(self, swept: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:
+        """The two settings of the heat map; None where fewer are swept. Raises BadSettings for others."""
+        names = self.heat.split(",") if self.heat else list(swept)[:PAIR]
+        if self.heat and (len(set(names)) != PAIR or len(names) != PAIR or not set(names) <= set(swept)):
+            known = ", ".join(swept) or "none is"
+            raise BadSettings(
+                f"heat is {self.heat!r}, but must be two of the settings that are swept: {known}"
+            )
+        return (names[0], names[1]) if len(names) == PAIR else None
 
 
 @dataclass(slots=True)
 class Sweep:
-    """All combinations that were played, and what the first swept setting makes of them."""
+    """All combinations that were played, and what they say."""
 
     path: Path
     swept: dict[str, list[str]]
+    """Without the seed."""
     index: pd.DataFrame
     """One row a run: the swept settings, seed, verdict, digest, figures."""
+    figure: str
+    """That ranks."""
+    baseline: Combination
+    ranking: list[Ranked]
     comparisons: dict[str, list[Row]]
-    """By the other values of the first swept setting: how they differ from its first value."""
+    """By combination: how it differs from the baseline."""
+    effects: dict[str, list[Row]]
+    """By setting and value: what it changes, averaged over all else; of two swept settings or more."""
     exit_code: int
+    missing: list[Played] = field(default_factory=list)
+    """Runs that the machine could not play; the folder is still `.partial`."""
 
 
 def sweep(
-    overrides: Sequence[str], *, workers: int | None = None, shown: bool = False, resume: Path | None = None
+    overrides: Sequence[str],
+    *,
+    workers: int | None = None,
+    folder: Path | str | None = None,
+    shown: bool = False,
+    **reading: str,
 ) -> Sweep:
     """Play every combination of the values between commas. Raises BadSettings before anything runs.
 
-    `resume`: the folder of the same sweep, which was interrupted.
+    `reading` are rank, baseline, pareto and heat, as on the command line. A `folder` that holds the same sweep, or a
+    part of it, is gone on with.
     """
-    swept, fixed = parted(overrides)
-    labels = [dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values())]
-    lines = [(*fixed, *(f"{name}={value}" for name, value in each.items())) for each in labels]
-    settings = [read(each) for each in lines]  # all of them, before the first one runs
-    asked = [*overrides, *([] if workers is None else [f"workers={workers}"])]
-    if resume is None:
-        folder = Folder(settings[0].report.folder, f"sweep_{settings[0].scenario.name}")
-        folder.begin(asked)
-    else:
-        folder = Folder.resumed(resume, asked)
-    jobs = [Job(number, each, folder.path / "runs" / f"{number:05}") for number, each in enumerate(lines)]
-    heard: list[Played] = []
-    others = [{name: value for name, value in each.items() if name != "seed"} for each in labels]
-    try:
-        with progress(len(jobs), heard.append, shown=shown) as told:
-            played = play_all(jobs, workers or os.cpu_count() or 1, told, complain)
-    except KeyboardInterrupt:
-        folder.write_table("index.csv", table_of(heard, others))
-        if shown:
-            complain(f"go on with: python -m sim.sweep resume={folder.path}")
-        raise
-    index = table_of(played, others)
-    folder.write_table("index.csv", index)
-    comparisons = compared(index, {name: values for name, values in swept.items() if name != "seed"})
-    told_rows = [{"value": value, **row.told()} for value, rows in comparisons.items() for row in rows]
-    folder.write_table("comparisons.csv", pd.DataFrame(told_rows))
-    return Sweep(folder.publish(), swept, index, comparisons, max(each.exit_code for each in played))
+    own = {**reading, **({} if folder is None else {"folder": str(folder)})}
+    many = workers or os.cpu_count() or 1
+    refuse_launchers(overrides)
+    return Sweeping(overrides, own, lambda *given: play_all(given[0], many, *given[1:]), shown=shown).play()
 
 
-def parted(overrides: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The settings that are swept, with their values, and the other lines. Raises BadSettings."""
-    swept: dict[str, list[str]] = {}
-    fixed: list[str] = []
-    for line in overrides:
-        name, equals, value = line.partition("=")
-        values = split(value)
-        if name == "seed":
-            values = [each for part in values for each in _counted(part)]
-        if equals and len(values) > 1:
-            twice = [each for each, count in Counter(values).items() if count > 1]
-            if twice:
-                raise BadSettings(f"{name} is {value!r}, which has {twice[0]!r} twice")
-            swept[name] = values
-        else:
-            fixed.append(line)
-    count = 1
-    for values in swept.values():
-        count *= len(values)
-    if count > MOST_RUNS:
-        raise BadSettings(f"a sweep of {count:,} runs was asked for, but at most {MOST_RUNS:,} are allowed")
-    return swept, fixed
+def refuse_launchers(lines: Sequence[str]) -> None:
+    """Raise BadSettings for what only `python -m sim -m` can honour."""
+    for line in lines:
+        if line.lstrip("+~").startswith(("hydra.", "hydra/")):
+            raise BadSettings(
+                f"{line!r} is for python -m sim -m, which plays a sweep by a launcher of Hydra's"
+            )
 
 
-def split(value: str) -> list[str]:
-    """The values between commas, where these stand in no brackets and no quotes."""
-    parts, depth, quote, start = [], 0, "", 0
-    for index, letter in enumerate(value):
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"":
-            quote = letter
-        elif letter in OPENING:
-            depth += 1
-        elif letter in CLOSING:
-            depth -= 1
-        elif letter == "," and not depth:
-            parts.append(value[start:index])
-            start = index + 1
-    return [*parts, value[start:]]
+class Sweeping:
+    """A sweep from its command line to its folder, whoever plays the runs."""
+
+    def __init__(
+        self,
+        lines: Sequence[str],
+        own: Mapping[str, str],
+        launch: Launch,
+        *,
+        check: Callable[[Sequence[str]], None] = lambda _lines: None,
+        command: str = "python -m sim.sweep",
+        noted_besides: Sequence[str] = (),
+        resume: Path | None = None,
+        shown: bool = False,
+    ) -> None:
+        """Compose and read everything. Raises BadSettings; only then there is a folder.
+
+        `check` looks at the lines of a run, too, before there is a folder. `noted_besides` are lines of the command
+        line that are not the runs', for `resume` to find.
+        """
+        self.plan: Plan = planned(lines)
+        self._reading = Reading(**{name: value for name, value in own.items() if name in Reading.__slots__})
+        self._baseline = chosen(self._reading.baseline, self.plan.swept)
+        self._sides = self._reading.sides(self.plan.swept)
+        settings = self.plan.read()
+        check(self.plan.lines(self.plan.combinations[0]))
+        self._launch, self._command, self._shown = launch, command, shown
+        options = [f"{name}={value}" for name, value in own.items()]
+        asked = [*lines, *noted_besides, *options]
+        self._folder = self._found(own.get("folder"), asked, resume) or Folder(
+            settings[0].report.folder, f"sweep_{settings[0].scenario.name}"
+        )
+        self._folder.begin(asked)
+        self.jobs = self.plan.jobs(self._folder.path.absolute() / "runs")
+
+    @property
+    def path(self) -> Path:
+        return self._folder.path
+
+    def play(self) -> Sweep:
+        """Play what is missing, and say what all of it says."""
+        heard: dict[int, Played] = {job.number: one for job in self.jobs if (one := kept(job)) is not None}
+        missing = [job for job in self.jobs if job.number not in heard]
+        if self._shown and heard:
+            complain(f"{len(heard)} of {len(self.jobs)} runs were played before")
+
+        def told(played: Played) -> None:
+            heard[played.number] = played
+
+        try:
+            with progress(len(missing), told, shown=self._shown) as passed_on:
+                for one in self._launch(missing, passed_on, complain) if missing else ():
+                    heard[one.number] = one
+        except KeyboardInterrupt:
+            self._interrupted()
+            raise
+        except OSError as error:
+            raise self._scarce(error) from error
+        try:
+            return self._said([heard[job.number] for job in self.jobs])
+        except OSError as error:
+            raise self._scarce(error) from error
+
+    def _found(self, name: str | None, asked: Sequence[str], resume: Path | None) -> Folder | None:
+        """The folder that is gone on with, or that has the name which is asked for. Raises BadSettings."""
+        if resume is not None:
+            return Folder.resumed(resume, asked)
+        if name is None:
+            return None
+        if not name:
+            raise BadSettings("folder is '', but must be the path of a folder")
+        path = Path(name.removesuffix(".partial"))
+        partial = path.with_name(f"{path.name}.partial")
+        there = path if path.exists() else partial
+        if not there.exists():
+            return Folder.named(path)
+        before = noted(there) if there.is_dir() else []
+        if runs_of(before) != runs_of(asked):
+            raise BadSettings(
+                f"folder is {name!r}, but {there} holds something else: {' '.join(before) or 'no sweep'}"
+            )
+        if there is path:
+            path.rename(partial)
+        return Folder.resumed(partial, asked)
+
+    def _said(self, played: Sequence[Played]) -> Sweep:
+        folder, reading, plan = self._folder, self._reading, self.plan
+        sweep_up(folder.path / "runs")
+        index = table_of(played, plan.labels())
+        folder.write_table("index.csv", index)
+        found = ranked(index, plan.combinations, self._baseline, reading.rank)
+        compared = comparisons(found, self._baseline)
+        changed = effects(index, plan.swept, self._baseline)
+        folder.write_table("ranking.csv", rank_table(found, reading.rank))
+        folder.write_table("comparisons.csv", told(compared, "combination"))
+        if changed:
+            folder.write_table("effects.csv", told(changed, "value"))
+        self._draw(index, found)
+        missing = [each for each in played if each.again]
+        path = folder.path if missing else folder.publish(keep_command=True)
+        code = max(each.exit_code for each in played)
+        return Sweep(
+            path, plan.swept, index, reading.rank, self._baseline, found, compared, changed, code, missing
+        )
+
+    def _draw(self, index: pd.DataFrame, found: Sequence[Ranked]) -> None:
+        from sim import sweep_plots  # noqa: PLC0415  matplotlib takes most of a second to import
+
+        x, y = self._reading.axes
+        whole = index[index["error"] == ""]
+        rests_on = sweep_plots.rests_on(sorted(set(whole["seed"])), len(whole))
+        points = [
+            sweep_plots.Point(each.name, one, other)
+            for each in found
+            if (one := each.mean(x)) is not None and (other := each.mean(y)) is not None
+        ]
+        if points:
+            sweep_plots.save(sweep_plots.pareto(points, x, y, rests_on), self.path / "pareto.png")
+        if (
+            self._sides is not None
+            and self._reading.rank in whole
+            and whole[self._reading.rank].notna().any()
+        ):
+            picture = sweep_plots.heat_map(index, self._sides, self.plan.swept, self._reading.rank, rests_on)
+            sweep_plots.save(picture, self.path / "heat.png")
+
+    def _interrupted(self) -> None:
+        """Keep what was whole, as far as the disk allows."""
+        whole = [one for job in self.jobs if (one := kept(job)) is not None]
+        try:
+            self._folder.write_table("index.csv", table_of(whole, self.plan.labels()))
+        except OSError as error:
+            complain(f"index.csv could not be written: {error.strerror}")
+        if self._shown:
+            complain(f"go on with: {self.go_on}")
+
+    def _scarce(self, error: OSError) -> "Unwritable":
+        return Unwritable(
+            f"nothing more can be written to {self.path}: {error.strerror}; once it can, go on with: {self.go_on}"
+        )
+
+    @property
+    def go_on(self) -> str:
+        """The command that goes on with it."""
+        return f"{self._command} resume={self.path}"
 
 
-def _counted(part: str) -> list[str]:
-    match = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", part)
-    if match is None:
-        return [part]
-    first, last = map(int, match.groups())
-    if last < first or last - first >= MOST_RUNS:
-        raise BadSettings(f"seed is {part!r}, but must go from a smaller number to a larger one")
-    return [str(seed) for seed in range(first, last + 1)]
+class Unwritable(Exception):
+    """The disk is full, or the like: what was whole is kept."""
 
 
-def compared(index: pd.DataFrame, swept: Mapping[str, Sequence[str]]) -> dict[str, list[Row]]:
-    """How the other values of the first swept setting differ from its first one, over pairs of equal runs."""
-    if not swept:
-        return {}
-    name, values = next(iter(swept.items()))
-    keys = [key for key in swept if key != name] + ["seed"]
-    whole = index[index["error"] == ""]
-    first = whole[whole[name] == values[0]].set_index(keys)
-    found = {}
-    for value in values[1:]:
-        other = whole[whole[name] == value].set_index(keys)
-        both = first.index.intersection(other.index, sort=False)
-        if len(both):
-            found[value] = rows_of(first.loc[both], other.loc[both])
-    return found
+def runs_of(arguments: Sequence[str]) -> list[str]:
+    """What a command line asks to be played, in whatever way it is looked at and launched."""
+    _, lines = own_settings(arguments, OWN)
+    return sorted(line for line in lines if not line.startswith(("hydra.", "hydra/")))
 
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
     """The command line; the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    out = console or Console(width=None if sys.stdout.isatty() else WIDTH)
+    out = console or console_of(WIDTH)
     if not given or {"--help", "-h"} & set(given):
         out.print(USAGE, markup=False, highlight=False)
         return 0 if given else 2
+    return carried_out(lambda: _asked(given), out)
+
+
+def _asked(given: Sequence[str]) -> Sweeping:
+    resume, asked = resumed(given)
+    own, lines = own_settings(asked, OWN)
+    refuse_launchers(lines)
+    workers = whole_number("workers", own["workers"]) if "workers" in own else os.cpu_count() or 1
+    return Sweeping(
+        lines, own, lambda *given: play_all(given[0], workers, *given[1:]), resume=resume, shown=True
+    )
+
+
+def console_of(width: int) -> Console:
+    """Where tables are shown; elsewhere than on a terminal they are as wide as they need."""
+    return Console(width=None if sys.stdout.isatty() else width)
+
+
+def carried_out(make: Callable[[], Sweeping], out: Console) -> int:
+    """Make a sweep, play and show it; the exit code."""
     try:
-        resume, asked = resumed(given)
-        own, lines = own_settings(asked, ("workers",))
-        workers = whole_number("workers", own["workers"]) if "workers" in own else None
-        found = sweep(lines, workers=workers, shown=True, resume=resume)
+        sweeping = make()
+        found = sweeping.play()
     except BadSettings as error:
         complain(error)
         return 2
+    except Unwritable as error:
+        complain(error)
+        return 1
     except KeyboardInterrupt:
         complain("interrupted; the runs that were whole are kept")
         return 130
-    show(found, out)
+    show_sweep(found, out)
+    if found.missing:
+        complain(
+            f"{len(found.missing)} of {len(found.index)} runs could not be played for want of memory or disk; "
+            f"go on with: {sweeping.go_on}"
+        )
     return found.exit_code
 
 
-def show(found: Sweep, out: Console) -> None:
-    """The means of each combination over its seeds, the comparison, and where the rest is."""
-    keys = [name for name in found.swept if name != "seed"]
-    figures = [name for name in MAIN if name in found.index]
-    chosen = [
-        name for name in figures if name.startswith(("mean_", "p99_")) or "_" not in name or "hit" in name
-    ]
-    table = Table(box=SIMPLE_HEAD, title=f"{len(found.index)} runs; means over seeds")
-    for head in (*keys, "runs", *chosen):
-        table.add_column(head, justify="left" if head in keys else "right")
-    groups = found.index.groupby(keys, sort=False) if keys else [((), found.index)]
-    for number, (values, rows) in enumerate(groups):
-        if number == MOST_SHOWN:
-            break
-        means = [rows[name].astype(float).mean() for name in chosen]
-        table.add_row(*map(str, values), str(len(rows)), *(f"{value:.4g}" for value in means))
-    out.print(table)
-    name = keys[0] if keys else ""
-    for value, compared_rows in found.comparisons.items():
-        show_rows(f"{name}={value} against {name}={found.swept[name][0]}", compared_rows, out)
+def show_sweep(found: Sweep, out: Console) -> None:
+    """The ranked table, the best beside the baseline, what each setting does, and where the rest is."""
+    show(found.ranking, found.baseline, found.figure, out)
+    best = found.ranking[0]
+    against = f"baseline  {label(found.baseline)}"
+    if best.name in found.comparisons:
+        show_rows(f"{best.name} against {label(found.baseline)}", found.comparisons[best.name], out)
+    for value, rows in found.effects.items():
+        row = next((each for each in rows if each.figure == found.figure), None)
+        if row is not None and row.difference.half_width is not None:
+            out.print(
+                f"effect  {value}: {row.figure} {row.difference.mean:+.3g} +- {row.difference.half_width:.2g} "
+                f"over all else, {row.verdict}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+    out.print(against, highlight=False, markup=False, soft_wrap=True)
     for row in found.index[found.index["error"] != ""].itertuples():
-        out.print(f"run {row.folder}: {row.error}", markup=False, highlight=False)
+        out.print(f"run {row.folder}: {row.error}", markup=False, highlight=False, soft_wrap=True)
     out.print(f"runs  {found.path}", highlight=False, soft_wrap=True)
 
 

@@ -9,7 +9,6 @@ from rich.console import Console
 import sim
 from engine.errors import BadSettings
 from sim import sweep as command
-from sim.sweep import parted, split
 from sim.workers import play_all
 
 LINES = ["scenario=steady", "executor=roofline", "workload=chat", "workload.requests=50", "workload.rate=20"]
@@ -20,35 +19,24 @@ def lines(tmp_path):
     return [*LINES, f"report.folder={tmp_path}"]
 
 
-def test_values_between_commas_are_swept_and_brackets_are_whole():
-    assert split("a,b") == ["a", "b"]
-    assert split("[a,b],{c: 1, d: 2},'x,y'") == ["[a,b]", "{c: 1, d: 2}", "'x,y'"]
-    swept, fixed = parted(["scenario=steady", "strategy=random,round_robin", "seed=1..3", "a=[1,2]"])
-    assert swept == {"strategy": ["random", "round_robin"], "seed": ["1", "2", "3"]}
-    assert fixed == ["scenario=steady", "a=[1,2]"]
+@pytest.fixture
+def quiet():
+    return Console(quiet=True)
 
 
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ("seed=5..1", "from a smaller number"),
-        ("seed=1,1", "has '1' twice"),
-        ("seed=1..99999,7..99999", "twice|at most"),
-    ],
-)
-def test_what_cannot_be_swept_is_refused(line, told):
-    with pytest.raises(BadSettings, match=told):
-        parted([line])
-
-
-def test_each_combination_is_a_row_and_the_first_is_compared(lines):
+def test_each_combination_and_seed_is_a_row_and_all_are_compared_with_the_baseline(lines):
     found = sim.sweep([*lines, "strategy=round_robin,random", "seed=1..2"], workers=1)
     assert list(found.index["strategy"]) == ["round_robin"] * 2 + ["random"] * 2
     assert list(found.index["seed"]) == [1, 2, 1, 2]
-    assert list(found.comparisons) == ["random"]
-    assert found.comparisons["random"][0].difference.count == 2
+    assert list(found.comparisons) == ["strategy=random"]
+    assert found.comparisons["strategy=random"][0].difference.count == 2
     assert found.exit_code == 0
+    assert not found.effects
     assert len(pd.read_csv(found.path / "index.csv")) == len(list((found.path / "runs").iterdir())) == 4
+    assert {"ranking.csv", "comparisons.csv", "pareto.png"} <= {each.name for each in found.path.iterdir()}
+    for run in map(sim.open_run, sorted((found.path / "runs").iterdir())):
+        assert run.manifest["overrides"][-1] == f"seed={run.manifest['seed']}" or run.manifest["seed"] == 1
+        assert run.config["seed"] == run.manifest["seed"]
 
 
 @pytest.mark.slow
@@ -70,13 +58,13 @@ def test_the_command_shows_means_and_differences(lines):
     out = Console(width=130, record=True, file=StringIO())
     assert command.main([*lines, "strategy=round_robin,random", "seed=1,2", "workers=1"], out) == 0
     text = out.export_text()
-    assert "4 runs; means over seeds" in text
-    assert "strategy=random against strategy=round_robin" in text
+    assert "2 combinations, 4 runs (2 seeds each), the best by mean_ttft_s first" in text
+    assert "baseline  strategy=round_robin" in text
 
 
 def test_a_sweep_that_was_interrupted_is_gone_on_with(lines, tmp_path, monkeypatch, capsys):
     def interrupted(jobs, _workers, told, _note):
-        told(play_all(jobs[:1], 1)[0])
+        play_all(jobs[:1], 1)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sim.sweep.play_all", interrupted)
