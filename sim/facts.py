@@ -1,4 +1,4 @@
-"""Rare facts that explain much, as a table: fallbacks, lost attempts, preemptions, models that come and go."""
+"""Rare facts that explain much, as a table: fallbacks, lost attempts, preemptions, models that come and go, modes."""
 
 from array import array
 from collections.abc import Callable
@@ -7,11 +7,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from engine.telemetry import AttemptLost, Event, FellBack, ModelMoved, Preempted
+from engine.telemetry import AttemptLost, Event, FellBack, ModeChanged, ModelMoved, Preempted, SoftLimitPassed
 from sim.breakdown import MISSING
 from sim.runs import FACT_COLUMNS
 
 Taker = Callable[[Any], None]
+
+
+def whose(model: str | None, tenant: str | None) -> str:
+    """Whom a limit is of, as the time series of quotas name it."""
+    return " and ".join(filter(None, (model, tenant)))
 
 
 class Facts:
@@ -23,9 +28,11 @@ class Facts:
     | attempt_lost | the replica | tokens the caller had | |
     | request_preempted | the replica | tokens to be computed anew | |
     | model_state_changed | the model | | its state now |
+    | mode_changed | model and tenant, "" for the whole service | | its degradation mode now |
+    | soft_limit_passed | model and tenant | the share in per cent | which limit |
     """
 
-    kinds = frozenset({FellBack, AttemptLost, Preempted, ModelMoved})
+    kinds = frozenset({FellBack, AttemptLost, Preempted, ModelMoved, ModeChanged, SoftLimitPassed})
 
     def __init__(self) -> None:
         self._numbers = {name: array("q") for name in ("at_ns", "request_id", "value")}
@@ -35,6 +42,8 @@ class Facts:
             AttemptLost: self._take_lost,
             Preempted: self._take_preempted,
             ModelMoved: self._take_moved,
+            ModeChanged: self._take_mode,
+            SoftLimitPassed: self._take_soft_limit,
         }
 
     def emit(self, event: Event) -> None:
@@ -57,6 +66,13 @@ class Facts:
 
     def _take_moved(self, event: ModelMoved) -> None:
         self._note(event, MISSING, event.model, 0, str(event.after))
+
+    def _take_mode(self, event: ModeChanged) -> None:
+        self._note(event, MISSING, whose(event.model, event.tenant), 0, event.after)
+
+    def _take_soft_limit(self, event: SoftLimitPassed) -> None:
+        share = round(100 * event.share)
+        self._note(event, MISSING, whose(event.model, event.tenant), share, event.limit)
 
     def _note(self, event: Event, request_id: int, subject: str, value: int, detail: str) -> None:
         self._numbers["at_ns"].append(event.at_ns)

@@ -12,7 +12,7 @@ from sim.breakdown import by_slowness
 from sim.certainty import told
 from sim.checks import Check, noted, number
 from sim.detectors.finding import some
-from sim.plots import CAPTIONS, plots
+from sim.plots import CAPTIONS, left_out, plots
 from sim.runs import Run
 
 STYLE = """
@@ -74,7 +74,8 @@ def html(run: Run, pictures: Path) -> str:
         "<h2>Key figures</h2>",
         _html_table(("figure", "value"), figures(run)),
         "<h2>Pictures</h2>",
-        *(_html_picture(name, pictures / f"{name}.png") for name in plots),
+        *(_html_picture(name, pictures / f"{name}.png") for name in shown(run)),
+        *(f"<p>{escape(sentence)}</p>" for sentence in not_shown(run)),
         "<h2>Run it again</h2>",
         f"<pre>{escape(command(run))}</pre>",
         f"<details><summary>Configuration</summary><pre>{escape(_pretty(run.config))}</pre></details>",
@@ -99,7 +100,8 @@ def markdown(run: Run) -> str:
         "## Key figures",
         _markdown_table(("figure", "value"), figures(run)),
         "## Pictures",
-        *(f"![{CAPTIONS[name]}](plots/{name}.png)\n\n{CAPTIONS[name]}" for name in plots),
+        *(f"![{CAPTIONS[name]}](plots/{name}.png)\n\n{CAPTIONS[name]}" for name in shown(run)),
+        *not_shown(run),
         "## Run it again",
         f"```bash\n{command(run)}\n```",
     ]
@@ -181,6 +183,19 @@ def slow_and_fast(run: Run) -> list[tuple[str, ...]]:
         parts = ", ".join(f"{part} {number(float(seconds))}" for seconds, part in sorted(took, reverse=True))
         rows.append((str(name), f"{bucket['count']:.0f}", number(float(total)), parts))
     return rows
+
+
+def shown(run: Run) -> list[str]:
+    """The pictures that show something."""
+    missing = left_out(run)
+    return [name for name in plots if name not in missing]
+
+
+def not_shown(run: Run) -> list[str]:
+    """Why other pictures are missing, in a sentence."""
+    missing = left_out(run)
+    told = "; ".join(f"{name.replace('_', ' ')} ({reason})" for name, reason in missing.items())
+    return [f"Left out, as there would be nothing to see: {told}."] if missing else []
 
 
 def command(run: Run) -> str:

@@ -74,6 +74,16 @@ class Window:
         """Time from arrival to the last token of the completed requests."""
         return metrics.e2e_s(self.completed)
 
+    @property
+    def hit_ratio(self) -> float | None:
+        """The part of the prompt tokens of the completed requests that needed no prefill; None without any."""
+        return metrics.token_hit_ratio(self.completed)
+
+    def of_model(self, model: str) -> "Window":
+        """Those that this model served, which may be named with its version or without."""
+        served = self.requests["model"].str
+        return Window(self.requests[(self.requests["model"] == model) | served.startswith(f"{model}@")])
+
     def served_by(self, replica: str) -> int:
         """How many requests that replica completed."""
         return int((self.completed["replica"] == replica).sum())
@@ -121,6 +131,11 @@ class Run:
         return list(self.manifest["replicas"])
 
     @property
+    def capacity_bytes(self) -> int:
+        """What the cache can hold, in all tiers together."""
+        return sum(int(tier["capacity_bytes"]) for tier in self.manifest["cache"]["tiers"].values())
+
+    @property
     def measured(self) -> dict[str, float]:
         """What the real clock said of this run, and the digest does not know: by name, with the unit in it."""
         return dict(self.manifest.get("measured", {}))
@@ -151,6 +166,12 @@ class Run:
     def regret(self) -> pd.DataFrame:
         """What each routing choice cost against the best replica in hindsight, by the estimate of `sim.hindsight`."""
         return hindsight.regret(self)
+
+    @cached_property
+    def series(self) -> "dict[tuple[str, str], npt.NDArray[np.intp]]":
+        """The rows of each time series, by subject and metric."""
+        found: dict[Any, Any] = self.timeseries.groupby(["subject", "metric"], sort=False).indices
+        return {(str(subject), str(metric)): rows for (subject, metric), rows in found.items()}
 
     @cached_property
     def findings(self) -> "list[Finding]":
@@ -204,8 +225,7 @@ class Run:
         return None if begin_s is None or arrivals_ns.empty else int(arrivals_ns.min()) / NS_PER_S - begin_s
 
     def _points(self, metric: str, subject: str) -> pd.DataFrame:
-        series = self.timeseries
-        return series[(series["metric"] == metric) & (series["subject"] == subject)]
+        return self.timeseries.iloc[self.series.get((subject, metric), [])]
 
 
 def open_run(path: Path | str) -> Run:

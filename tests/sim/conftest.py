@@ -6,7 +6,7 @@ import pytest
 import sim
 from sim.checks import Check
 from sim.recorder import COLUMNS, DECISION_COLUMNS, SERIES_COLUMNS, Numbers
-from sim.runs import Run
+from sim.runs import FACT_COLUMNS, Run
 
 MANIFEST = {
     "scenario": "made",
@@ -59,6 +59,19 @@ def make_run(tmp_path):
             pd.DataFrame([], columns=list(DECISION_COLUMNS)).astype(DECISION_COLUMNS),
             list(checks),
         )
+
+    return make
+
+
+@pytest.fixture
+def make_facts():
+    """The table of rare facts of one kind: when in s, whose, and the detail."""
+
+    def make(kind, rows):
+        return pd.DataFrame(
+            [(at_s * S, kind, -1, subject, 0, detail) for at_s, subject, detail in rows],
+            columns=list(FACT_COLUMNS),
+        ).astype(FACT_COLUMNS)
 
     return make
 

@@ -1,0 +1,51 @@
+"""Pictures of runs, readable by colour-blind eyes: each a function that returns a matplotlib Figure.
+
+Those in `plots` show one run, those of `several` some of them, those of `generic` plain tables. A notebook shows a
+figure as it is; `save_all` writes those of a run, but for the ones that would show nothing.
+"""
+
+from sim.drawing import MARKS, pack
+from sim.marks import outages
+from sim.plots.bins import MOST_BINS
+from sim.plots.cache import hit_ratio_over_time, tier_bytes
+from sim.plots.catalogue import CAPTIONS, left_out, plots, save_all
+from sim.plots.frame import COLOURS, DPI, png
+from sim.plots.gantt import gantt
+from sim.plots.generic import ForestRow, Point, agreement, forest, heat_map, on_front, pareto, residuals
+from sim.plots.latency import MOST_POINTS, latency_cdf, latency_over_time
+from sim.plots.load import load_over_time, served_by_replica
+from sim.plots.phases import what_the_slow_wait_for, where_time_goes
+from sim.plots.quota import quota_use
+
+__all__ = [
+    "CAPTIONS",
+    "COLOURS",
+    "DPI",
+    "MARKS",
+    "MOST_BINS",
+    "MOST_POINTS",
+    "ForestRow",
+    "Point",
+    "agreement",
+    "forest",
+    "gantt",
+    "heat_map",
+    "hit_ratio_over_time",
+    "latency_cdf",
+    "latency_over_time",
+    "left_out",
+    "load_over_time",
+    "on_front",
+    "outages",
+    "pack",
+    "pareto",
+    "plots",
+    "png",
+    "quota_use",
+    "residuals",
+    "save_all",
+    "served_by_replica",
+    "tier_bytes",
+    "what_the_slow_wait_for",
+    "where_time_goes",
+]
