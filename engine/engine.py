@@ -833,7 +833,9 @@ class NoPrefix:
     """What is found where there is no cache: the same nothing for every request."""
 
     num_tokens = 0
-    payloads = list[Any]
+
+    def payloads(self) -> list[Any]:
+        return []
 
     def __enter__(self) -> Self:
         return self
