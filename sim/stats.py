@@ -16,6 +16,7 @@ from engine.errors import EngineError
 from sim.intervals import COVERAGE, Interval, interval, t_quantile, within
 
 Floats = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.int64]
 
 BATCHES = 20
 TIMES_A_BATCH = 10
@@ -81,6 +82,32 @@ def batch_means(values: Floats, batches: int = BATCHES, coverage: float = COVERA
     half_width = interval(means.tolist(), coverage).half_width
     assert half_width is not None
     return Interval(float(values.mean()), half_width * max(1.0, sqrt(TIMES_A_BATCH * time / size)))
+
+
+def clustered_difference(
+    first: Floats, first_cluster: Codes, second: Floats, second_cluster: Codes, coverage: float = COVERAGE
+) -> Interval:
+    """The mean of the second values less that of the first, where those of one cluster are alike, as of one session.
+
+    Clusters are independent, and differ in size: the mean is a ratio of two sums over them, whose variance is that of
+    its linear part (Cochran, "Sampling Techniques", 6.4). No interval with less than two clusters on a side.
+    """
+    mean = float(second.mean() - first.mean())
+    errors = [_clustered_error(*side) for side in ((first, first_cluster), (second, second_cluster))]
+    if None in errors:
+        return Interval(mean, None)
+    error = sqrt(sum(each**2 for each in errors if each is not None))
+    return Interval(mean, NormalDist().inv_cdf((1 + coverage) / 2) * error)
+
+
+def _clustered_error(values: Floats, cluster: Codes) -> float | None:
+    """The standard error of a mean of values in clusters; None with less than two of them."""
+    _, number = np.unique(cluster, return_inverse=True)
+    count = int(number.max()) + 1
+    if count < 2:  # noqa: PLR2004  no spread is known of one
+        return None
+    sums = np.bincount(number, values - values.mean(), minlength=count)
+    return sqrt(float((sums**2).sum()) * count / (count - 1)) / len(values)
 
 
 def mser5(values: Floats) -> int:

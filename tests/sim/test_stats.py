@@ -8,6 +8,7 @@ from sim.stats import (
     autocorrelation_time,
     averaged,
     batch_means,
+    clustered_difference,
     difference,
     holm,
     mser5,
@@ -141,3 +142,25 @@ def test_chance_alone_is_called_a_difference_as_often_as_it_says():
     generator = np.random.default_rng(6)
     p_values = [difference(*generator.normal(size=(2, 6)).tolist()).p_value for _ in range(1_500)]
     assert np.mean(np.array(p_values) < 0.05) == pytest.approx(0.05, abs=binomial_4_sigma(0.05, 1_500))
+
+
+def test_values_of_one_cluster_count_as_little_as_they_say():
+    generator, held = np.random.default_rng(3), []
+    for _ in range(300):
+        sides = []
+        for _ in range(2):
+            sizes = generator.integers(1, 6, 60)
+            cluster = np.repeat(np.arange(60), sizes)
+            sides += [
+                np.repeat(generator.normal(size=60), sizes) + 0.1 * generator.normal(size=len(cluster)),
+                cluster,
+            ]
+        found = clustered_difference(*sides)
+        held.append(found.low < 0 < found.high)
+    assert 0.9 < np.mean(held) < 0.98
+
+
+def test_a_single_cluster_says_nothing_of_chance():
+    one, two = np.array([1.0, 2.0]), np.array([4.0, 6.0])
+    found = clustered_difference(one, np.array([5, 5]), two, np.array([1, 2]))
+    assert found == (3.5, None)
