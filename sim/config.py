@@ -43,7 +43,7 @@ from sim.beside import BesideSettings
 from sim.faults import Crash, Fault, Recover
 from sim.sizes import sized
 from sim.ties import FIRST_COME, TIES
-from sim.traffic import Workload, workloads
+from sim.traffic import Trace, Workload, draw, workloads
 
 CONFIG_MODULE = "conf"
 SECTIONS = (
@@ -115,6 +115,13 @@ class RunSettings:
     config: dict[str, Any]  # as composed, for the run folder
     ties: str = FIRST_COME  # what happens first at one nanosecond
     beside: BesideSettings = field(default_factory=BesideSettings)
+
+    def draw(self) -> Trace:
+        """All requests of the run: those of its workload, and what its story makes of them. Raises BadSettings."""
+        trace = draw(self.workload, self.seed, [model.name for model in self.engine.fleet.models])
+        traffic = getattr(self.story, "traffic", None)
+        woven: Trace = trace if traffic is None else traffic(trace, self.scenario)
+        return woven
 
 
 def read(overrides: Sequence[str]) -> RunSettings:
