@@ -21,8 +21,8 @@ NEEDS = {
 """What operations import, by the first word of their names; only who needs it pays for it."""
 
 
-def count(tell: Tell, names: list[str], doubled: list[str], repeats: int = 1) -> None:
-    """Tell of each operation the processes that did it N times and 2N times, and N."""
+def count(tell: Tell, names: list[str], doubled: list[str], repeats: int) -> None:
+    """Tell of each operation the processes that did it N times and 2N times, by turns, and N."""
     for name in names:
         for module in NEEDS[name.partition("_")[0]]:
             import_module(module)
@@ -32,13 +32,13 @@ def count(tell: Tell, names: list[str], doubled: list[str], repeats: int = 1) ->
     for name in names:
         kind = OPERATIONS[name]
         calls = kind.counted_calls * (2 if name in doubled else 1)
-        for _ in range(repeats):
-            processes = [forked(kind, times) for times in (calls, 2 * calls)]
-            for process in processes:
-                _, status = os.waitpid(process, 0)
-                if status:
-                    raise RuntimeError(f"{name} ended with status {status}")
-            tell({"name": name, "processes": processes, "calls": kind.counted_calls})
+        processes = []
+        for times in (calls, 2 * calls) * repeats:
+            processes.append(forked(kind, times))
+            _, status = os.waitpid(processes[-1], 0)
+            if status:
+                raise RuntimeError(f"{name} ended with status {status}")
+        tell({"name": name, "processes": processes, "calls": kind.counted_calls})
 
 
 def forked(kind: Kind, times: int) -> int:

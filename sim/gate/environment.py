@@ -32,13 +32,16 @@ def fixed(*, plain: bool) -> dict[str, str]:
         "PATH": "/usr/bin:/bin",
         "PYTHONPATH": str(ROOT),
         "PYTHONHASHSEED": "0",
-        "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "LC_ALL": "C.UTF-8",
     }
-    for name in ("SYSTEMROOT", "LD_LIBRARY_PATH"):  # without which some Pythons do not start
+    for name in (
+        "SYSTEMROOT",
+        "LD_LIBRARY_PATH",
+        "PYTHONPYCACHEPREFIX",
+    ):  # without which it may not start, or slowly
         if name in os.environ:
             environment[name] = os.environ[name]
     if plain:

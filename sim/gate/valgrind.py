@@ -7,10 +7,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from sim.gate.child import MeasuringFailed, measured
 
 SUMMARY = re.compile(r"^summary:\s*(\d+)", re.MULTILINE)
+REPEATS = 3
 OPTIONS = ("--tool=cachegrind", "--cache-sim=no", "--quiet", "--cachegrind-out-file=counted.%p")
 
 
@@ -33,8 +35,10 @@ def missing() -> str | None:
     return None
 
 
-def instructions(names: Sequence[str], *, doubled: Sequence[str] = (), repeats: int = 1) -> Iterator[Counted]:
-    """Count each operation, `repeats` times, all of them in one process.
+def instructions(
+    names: Sequence[str], *, doubled: Sequence[str] = (), repeats: int = REPEATS
+) -> Iterator[Counted]:
+    """Count each operation; the median of `repeats`.
 
     Some ten seconds, thirty with the simulator's loop: Python runs fifty times slower there. Raises MeasuringFailed.
     """
@@ -43,8 +47,9 @@ def instructions(names: Sequence[str], *, doubled: Sequence[str] = (), repeats: 
     task = {"task": "count", "names": list(names), "doubled": list(doubled), "repeats": repeats}
     with tempfile.TemporaryDirectory() as folder:
         for told in measured(task, plain=True, around=(valgrind, *OPTIONS), folder=folder):
-            fewer, more = (_total(Path(folder) / f"counted.{process}") for process in told["processes"])
-            yield Counted(told["name"], (more - fewer) / told["calls"])
+            counts = [_total(Path(folder) / f"counted.{process}") for process in told["processes"]]
+            found = [more - fewer for fewer, more in zip(counts[::2], counts[1::2], strict=True)]
+            yield Counted(told["name"], median(found) / told["calls"])
 
 
 def _total(path: Path) -> int:
