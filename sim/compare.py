@@ -8,12 +8,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -34,6 +32,11 @@ exit codes: 0 compared, 2 nothing to pair"""
 WIDTH = 110  # of a table that is not shown on a terminal
 SURE = 0.05
 UNSEEN = "no difference seen"
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sim.plots import ForestRow
 
 RunsLike = Run | Path | str
 
@@ -85,28 +88,34 @@ class Comparison:
     def table(self) -> pd.DataFrame:
         return pd.DataFrame([row.told() for row in self.rows])
 
-    def forest(self) -> Figure:
+    def forest(self) -> "Figure":
         """The intervals of the differences in per cent of the first side; right of the line is more."""
-        rows = [row for row in self.rows if row.difference.half_width is not None and row.first]
-        figure = Figure(figsize=(8, 1.2 + 0.32 * len(rows)), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        colours = {"better": "#009E73", "worse": "#D55E00"}
-        for place, row in enumerate(reversed(rows)):
-            scale = 100 / abs(row.first)
-            axes.errorbar(
-                row.difference.mean * scale,
-                place,
-                xerr=(row.difference.half_width or 0.0) * scale,
-                fmt="o",
-                capsize=3,
-                color=colours.get(row.verdict, "#555555"),
-            )
-        axes.set_yticks(range(len(rows)), [row.figure for row in reversed(rows)])
-        axes.axvline(0, color="black", linewidth=1)
-        axes.set_xlabel("difference, % of the first side, with 95 % intervals")
-        axes.set_title(f"paired differences, {len(self.seeds)} pair{'s' * (len(self.seeds) != 1)}")
-        return figure
+        from sim import plots  # noqa: PLC0415  matplotlib takes most of a second to import
+
+        pairs = (
+            f"{len(self.seeds)} pair{'s' * (len(self.seeds) != 1)} of runs, seeds {told_seeds(self.seeds)}"
+        )
+        unit = "difference, % of the first side, with 95 % intervals"
+        return plots.forest(forest_rows(self.rows), unit=unit, rests_on=pairs)
+
+
+def forest_rows(rows: "Sequence[Row]") -> "list[ForestRow]":
+    """Those with an interval, in per cent of the first side."""
+    from sim.plots import ForestRow  # noqa: PLC0415
+
+    found = []
+    for row in rows:
+        half = row.difference.half_width
+        if half is not None and row.first:
+            scale, mean = 100 / abs(row.first), row.difference.mean
+            ends = scale * (mean - half), scale * (mean + half)
+            found.append(ForestRow(row.figure, scale * mean, *ends, row.verdict))
+    return found
+
+
+def told_seeds(seeds: Sequence[int]) -> str:
+    """The first and the last one, or the only one."""
+    return f"{seeds[0]}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
 
 
 def compare(first: RunsLike | Iterable[RunsLike], second: RunsLike | Iterable[RunsLike]) -> Comparison:
@@ -231,7 +240,7 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     pairs = len(found.seeds)
     show_rows(f"{pairs} pair{'s' * (pairs != 1)} of runs, 95 % intervals of the difference", found.rows, out)
     if picture:
-        found.forest().savefig(picture[-1], dpi=110)
+        found.forest().savefig(picture[-1])
         out.print(f"picture  {picture[-1]}", highlight=False, soft_wrap=True)
     return 0
 

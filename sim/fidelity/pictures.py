@@ -8,11 +8,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 from sim.fidelity.bench import CaseResult
 from sim.fidelity.compare import LATENCIES
 from sim.plots import COLOURS, DPI
+from sim.plots.generic import draw_agreement, draw_residuals
 
 CAPTIONS = {
     "errors.png": "Signed errors of means and p99 by case: simulated over real, less 1; lines are two noise floors.",
@@ -25,10 +25,8 @@ CAPTIONS = {
 }
 """What pictures show, by their kind."""
 
-MARGIN = 0.05
 MOST_POINTS = 4_000
 BY_LOAD = "poisson"
-TOGETHER = 100  # turns whose median is drawn
 REAL, SIMULATED = COLOURS[0], COLOURS[1]
 
 
@@ -85,15 +83,7 @@ def pairs(result: CaseResult) -> Figure:
         rows = first_runs(result, metric).iloc[:MOST_POINTS]
         if rows.empty:
             continue
-        axes.scatter(rows["real"], rows["simulated"], s=6, alpha=0.4, color=REAL, linewidths=0)
-        ends = np.array([rows.to_numpy().min(), rows.to_numpy().max()])
-        axes.plot(ends, ends, color="black", linewidth=1)
-        axes.fill_between(
-            ends, ends * (1 - MARGIN), ends * (1 + MARGIN), color="grey", alpha=0.25, linewidth=0
-        )
-        axes.set(xscale="log", yscale="log", xlabel=f"real {metric}, ms", ylabel=f"simulated {metric}, ms")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_minor_formatter(NullFormatter())  # a span below a decade would be all labels
+        draw_agreement(axes, rows["real"].to_numpy(), rows["simulated"].to_numpy(), name=metric, unit="ms")
     return figure
 
 
@@ -189,15 +179,9 @@ def residuals(result: CaseResult) -> Figure:
     for axes, source in zip(panels, ("calibration", "compared"), strict=True):
         for position, kind in enumerate(("decode", "prefill")):
             rows = result.residuals
-            rows = rows[(rows["source"] == source) & (rows["kind"] == kind)].sort_values("foreseen_ns")
-            said_ms = rows["foreseen_ns"].to_numpy() / 1e6
-            ratios = rows["took_ns"].to_numpy() / rows["foreseen_ns"].to_numpy()
-            axes.scatter(said_ms, ratios, s=4, alpha=0.25, linewidths=0, color=COLOURS[position])
-            parts = range(0, len(rows), TOGETHER)
-            at = [float(np.median(said_ms[first : first + TOGETHER])) for first in parts]
-            medians = [float(np.median(ratios[first : first + TOGETHER])) for first in parts]
-            axes.plot(at, medians, color=COLOURS[position], linewidth=1.5, label=kind)
-        axes.axhline(1, color="black", linewidth=0.8)
+            rows = rows[(rows["source"] == source) & (rows["kind"] == kind)]
+            foreseen_ms, took_ms = (rows[name].to_numpy() / 1e6 for name in ("foreseen_ns", "took_ns"))
+            draw_residuals(axes, foreseen_ms, took_ms, name=kind, index=position)
         axes.set(xlabel="foreseen, ms", ylabel="took / foreseen", ylim=(0, 3), title=source)
         if source in set(result.residuals["source"]):
             axes.set_xscale("log")

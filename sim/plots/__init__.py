@@ -11,11 +11,18 @@ from sim.plots.cache import hit_ratio_over_time, tier_bytes
 from sim.plots.catalogue import CAPTIONS, left_out, plots, save_all
 from sim.plots.frame import COLOURS, DPI, png
 from sim.plots.gantt import gantt
-from sim.plots.generic import ForestRow, Point, agreement, forest, heat_map, on_front, pareto, residuals
+from sim.plots.generic import ForestRow, Point, agreement, forest, front, heat_map, pareto, residuals
 from sim.plots.latency import MOST_POINTS, latency_cdf, latency_over_time
 from sim.plots.load import load_over_time, served_by_replica
 from sim.plots.phases import what_the_slow_wait_for, where_time_goes
 from sim.plots.quota import quota_use
+from sim.plots.several import (
+    front_of,
+    goodput_by_rate,
+    percentiles_by_rate,
+    strategy_heat_map,
+    throughput_by_latency,
+)
 
 __all__ = [
     "CAPTIONS",
@@ -28,23 +35,28 @@ __all__ = [
     "Point",
     "agreement",
     "forest",
+    "front",
+    "front_of",
     "gantt",
+    "goodput_by_rate",
     "heat_map",
     "hit_ratio_over_time",
     "latency_cdf",
     "latency_over_time",
     "left_out",
     "load_over_time",
-    "on_front",
     "outages",
     "pack",
     "pareto",
+    "percentiles_by_rate",
     "plots",
     "png",
     "quota_use",
     "residuals",
     "save_all",
     "served_by_replica",
+    "strategy_heat_map",
+    "throughput_by_latency",
     "tier_bytes",
     "what_the_slow_wait_for",
     "where_time_goes",

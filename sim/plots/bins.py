@@ -63,10 +63,11 @@ def is_thinned(times_s: Floats, most: int = MOST_BINS) -> bool:
     return len(times_s) > most
 
 
-def shown_replicas(run: Run, most: int) -> tuple[list[str], str]:
-    """At most so many replicas, those first to which something happened; and, where some are left out, how many."""
-    if len(run.replicas) <= most:
-        return run.replicas, ""
+def shown_replicas(replicas: list[str], run: Run, most: int) -> tuple[list[str], str]:
+    """At most so many of these, those first to which something happened; and, where some are left out, how many."""
+    if len(replicas) <= most:
+        return replicas, ""
     struck = dict.fromkeys(replica for _, _, replica in marks_of(run))
-    chosen = set([*struck, *(name for name in run.replicas if name not in struck)][:most])
-    return [name for name in run.replicas if name in chosen], f" ({most} of {len(run.replicas)} replicas)"
+    ordered = [name for name in struck if name in replicas]
+    chosen = set([*ordered, *(name for name in replicas if name not in struck)][:most])
+    return [name for name in replicas if name in chosen], f" ({most} of {len(replicas)} replicas)"

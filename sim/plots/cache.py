@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from sim import metrics
 from sim.metrics import TIERS, Floats
 from sim.plots.bins import binned, counts_of, each_bin, edges_of, points_of
-from sim.plots.frame import Frame, Look, colour, of_run, steps, style
+from sim.plots.frame import Frame, Look, colour, of_run, round_ticks, steps, style
 from sim.runs import Run
 
 MOST_STEPS = 60
@@ -121,7 +120,7 @@ def _draw_tier(run: Run, axes: Axes, tier: str, models: Sequence[str]) -> None:
         axes.text(0.99, 0.95, text, **place)
     axes.set_ylim(0, (1.08 * max(most, highest, 1.0) if is_wide else max(1.25 * highest, 1.0)) / size)
     axes.set_ylabel(f"{tier}, {unit}", fontsize=9)
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_locator(round_ticks())
 
 
 def _said(size_bytes: float) -> tuple[str, float]:

@@ -41,8 +41,14 @@ LETTER = 0.062  # of text at 8 points, wide
 LETTER_PIXELS = 7.0  # the same, as a mark's name has it
 LEGEND_HANDLE = 0.65
 MOST_LABEL_ROWS = 4
-MOST_TICKS = 8
-DECADES_OF_FEW_TICKS = 2.5
+MOST_TICKS = 9
+FEW_TICKS = 4
+STEPS: dict[float, tuple[float, ...]] = {
+    0.7: (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8),
+    2.5: (1, 2, 5),
+    float("inf"): (1,),
+}
+"""Where a log scale has ticks, by the decades that it spans at most."""
 
 
 class Picture(Figure):
@@ -65,16 +71,17 @@ class Frame:
         sharex: bool = True,
         sharey: bool = False,
         left: float = LEFT,
+        right: float = RIGHT,
         height: float | None = None,
     ) -> None:
-        """`rests_on`: n, seeds and intervals. `height`: of a panel; `left`: room for its labels."""
+        """`rests_on`: n, seeds and intervals. `height`: of a panel; `left`, `right`: room for its labels."""
         self.figure = Picture(figsize=(WIDTH, 3.0), dpi=DPI)
         FigureCanvasAgg(self.figure)
         self.figure.suptitle(f"{title}\n{rests_on}" if rests_on else title, fontsize=11)
         self._left, self._rows, self._columns, self._sharex = left, rows, columns, sharex
         self._height = height or HEIGHTS.get(rows, MANY_HEIGHT)
         self._label_rows = 0
-        self.figure.subplots_adjust(left=left / WIDTH, right=1 - RIGHT / WIDTH, wspace=0.16 * columns)
+        self.figure.subplots_adjust(left=left / WIDTH, right=1 - right / WIDTH, wspace=0.16 * columns)
         grid = self.figure.subplots(
             rows,
             columns,
@@ -92,7 +99,7 @@ class Frame:
     def over_time(self, run: Run) -> None:
         """The x axis is the virtual time of the whole run; the start of a steady one is shaded."""
         self.panels[0].set_xlim(0, run.manifest["virtual_s"] or 1.0)
-        self.panels[0].xaxis.set_major_locator(MaxNLocator(MOST_TICKS))
+        self.panels[0].xaxis.set_major_locator(round_ticks(MOST_TICKS))
         self.label_x("virtual time, s")
         start = start_s(run)
         if start is not None:
@@ -227,13 +234,13 @@ def label_marks(run: Run, axes: Axes, only: str | None = None) -> int:
 
 
 def logarithmic(axis: Axis, low: float, high: float) -> None:
-    """A log scale with a few plain numbers on it: at 1, 2 and 5, or at powers of ten where there are many of them."""
+    """A log scale with a few plain numbers on it: at powers of ten only where there are many of them."""
     if axis is axis.axes.xaxis:
         axis.axes.set_xscale("log")
     else:
         axis.axes.set_yscale("log")
     first, last = floor(log10(low)), ceil(log10(high))
-    steps = (1, 2, 5) if log10(high / low) <= DECADES_OF_FEW_TICKS else (1,)
+    steps = next(steps for decades, steps in STEPS.items() if log10(high / low) <= decades)
     ticks = [step * 10.0**decade for decade in range(first, last + 1) for step in steps]
     axis.set_major_locator(FixedLocator([tick for tick in ticks if low / 2 <= tick <= high * 2]))
     axis.set_minor_locator(NullLocator())
@@ -245,6 +252,11 @@ def logarithmic_if_possible(axis: Axis, values: Floats) -> None:
     above = values[values > 0]
     if len(above):
         logarithmic(axis, float(above.min()), float(above.max()))
+
+
+def round_ticks(most: int = FEW_TICKS, *, whole: bool = False) -> MaxNLocator:
+    """At about so many places, at round numbers."""
+    return MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=whole)
 
 
 def plainly(value: float, _position: int | None) -> str:

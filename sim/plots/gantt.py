@@ -5,13 +5,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from sim.drawing import pack
 from sim.marks import marks_of
 from sim.metrics import Floats
 from sim.plots.bins import seconds, shown_replicas
-from sim.plots.frame import COLOURS, Frame, of_run
+from sim.plots.frame import COLOURS, Frame, of_run, round_ticks
 from sim.plots.load import MOST_REPLICAS
 from sim.runs import Run
 
@@ -23,9 +22,10 @@ KINDS = {"waiting": "#BBBBBB", "prefill": COLOURS[1], "decode": COLOURS[0], "not
 def gantt(run: Run) -> Figure:
     """Each request around the first mark as a bar on the replica that had it last: waiting, prefill, decode."""
     shown = around_first_mark(run)
-    replicas, left_out = shown_replicas(run, MOST_REPLICAS)
+    busy = set(shown["replica"])
+    replicas, left_out = shown_replicas([name for name in run.replicas if name in busy], run, MOST_REPLICAS)
     where = "around the first mark" if marks_of(run) else "from the first on"
-    frame = Frame(f"Requests one by one, {where}{left_out}", of_run(run), len(replicas), sharey=True)
+    frame = Frame(f"Requests one by one, {where}{left_out}", of_run(run), max(1, len(replicas)), sharey=True)
     frame.over_time(run)
     if len(shown):
         begin_s, end_s = seconds(shown["arrival_ns"]).min(), seconds(shown["finished_ns"]).max()
@@ -33,12 +33,12 @@ def gantt(run: Run) -> Figure:
     else:
         frame.say(frame.panels[0], "no replica has ended a request")
     highest = 0
-    for replica, axes in zip(replicas, frame.panels, strict=True):
+    for replica, axes in zip(replicas, frame.panels, strict=False):
         highest = max(highest, _draw(axes, shown[shown["replica"] == replica]))
         axes.set_ylabel(f"{replica}\nslot", fontsize=9)
         frame.mark(run, axes, only=replica)
     frame.panels[0].set_ylim(-0.6, highest + 0.6)  # the others share it
-    frame.panels[0].yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    frame.panels[0].yaxis.set_major_locator(round_ticks(whole=True))
     return frame.done()
 
 

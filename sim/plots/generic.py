@@ -1,7 +1,7 @@
 """Pictures of plain tables: Pareto front, heat map, forest of differences, agreement, residuals."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from sim.intervals import Interval
 from sim.metrics import Floats
 from sim.plots.frame import (
     COLOURS,
@@ -25,21 +26,22 @@ from sim.plots.frame import (
 MARGIN = 0.05
 """To both sides of y = x."""
 VERDICTS = {"better": "#009E73", "worse": "#D55E00"}
-MOST_NAMED = 24
-MOST_CELLS_WITH_FIGURES = 300
-MARKERS = "osD^vP*X"
+MOST_NAMED = 12
+NEAR = np.array([0.025, 0.04])
+"""Shares of the axes, within which two points have one label."""
+MOST_CELLS = 400  # of a heat map that has numbers in it
+CELL = 0.34  # inches, as the next one
+BAR_LABELS = 0.75
 MOST_LETTERS_OF_HEADS = 100  # side by side
 TOGETHER = 100  # points whose median is drawn
 
 
 class Point(NamedTuple):
-    """One way to serve: what it costs and what it gives, with half-widths where there are intervals."""
+    """One way to serve: its name, and a mean with its interval on each axis."""
 
     name: str
-    x: float
-    y: float
-    x_half: float | None = None
-    y_half: float | None = None
+    x: Interval
+    y: Interval
 
 
 class ForestRow(NamedTuple):
@@ -52,11 +54,18 @@ class ForestRow(NamedTuple):
     verdict: str = ""
 
 
-def on_front(points: Sequence[Point], *, less_x: bool = True, less_y: bool = True) -> list[bool]:
-    """Which points no other one beats: at least as good in both, and better in one."""
-    x = np.array([point.x for point in points], dtype=np.float64) * (1 if less_x else -1)
-    y = np.array([point.y for point in points], dtype=np.float64) * (1 if less_y else -1)
-    return [not (((x <= a) & (y <= b)) & ((x < a) | (y < b))).any() for a, b in zip(x, y, strict=True)]
+def front(points: Sequence[Point], *, less_x: bool = True, less_y: bool = True) -> list[Point]:
+    """Those that no other one equals in one figure and beats in the other, in the order of the first figure."""
+    signs = (1.0 if less_x else -1.0), (1.0 if less_y else -1.0)
+
+    def key(point: Point) -> tuple[float, float]:
+        return signs[0] * point.x.mean, signs[1] * point.y.mean
+
+    best: list[Point] = []
+    for point in sorted(points, key=key):
+        if not best or key(point)[1] < key(best[-1])[1] or key(point) == key(best[-1]):
+            best.append(point)
+    return best
 
 
 def pareto(
@@ -66,103 +75,125 @@ def pareto(
     y: str,
     less_x: bool = True,
     less_y: bool = True,
-    title: str = "What no other choice beats",
     rests_on: str = "",
 ) -> Figure:
-    """Points and the front of those that no other one beats; `less_x`: less is better."""
+    """All points by two figures; those that no other one beats in both are joined, and numbered as the legend says.
+
+    `less_x`, `less_y`: whether less is better.
+    """
+    best = front(points, less_x=less_x, less_y=less_y)
+    title = f"{counted(len(points), 'configuration')}: {len(best)} (blue) that no other beats in both figures"
     frame = Frame(title, rests_on, height=4.2)
     (axes,) = frame.panels
-    axes.set_ylabel(f"{y} ({'less' if less_y else 'more'} is better)")
-    frame.label_x(f"{x} ({'less' if less_x else 'more'} is better)")
-    points = [point for point in points if np.isfinite(point.x) and np.isfinite(point.y)]
+    axes.set_ylabel(f"{y} ({_direction(less_y)})")
+    frame.label_x(f"{x} ({_direction(less_x)})")
     if not points:
-        frame.say(axes, "no run has both figures")
+        frame.say(axes, "there is no run with both figures")
         return frame.done()
-    front = on_front(points, less_x=less_x, less_y=less_y)
-    for is_first, label, chosen in ((True, "on the front", COLOURS[0]), (False, "beaten by another", GREY)):
-        these = [point for point, first in zip(points, front, strict=True) if first is is_first]
-        if these:
-            axes.errorbar(
-                [point.x for point in these],
-                [point.y for point in these],
-                xerr=_halves([point.x_half for point in these]),
-                yerr=_halves([point.y_half for point in these]),
-                fmt="o" if is_first else "s",
-                markersize=6,
-                color=chosen,
-                capsize=2,
-                elinewidth=0.8,
-                label=label,
-            )
-    edge = sorted((point.x, point.y) for point, first in zip(points, front, strict=True) if first)
-    where: Literal["post", "pre"] = "post" if less_x == less_y else "pre"
-    axes.step(*zip(*edge, strict=True), where=where, color=COLOURS[0], linewidth=1, linestyle="--")
+    for point in points:
+        is_first = point in best
+        axes.errorbar(
+            point.x.mean,
+            point.y.mean,
+            xerr=point.x.half_width or 0.0,
+            yerr=point.y.half_width or 0.0,
+            fmt="o" if is_first else "s",
+            color=COLOURS[0] if is_first else GREY,
+            markersize=7 if is_first else 5,
+            capsize=2,
+            elinewidth=0.8,
+            zorder=3 if is_first else 2,
+        )
+    edge = [(point.x.mean, point.y.mean) for point in best]
+    axes.step(*zip(*edge, strict=True), where="post", color=COLOURS[0], linewidth=1, zorder=1)
     axes.margins(0.12)
-    _name_points(axes, [point for point, first in zip(points, front, strict=True) if first])
+    _number(axes, best)
     return frame.done()
 
 
-def _halves(halves: Sequence[float | None]) -> list[float] | None:
-    return None if all(half is None for half in halves) else [half or 0.0 for half in halves]
+def _number(axes: Axes, best: Sequence[Point]) -> None:
+    """A number beside each point of the front, and in the legend whose it is: names are too long there."""
+    limits = np.array([axes.get_xlim(), axes.get_ylim()])
+    near = NEAR * np.ptp(limits, axis=1)
+    there: list[tuple[tuple[float, float], list[str]]] = []
+    for number, point in enumerate(best[:MOST_NAMED], start=1):
+        place = point.x.mean, point.y.mean
+        axes.plot([], [], " ", label=f"{number}  {point.name}")
+        if there and (np.abs(np.subtract(place, there[-1][0])) < near).all():
+            there[-1][1].append(str(number))
+        else:
+            there.append((place, [str(number)]))
+    for place, numbers in there:
+        look: Look = {"color": COLOURS[0], "weight": "bold", "fontsize": 9}
+        axes.annotate(", ".join(numbers), place, xytext=(6, 6), textcoords="offset points", **look)
 
 
-def _name_points(axes: Axes, points: Sequence[Point]) -> None:
-    """Names beside the points, up or down by turns so that neighbours leave each other room."""
-    low, high = axes.get_xlim()
-    for number, point in enumerate(sorted(points, key=lambda point: point.x)[:MOST_NAMED]):
-        is_right = point.x < (low + high) / 2
-        axes.annotate(
-            point.name,
-            (point.x, point.y),
-            xytext=(6 if is_right else -6, 5 if number % 2 else -11),
-            textcoords="offset points",
-            ha="left" if is_right else "right",
-            fontsize=8,
-        )
+def _direction(less: bool) -> str:
+    return "less is better" if less else "more is better"
 
 
-def heat_map(table: pd.DataFrame, *, title: str, unit: str, less: bool = True, rests_on: str = "") -> Figure:
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def heat_map(
+    table: pd.DataFrame,
+    *,
+    title: str,
+    unit: str,
+    less: bool = True,
+    halves: pd.DataFrame | None = None,
+    rests_on: str = "",
+) -> Figure:
     """A cell a row and column of the table, its figure in it; the best cell of each column has a frame.
 
-    Cividis, which all eyes see alike; darker is better. A cell without a figure is hatched.
+    The colours are those of cividis, which all eyes see alike; `less`: less is better. `halves`: half-widths.
     """
-    names = [str(name) for name in table.index]
-    heads = [str(name) for name in table.columns]
-    frame = Frame(title, rests_on, height=max(1.2, 0.34 * len(names)), left=room_for(names))
+    names, heads = [str(name) for name in table.index], [str(name) for name in table.columns]
+    line = CELL if halves is None else 1.6 * CELL
+    room: Look = {"left": room_for(names), "right": BAR_LABELS}
+    frame = Frame(
+        f"{title}, {unit}: {_direction(less)}", rests_on, height=max(1.2, line * len(names)), **room
+    )
     (axes,) = frame.panels
     axes.grid(visible=False)
-    values = table.to_numpy(dtype=np.float64)
-    if not np.isfinite(values).any():
+    frame.label_x(str(table.columns.name or ""))
+    axes.set_ylabel(str(table.index.name or ""))
+    cells = table.to_numpy(dtype=np.float64)
+    if not np.isfinite(cells).any():
+        axes.set(xticks=[], yticks=[])
         frame.say(axes, "there is no figure to show")
         return frame.done()
-    axes.set_facecolor("#EEEEEE")
-    image = axes.imshow(values, cmap="cividis" if less else "cividis_r", aspect="auto")
+    image = axes.imshow(np.ma.masked_invalid(cells), cmap="cividis", aspect="auto")
     slanted = sum(map(len, heads)) > MOST_LETTERS_OF_HEADS
-    axes.set_xticks(
-        range(len(heads)), heads, rotation=20 if slanted else 0, ha="right" if slanted else "center"
-    )
+    turned: Look = {"rotation": 20, "ha": "right"} if slanted else {}
+    axes.set_xticks(range(len(heads)), heads, **turned)
     axes.set_yticks(range(len(names)), names)
-    middle = (float(np.nanmin(values)) + float(np.nanmax(values))) / 2
     best = np.nanargmin if less else np.nanargmax
     for column in range(len(heads)):
-        if np.isfinite(values[:, column]).any():
-            row = int(best(values[:, column]))
-            axes.add_patch(_box(column, row))
-        for row in range(len(names) if values.size <= MOST_CELLS_WITH_FIGURES else 0):
-            value = values[row, column]
-            is_dark = (value < middle) is less
-            text, ink = (
-                (f"{value:.3g}", "white" if is_dark else "black") if np.isfinite(value) else ("-", "black")
-            )
-            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
+        if len(names) > 1 and np.isfinite(cells[:, column]).any():
+            axes.add_patch(_box(column, int(best(cells[:, column]))))
+    if cells.size <= MOST_CELLS:
+        _write_cells(
+            axes, cells, np.full_like(cells, np.nan) if halves is None else halves.to_numpy(dtype=float)
+        )
     bar = frame.figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
-    bar.set_label(f"{unit} ({'less' if less else 'more'} is better)", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return frame.done()
 
 
+def _write_cells(axes: Axes, cells: Floats, halves: Floats) -> None:
+    """White on what is dark; "none" where there is no figure."""
+    middle = (float(np.nanmin(cells)) + float(np.nanmax(cells))) / 2
+    for (row, column), value in np.ndenumerate(cells):
+        half = halves[row, column]
+        text = "none" if np.isnan(value) else f"{value:.3g}" + ("" if np.isnan(half) else f"\n+- {half:.2g}")
+        ink = "white" if value <= middle else "black"  # where there is none, the ground is white
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
+
+
 def _box(column: int, row: int) -> Rectangle:
-    return Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, fill=False, edgecolor="#D55E00", linewidth=2)
+    return Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, fill=False, edgecolor=COLOURS[5], linewidth=2)
 
 
 def forest(

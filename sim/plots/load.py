@@ -2,7 +2,6 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from sim.plots.bins import (
     LOADS,
@@ -14,18 +13,17 @@ from sim.plots.bins import (
     points_of,
     shown_replicas,
 )
-from sim.plots.frame import COLOURS, Frame, Look, colour, of_run, steps
+from sim.plots.frame import COLOURS, Frame, Look, colour, of_run, round_ticks, steps
 from sim.runs import Run
 
 MOST_REPLICAS = 8
-FEW_TICKS = 4
 
 
 def served_by_replica(run: Run) -> Figure:
     """Who served: requests a second by arrival, a panel a replica; below them those that were not completed."""
     edges, done = edges_of(run), run.whole.completed
     lost = run.requests[run.requests["outcome"] != "completed"]
-    replicas, left_out = shown_replicas(run, MOST_REPLICAS)
+    replicas, left_out = shown_replicas(run.replicas, run, MOST_REPLICAS)
     title = f"Who served the requests that arrived in {each_bin(edges)}{left_out}"
     frame = Frame(title, of_run(run), len(replicas) + bool(len(lost)))
     frame.over_time(run)
@@ -41,7 +39,7 @@ def served_by_replica(run: Run) -> Figure:
         frame.panels[-1].set_ylabel("not completed\nrequests/s", fontsize=9)
         frame.panels[-1].set_ylim(0, None)
     for axes in frame.panels:
-        axes.yaxis.set_major_locator(MaxNLocator(FEW_TICKS))
+        axes.yaxis.set_major_locator(round_ticks())
     return frame.done()
 
 
@@ -50,7 +48,7 @@ def load_over_time(run: Run) -> Figure:
 
     Of a long run each step is a mean of many samples; a thin line then shows the most that any of them was.
     """
-    replicas, left_out = shown_replicas(run, MOST_REPLICAS)
+    replicas, left_out = shown_replicas(run.replicas, run, MOST_REPLICAS)
     frame = Frame(
         f"Queue and work in flight on each replica{left_out}",
         of_run(run),
@@ -79,7 +77,7 @@ def load_over_time(run: Run) -> Figure:
         frame.mark(run, tokens, only=replica, named=False)
     for axes, whole in zip(frame.panels[:2], (True, False), strict=True):  # the others share their scales
         axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
-        axes.yaxis.set_major_locator(MaxNLocator(FEW_TICKS, integer=whole))
+        axes.yaxis.set_major_locator(round_ticks(whole=whole))
     return frame.done(*frame.panels[:2])
 
 
