@@ -18,7 +18,7 @@ from sim.gate.check import LETTERS, SELF_TESTS, Selection, check, selftest, upda
 from sim.gate.environment import described
 from sim.gate.files import write
 from sim.gate.kinds import undecided
-from sim.gate.policy import main as policy
+from sim.gate.policy_command import main as policy
 from sim.gate.rows import EXIT_CODES, INTERRUPTED, PASS, Row, overall
 from sim.gate.show import text
 
@@ -138,9 +138,6 @@ def say_progress(row: Row) -> None:
 def environment(rows: Sequence[Row]) -> dict[str, Any]:
     """Where this ran."""
     facts = described()
-    commit = facts.pop("commit")
-    dirty = facts.pop("dirty")
-    facts["commit"] = "unknown" if commit is None else f"{commit}{', changed since' if dirty else ''}"
     noise = [row.noise for row in rows if row.noise is not None]
     if noise:
         facts["A/A"] = f"{max(noise):.1%} at most, of {len(noise)} rows"

@@ -142,13 +142,20 @@ def update(selection: Selection, reason: str) -> Iterator[Row]:
 def _remeasured(
     kind: Class, names: Sequence[str], before: dict[str, Figure]
 ) -> Iterator[tuple[Row, Measured | None]]:
+    """Each row with what was measured for it; one that was too noisy is measured again."""
     left = list(names)
-    try:
-        for head in kind.measure(names, ()):
-            left.remove(head.name)
-            yield _renewed(kind, head, before.get(head.name)), head
-    except MeasuringFailed as error:
-        yield from ((broken(kind, name, str(error)), None) for name in left)
+    for attempt in range(1, kind.attempts + 1):
+        try:
+            for head in kind.measure(list(left), ()):
+                row = _renewed(kind, head, before.get(head.name))
+                if row.verdict == PASS or attempt == kind.attempts:
+                    left.remove(head.name)
+                    yield row, head
+        except MeasuringFailed as error:
+            yield from ((broken(kind, name, str(error)), None) for name in left)
+            return
+        if not left:
+            return
 
 
 def _renewed(kind: Class, head: Measured, before: Figure | None) -> Row:

@@ -81,17 +81,25 @@ def _machine() -> str:
     return f"{platform.system()} {platform.machine()}"
 
 
-@cache
 def described() -> dict[str, Any]:
-    """For a reader of figures: processor, governor, Python, commit. No names of hosts or people."""
+    """For a reader of figures of time: processor, governor, load, and the source. No names of hosts or people."""
     return {
         "processor": processor(),
         "cores": os.cpu_count() or 1,
         "governor": _text(GOVERNOR) or "unknown",
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        **source(),
+    }
+
+
+def source() -> dict[str, Any]:
+    """For a reader of figures of virtual time."""
+    found = commit()
+    changed = ", changed since" if found["dirty"] else ""
+    return {
         "python": build_key(),
         "numpy": version("numpy"),
-        **commit(),
+        "commit": "unknown" if found["commit"] is None else f"{found['commit']}{changed}",
     }
 
 
