@@ -1,9 +1,9 @@
 """`python -m sim -m scenario=steady strategy=a,b 'seed=range(1,11)'`: a sweep played by a launcher of Hydra's.
 
 Local processes (`hydra/launcher=joblib`, as it is), a Ray cluster (`ray`), Slurm (`submitit_slurm`) or what stands in
-for it on this machine (`submitit_local`), one job a combination. A job costs Hydra a tenth of a second and more, so all
-seeds of a combination are played inside of it. What is asked for, kept, said and gone on with is that of `sim.sweep`:
-only who plays the runs differs. Jobs write into the sweep's folder, which the machines of a cluster must share.
+for it on this machine (`submitit_local`), one job a combination. A job costs Hydra a tenth of a second, so all seeds
+of a combination are played inside of it. What is asked for, kept, said and gone on with is that of `sim.sweep`: only
+who plays the runs differs. Jobs write into the sweep's folder, which the machines of a cluster must share.
 """
 
 import os
@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from engine.errors import BadSettings
-from sim.config import CONFIG_MODULE, explained
+from sim.config import CONFIG_MODULE, explained, settle
 from sim.experiments import own_settings, resumed
 from sim.plan import planned
 from sim.sweep import OWN, WIDTH, Sweeping, carried_out, console_of
@@ -50,6 +50,7 @@ NEEDED = {
 
 COMMAND = "python -m sim -m"
 LOOK_EVERY_S = 0.5
+MOST_LETTERS = 120  # of what a launcher says of an error of its own
 REST = "launcher"
 """Folder of a sweep for what a launcher itself writes, such as Slurm's logs."""
 
@@ -65,7 +66,7 @@ class Task:
     starter: int
     """The process that waits; Ctrl-C is for it."""
 
-    def __call__(self, _config: DictConfig) -> list[Played]:
+    def __call__(self, config: DictConfig) -> list[Played]:
         if os.getpid() != self.starter:
             with suppress(ValueError):  # not the main thread there, which then has no signals to mind
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -73,7 +74,8 @@ class Task:
         hydra = HydraConfig.get()
         first, lines = int(hydra.job.name), tuple(map(str, hydra.overrides.task))
         numbered = enumerate(self.seeds, start=first)
-        return play_batch([Job(number, lines, self.runs / f"{number:05}", seed) for number, seed in numbered])
+        jobs = [Job(number, lines, self.runs / f"{number:05}", seed) for number, seed in numbered]
+        return play_batch(jobs, settle=lambda of_jobs: settle(config, of_jobs))
 
 
 class Launching:
@@ -250,5 +252,5 @@ def _is_there(module: str) -> bool:
 
 def _first_line(error: object) -> str:
     name = type(error).__name__
-    text = next(iter(str(error).strip().splitlines()), "")
+    text = next(iter(str(error).strip().splitlines()), "")[:MOST_LETTERS]
     return f"{name}: {text}" if text else name

@@ -157,14 +157,21 @@ def sweep_up(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def play_batch(jobs: Sequence[Job], told: Told = lambda _played: None) -> list[Played]:
-    """Play jobs that differ in their seeds only; those that were played before are read."""
+def play_batch(
+    jobs: Sequence[Job],
+    told: Told = lambda _played: None,
+    settle: Callable[[Sequence[str]], RunSettings] = read,
+) -> list[Played]:
+    """Play jobs that differ in their seeds only; those that were played before are read.
+
+    `settle` makes settings of their lines, for who has composed them already.
+    """
     settings: RunSettings | BadSettings | None = None
     played = []
     for job in jobs:
         one = kept(job)
         if one is None:
-            settings = settings or _settings(job.overrides)
+            settings = settings or _settings(job.overrides, settle)
             one = _play(job, settings)
         told(one)
         played.append(one)
@@ -203,9 +210,11 @@ def on_seed(settings: RunSettings, seed: int | None) -> RunSettings:
     )
 
 
-def _settings(overrides: Sequence[str]) -> RunSettings | BadSettings:
+def _settings(
+    overrides: Sequence[str], settle: Callable[[Sequence[str]], RunSettings]
+) -> RunSettings | BadSettings:
     try:
-        return read(overrides)
+        return settle(overrides)
     except BadSettings as error:
         return error
 

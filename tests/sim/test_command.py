@@ -221,26 +221,6 @@ def test_the_published_trace_drives_the_scenario_whole(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_plays_every_job_and_exits_with_1_when_one_failed(tmp_path):
-    done = command(tmp_path, "-m", *ROOFLINE, "routing.max_attempts=1,3", "seed=1,2")
-    assert done.returncode == 1, done.stderr
-    assert done.stdout.count("FAIL  failover") == 2
-    assert done.stdout.count("PASS  failover") == 2
-    table = sim.load(tmp_path / "runs" / "**")
-    assert sorted(table["seed"]) == [1, 1, 2, 2]
-    assert table["overrides"].str.contains("routing.max_attempts=1").sum() == 2
-
-
-@pytest.mark.slow
-def test_a_sweep_over_a_bad_value_plays_the_good_ones_and_exits_with_2(tmp_path):
-    done = command(tmp_path, "-m", *ROOFLINE, "workload.rate=0,30")
-    assert done.returncode == 2
-    assert done.stdout.count("PASS  failover") == 1
-    assert "workload.rate is 0.0, but must be above 0" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.slow
 def test_ctrl_c_leaves_what_had_finished_readable(tmp_path):
     lines = ["scenario=steady", "executor=roofline", "workload.requests=400000", "workload.rate=30"]
     process = subprocess.Popen(
