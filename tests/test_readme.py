@@ -2,7 +2,8 @@
 
 A block after `<!-- test -->` is run; a `text` block after `<!-- output -->` behind it is what it prints. A `text`
 block after `<!-- output: COMMAND -->` is what that command prints, which the document shows in another form. The
-blocks of one document run in their order in one folder. Figures may differ, words may not.
+blocks of one document run in their order in one folder. Figures may differ, words may not. Runs are without pictures,
+which take longer than all the rest: the README's first command, which `.ci/run` plays as it stands, draws them.
 """
 
 import os
@@ -22,6 +23,8 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 FIGURE = re.compile(r"\b(?=[a-f]*\d)[0-9a-f]{8,}\b|\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
+RUN = re.compile(r"\bpython -m sim (?:-m )?(?!.*\breport=)")
+TABLES = r"\g<0>report=tables "
 COMMANDS = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
 
 
@@ -60,7 +63,7 @@ def words(line):
 def run(block, folder):
     """What is wrong with the block; nothing when it does what the document says."""
     done = subprocess.run(
-        [*COMMANDS[block.language], block.text],
+        [*COMMANDS[block.language], RUN.sub(TABLES, block.text)],
         cwd=folder,
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
         stdin=subprocess.DEVNULL,
@@ -128,6 +131,19 @@ def test_marked_blocks_are_found_with_their_output():
     assert len(bash.expected) == 3
     assert python.expected == []
     assert (other.text, other.expected) == ("echo 12 requests", ["200 requests"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "played"),
+    [
+        ("python -m sim scenario=x || test $? = 1", "python -m sim report=tables scenario=x || test $? = 1"),
+        ("python -m sim -m seed=1,2", "python -m sim -m report=tables seed=1,2"),
+        ("python -m sim -m seed=1,2 report=full", "python -m sim -m seed=1,2 report=full"),
+        ("python -m sim.regret scenario=x", "python -m sim.regret scenario=x"),
+    ],
+)
+def test_runs_are_without_pictures_unless_the_document_asks_for_them(typed, played):
+    assert RUN.sub(TABLES, typed) == played
 
 
 def test_a_figure_may_differ_a_word_or_an_exit_code_may_not(tmp_path):
