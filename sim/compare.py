@@ -18,6 +18,7 @@ from rich.table import Table
 
 from engine.errors import BadSettings
 from sim import metrics
+from sim.beside import ITSELF
 from sim.callables import callable_as
 from sim.experiments import LATENCIES, MAIN, complain, is_better
 from sim.runs import Run, matching, open_run
@@ -154,6 +155,30 @@ def rows_of(first: pd.DataFrame, second: pd.DataFrame) -> list[Row]:
         Row(name, float(a.mean()), float(b.mean()), each, p_value)
         for (name, a, b), each, p_value in zip(found, differences, corrected, strict=True)
     ]
+
+
+def differences_beside(run: Run) -> dict[str, list[Row]]:
+    """How each of the runs beside one differs from it, by name, over the seeds that they were played on."""
+    itself = run.beside.get(ITSELF, [run])
+    found = {}
+    for name, others in run.beside.items():
+        seeds = {int(other.manifest["seed"]): other for other in others}
+        pairs = [(one, seeds[seed]) for one in itself if (seed := int(one.manifest["seed"])) in seeds]
+        if name != ITSELF and pairs:
+            found[name] = _differences(pairs)
+    return found
+
+
+def _differences(pairs: Sequence[tuple[Run, Run]]) -> list[Row]:
+    """Of a single pair request by request, where both met the same ones."""
+    if len(pairs) == 1:
+        try:
+            _check_same_traffic(*pairs[0])
+        except BadSettings:
+            pass
+        else:
+            return _request_by_request(*pairs[0])
+    return rows_of(*(pd.DataFrame([run.summary for run in side]) for side in zip(*pairs, strict=True)))
 
 
 def _request_by_request(first: Run, second: Run) -> list[Row]:

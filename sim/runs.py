@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
+SCHEMA_VERSION = 1
+"""Of run folders: what is in their files, and under which names."""
+
 FACT_COLUMNS = {
     "at_ns": "int64",
     "kind": "str",
@@ -229,20 +232,43 @@ class Run:
 
 
 def open_run(path: Path | str) -> Run:
-    """The run in that folder; an interrupted one (`.partial`) too. Raises BadSettings when there is none."""
+    """The run in that folder; an interrupted one (`.partial`) too.
+
+    Raises BadSettings when there is none, when it was not written to its end, or when a later version wrote it.
+    """
     folder = Path(path)
+    reading = "manifest.json"
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        checks = [Check(**check) for check in json.loads((folder / "checks.json").read_text())]
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        requests, timeseries, decisions = (
-            pd.read_parquet(folder / f"{name}.parquet") for name in ("requests", "timeseries", "decisions")
-        )
+        manifest = json.loads((folder / reading).read_text())
+        _check_schema(folder, manifest)
+        reading = "checks.json"
+        checks = [Check(**check) for check in json.loads((folder / reading).read_text())]
+        reading = "config.yaml"
+        config = yaml.safe_load((folder / reading).read_text())
+        tables = {}
+        for name in ("requests", "timeseries", "decisions", "facts"):
+            reading = f"{name}.parquet"
+            if name != "facts" or (folder / reading).is_file():  # a folder of before facts were kept
+                tables[name] = pd.read_parquet(folder / reading)
     except FileNotFoundError as error:
-        raise BadSettings(f"{folder} is not a run folder: it has no {Path(error.filename).name}") from error
-    facts = folder / "facts.parquet"
-    rare = pd.read_parquet(facts) if facts.is_file() else no_facts()  # a folder of before they were kept
+        what = "half-written" if reading != "manifest.json" else "not a run folder"
+        raise BadSettings(f"{folder} is {what}: it has no {reading}") from error
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise BadSettings(f"{folder} is half-written or damaged: {reading} cannot be read") from error
+    requests, timeseries, decisions = (tables[name] for name in ("requests", "timeseries", "decisions"))
+    rare = tables.get("facts", no_facts())
     return Run(folder, config, manifest, requests, timeseries, decisions, checks, rare)
+
+
+def _check_schema(folder: Path, manifest: Any) -> None:
+    """Raises BadSettings for what is not a manifest, or one that a later version wrote."""
+    if not isinstance(manifest, dict) or "scenario" not in manifest:
+        raise BadSettings(f"{folder} is not a run folder: its manifest.json is of something else")
+    version = manifest.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise BadSettings(
+            f"{folder} has schema version {version}, but this version of Modelyard reads {SCHEMA_VERSION}"
+        )
 
 
 def load(pattern: str | Path, table: str = "summary") -> pd.DataFrame:

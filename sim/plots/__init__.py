@@ -6,9 +6,10 @@ figure as it is; `save_all` writes those of a run, but for the ones that would s
 
 from sim.drawing import MARKS, pack
 from sim.marks import outages
+from sim.plots.beside import beside
 from sim.plots.bins import MOST_BINS
 from sim.plots.cache import hit_ratio_over_time, tier_bytes
-from sim.plots.catalogue import CAPTIONS, left_out, plots, save_all
+from sim.plots.catalogue import CAPTIONS, drawn, left_out, plots, save_all
 from sim.plots.frame import COLOURS, DPI, png
 from sim.plots.gantt import gantt
 from sim.plots.generic import ForestRow, Point, agreement, forest, front, heat_map, pareto, residuals
@@ -34,6 +35,8 @@ __all__ = [
     "ForestRow",
     "Point",
     "agreement",
+    "beside",
+    "drawn",
     "forest",
     "front",
     "front_of",

@@ -1,10 +1,11 @@
 """The pictures of a run in the order of a report, what they show, and which of them would show nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from sim.plots.beside import beside, none_beside
 from sim.plots.cache import hit_ratio_over_time, models_in, tier_bytes, tiers_of
 from sim.plots.frame import png
 from sim.plots.gantt import gantt
@@ -15,6 +16,7 @@ from sim.plots.quota import no_quotas, quota_use
 from sim.runs import Run
 
 plots: dict[str, Callable[[Run], Figure]] = {
+    "beside": beside,
     "served_by_replica": served_by_replica,
     "latency_over_time": latency_over_time,
     "latency_cdf": latency_cdf,
@@ -27,6 +29,7 @@ plots: dict[str, Callable[[Run], Figure]] = {
     "gantt": gantt,
 }
 CAPTIONS = {
+    "beside": "What the runs beside this one made of the same requests, less this one, with 95 % intervals.",
     "served_by_replica": "Who served the requests by the time of their arrival; the outage is shaded.",
     "latency_over_time": "Every request by its arrival; a cross is a request that a second replica had to finish.",
     "latency_cdf": "The share of requests that were at least so fast; TPOT is the mean time between tokens.",
@@ -59,6 +62,7 @@ def _nothing_held(run: Run) -> str | None:
 
 
 WHY_NOT: dict[str, Callable[[Run], str | None]] = {
+    "beside": none_beside,
     "served_by_replica": _nothing_ended,
     "latency_over_time": _nothing_completed,
     "latency_cdf": _nothing_completed,
@@ -83,10 +87,16 @@ def save_all(run: Run, folder: Path) -> list[Path]:
     """Every picture that shows something as a PNG in `folder`, which is made. The same run gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
+    for name, data in drawn(run):
+        path = folder / f"{name}.png"
+        path.write_bytes(data)
+        paths.append(path)
+    return paths
+
+
+def drawn(run: Run) -> Iterator[tuple[str, bytes]]:
+    """Every picture that shows something, by name, as a PNG."""
     missing = left_out(run)
     for name, plot in plots.items():
         if name not in missing:
-            path = folder / f"{name}.png"
-            path.write_bytes(png(plot(run)))
-            paths.append(path)
-    return paths
+            yield name, png(plot(run))

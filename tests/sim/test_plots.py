@@ -378,13 +378,14 @@ def test_every_picture_has_a_caption():
 
 def test_a_picture_that_would_show_nothing_is_left_out_with_the_reason(five, make_run):
     assert plots.left_out(five) == {
+        "beside": "no other runs were played beside it",
         "hit_ratio_over_time": "there was no cache",
         "tier_bytes": "there was no cache",
         "quota_use": "no limit was set beyond concurrent requests, and nobody waited for those",
     }
     assert set(plots.left_out(make_run())) == set(plots.plots)
     cached = make_run(five.requests.to_dict("records"), tier_series(9.0, 20.0, x=9.0))
-    assert set(plots.left_out(cached)) == {"load_over_time", "quota_use"}
+    assert set(plots.left_out(cached)) == {"beside", "load_over_time", "quota_use"}
     assert "quota_use" not in plots.left_out(make_run(series=QUOTAS))
 
 

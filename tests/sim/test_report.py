@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from sim import report
 from sim.checks import Check
 from sim.config import read
-from sim.plots import plots, save_all
+from sim.plots import drawn, plots, save_all
 
 VOID = {"meta", "img", "br"}
 
@@ -38,14 +38,13 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def page_of(run, tmp_path):
-    save_all(run, tmp_path / "plots")
-    return Page(report.html(run, tmp_path / "plots"))
+def page_of(run):
+    return Page(report.html(run, dict(drawn(run))))
 
 
 def test_the_page_needs_nothing_but_itself(played):
     page = Page((played.path / "report.html").read_text())
-    assert report.shown(played) == [name for name in plots if name != "quota_use"]
+    assert report.shown(played) == [name for name in plots if name not in {"beside", "quota_use"}]
     for name, link in zip(report.shown(played), page.links, strict=True):
         picture = base64.b64decode(link.removeprefix("data:image/png;base64,"), validate=True)
         assert picture == (played.path / "plots" / f"{name}.png").read_bytes()
@@ -64,35 +63,36 @@ def test_the_page_says_the_verdict_every_check_and_every_key_figure(played):
     assert played.manifest["digest"] in text
 
 
-def test_names_cannot_break_out_of_the_page(make_run, tmp_path):
+def test_names_cannot_break_out_of_the_page(make_run):
     evil = '"><script>alert(1)</script>'
     checks = [Check(evil, 1, "<=", 2, "pass", evil)]
     run = make_run(checks=checks, scenario=evil, replicas=[evil], overrides=[f"name={evil}"])
     run.config["name"] = evil
-    page = page_of(run, tmp_path)
+    page = page_of(run)
     assert "script" not in page.tags
     assert "".join(page.text).count(evil) >= 6
 
 
-def test_a_failed_and_an_interrupted_run_say_so_first(five, make_run, tmp_path):
+def test_a_failed_and_an_interrupted_run_say_so_first(five, make_run):
     assert report.headline(five) == "FAIL: 1 of 2 checks hold in made"
     run = make_run(interrupted=True, in_flight=7)
     assert report.facts(run)[0].startswith("Interrupted: 7 requests were in flight")
     assert report.headline(run) == "INTERRUPTED: 0 of 0 checks hold in made"
     assert report.markdown(run).splitlines()[2].startswith("Interrupted: 7 requests")
-    said = "".join(page_of(run, tmp_path).text)
+    said = "".join(page_of(run).text)
     assert said.index("Interrupted: 7") < said.index("Strategy")
 
 
-def test_an_empty_run_has_a_report_with_dashes(make_run, tmp_path):
+def test_an_empty_run_has_a_report_with_dashes(make_run):
     run = make_run(virtual_s=0.0)
     assert report.headline(run) == "INCONCLUSIVE: 0 of 0 checks hold in made"
     assert ("TTFT p50, s", "-") in report.figures(run)
     assert ("requests completed", "0") in report.figures(run)
-    page = page_of(run, tmp_path)
+    page = page_of(run)
     assert page.links == []
-    assert "Left out, as there would be nothing to see: served by replica (no request has ended);" in "".join(
-        page.text
+    assert (
+        "Left out, as there would be nothing to see: beside (no other runs were played beside it);"
+        in "".join(page.text)
     )
     assert "nan" not in "".join(page.text).lower().replace("scenario", "")
 
@@ -100,8 +100,8 @@ def test_an_empty_run_has_a_report_with_dashes(make_run, tmp_path):
 def test_the_markdown_links_to_pictures_that_are_there(played):
     text = (played.path / "report.md").read_text()
     links = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
-    assert len(links) == len(plots) - 1
-    assert "nothing to see: quota use (no limit was set beyond concurrent requests" in text
+    assert len(links) == len(plots) - 2
+    assert "; quota use (no limit was set beyond concurrent requests" in text
     assert all((played.path / link).is_file() for link in links)
     assert "| pass | requests that did not complete | 0 | <= 0 | n=600 |" in text
 
