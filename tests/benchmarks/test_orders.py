@@ -9,7 +9,7 @@ import pytest
 
 from engine.cache.orders import Links, orders
 
-REQUESTS = 200_000
+REQUESTS = 100_000
 ROUNDS = 3  # the best counts, and all take turns: the machine is shared
 FAST = ("lru", "fifo", "sieve")
 GOAL_MOPS = 1.0  # at the pace of the machine that goals were set for; and half of libcachesim's
@@ -143,9 +143,7 @@ def turnover(name, entries, keys):
 @pytest.mark.parametrize("name", PEERS)
 def test_cost_stays_flat_with_the_number_of_blocks(report, keys, name):
     """The rest of the growth is the processor's caches: the columns of a million blocks do not fit them."""
-    speed = millions_a_second({str(n): turnover(name, n, keys) for n in (10_000, 100_000, 1_000_000)})
+    speed = millions_a_second({str(n): turnover(name, n, keys) for n in (10_000, 1_000_000)})
     growth = speed["10000"] / speed["1000000"]
-    report(
-        mops_1e4=speed["10000"], mops_1e5=speed["100000"], mops_1e6=speed["1000000"], times_the_cost=growth
-    )
+    report(mops_1e4=speed["10000"], mops_1e6=speed["1000000"], times_the_cost=growth)
     assert growth < 3

@@ -17,6 +17,7 @@ from sim.world import SimClock
 
 SLEEPS = 2_000
 WORKERS = 2
+LEAST_GAIN, MOST_TURNS = 2 / 3, 3  # of what a second core is worth to a plain loop
 SET_UP_GOAL_S = 2.0
 
 # 6 requests/s, 512 prompt and 128 output tokens, one replica, nothing shared
@@ -32,6 +33,8 @@ W = (
     *(f"workload.output_{name}_tokens=128" for name in ("min", "median", "max")),
 )
 
+TIERS_GIB = {"gpu": 24, "ram": 64, "ssd": 256, "network": 512, "cloud": 1024}
+
 # five models behind one cache of five tiers, conversations, quotas that count, the router that looks for prefixes
 MIX_B = (
     "fleet=reference_five",
@@ -44,12 +47,11 @@ MIX_B = (
     "fleet.step_tokens=2048",
     "tiers=five",
     "tiers.block_tokens=64",
-    *(f"tiers.{name}.gib={gib}" for name, gib in (("gpu", 24), ("ram", 64), ("ssd", 256))),
-    *(f"tiers.{name}.gib={gib}" for name, gib in (("network", 512), ("cloud", 1024))),
+    *(f"tiers.{name}.gib={gib}" for name, gib in TIERS_GIB.items()),
 )
 
 SPEED = {  # the load, its goal in requests a second, and how far from it fails
-    "w": ((*W, "workload.requests=10000"), 25_000, 5.0),  # twice off still, and twice that fails
+    "w": ((*W, "workload.requests=6000"), 25_000, 5.0),  # twice off still, and twice that fails
     "mix_b_five_models_five_tiers": (MIX_B, 8_000, 10.0),  # five times off still: see docs/benchmarks.md
 }
 
@@ -178,20 +180,23 @@ def test_replications_on_two_cores(report, tmp_path):
     """By turns, four runs of W by one process and by two: the same digests in the same order, and the speed-up.
 
     `speed_up` has the start of the processes in it, `of_runs` has not. What a second core is worth just now, two
-    processes of a plain loop tell in the same turn: `of_a_loop`. Runs that wait for each other come to half of that.
+    processes of a plain loop tell in the same turn: `of_a_loop`. Runs that wait for each other come to half of that,
+    in every turn; one turn in which nobody disturbs is enough to show that ours do not.
     """
     turns, digests = [], set()
-    for turn in range(2):
+    for turn in range(MOST_TURNS):
         took_s = {}
         for name, count, workers in (
-            ("alone", 3_000, 1),
+            ("alone", 2_500, 1),
             ("start", 10, WORKERS),
-            ("together", 3_000, WORKERS),
+            ("together", 2_500, WORKERS),
         ):
             took_s[name], played = replicated(tmp_path / f"{turn}-{name}", count, workers)
             digests |= {played} if count > 10 else set()
         runs_s = max(took_s["together"] - took_s["start"], took_s["alone"] / WORKERS)
         turns.append((took_s["alone"] / runs_s / gain_of_a_loop(), took_s, took_s["alone"] / runs_s))
+        if turns[-1][0] > LEAST_GAIN:
+            break
     beside_loop, took_s, of_runs = max(turns, key=lambda each: each[0])
     report(
         speed_up=took_s["alone"] / took_s["together"],
@@ -201,7 +206,7 @@ def test_replications_on_two_cores(report, tmp_path):
     )
     assert len(digests) == 1
     assert all(next(iter(digests)))
-    assert beside_loop > 2 / 3
+    assert beside_loop > LEAST_GAIN
 
 
 def replicated(folder, requests, workers):
@@ -231,7 +236,7 @@ def gain_of_a_loop():
 @pytest.mark.parametrize("rate", [6, 60], ids=["at_6_a_second", "at_saturation"])
 def test_a_request_costs_the_same_in_a_long_run(rate, settings, report):
     """Ten times the requests: each costs what it cost in the short run."""
-    lengths = (5_000, 50_000)
+    lengths = (3_000, 30_000)
     each_us = dict.fromkeys(lengths, float("inf"))
     for count in (*lengths, lengths[0]):  # the short one around the long one: a busy machine slows both
         run = settings(*W, f"workload.rate={rate}", f"workload.requests={count}")
@@ -247,12 +252,12 @@ def test_a_request_costs_the_same_in_a_long_run(rate, settings, report):
 @pytest.mark.benchmark(group="simulation")
 @pytest.mark.parametrize("rate", [6], ids=["at_saturation"])
 def test_a_request_of_mix_b_costs_the_same_in_a_long_run(rate, settings, report):
-    """Five models and five tiers: ten times the requests, long after every tier is full."""
-    lengths = (1_500, 15_000)
+    """Five models and five tiers, half as large: ten times the requests, long after every tier is full."""
+    lengths, halved = (750, 7_500), [f"tiers.{name}.gib={gib // 2}" for name, gib in TIERS_GIB.items()]
     each_us = dict.fromkeys(lengths, float("inf"))
     for count in (*lengths, lengths[0]):  # the short one around the long one: a busy machine slows both
         long_enough = f"workload.duration_s={3 * count // rate + 600}"
-        run = settings(*MIX_B, f"workload.rate={rate}", f"workload.requests={count}", long_enough)
+        run = settings(*MIX_B, *halved, f"workload.rate={rate}", f"workload.requests={count}", long_enough)
         each_us[count] = min(each_us[count], played(run)[1] / count * 1e6)
     short_us, long_us = (each_us[count] for count in lengths)
     report(short_us=short_us, long_us=long_us, ratio=long_us / short_us)
@@ -268,7 +273,7 @@ def test_memory_of_a_million_requests(report):
 
     From 100,000 and 300,000 it comes out at the same, within a fiftieth.
     """
-    lengths = (50_000, 150_000)
+    lengths = (30_000, 90_000)
     used_mib = [memory_mib(count) for count in lengths]
     each_bytes = (used_mib[1] - used_mib[0]) * 2**20 / (lengths[1] - lengths[0])
     million_mib = used_mib[0] + each_bytes * (1_000_000 - lengths[0]) / 2**20
