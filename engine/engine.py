@@ -74,6 +74,7 @@ from engine.settings import EngineSettings, LimitSettings, require
 from engine.telemetry import (
     Admitted,
     AttemptLost,
+    Evicted,
     FellBack,
     HealthChanged,
     ModeChanged,
@@ -185,6 +186,7 @@ class Engine:
         packer = make_packer(settings) if is_real and len(self.cache.tiers) > 1 else None
         self.carrier = Carrier(self.cache, clock, self._stores, packer, self._store_failed)
         self.carrier.adopt()
+        self.cache.on_evicted = self._evicted
 
     @property
     def replicas(self) -> dict[str, Replica]:
@@ -648,6 +650,10 @@ class Engine:
         if after_s is not None and space is not None and chain is not None:
             again = partial(self.carrier.prefetch, space, chain.keys)
             self.clock.call_later(to_ns(after_s), again)
+
+    def _evicted(self, model: str, tier: str, blocks: int, read_ns: int) -> None:
+        if self.telemetry.wants(Evicted):
+            self.telemetry.emit(Evicted(self.clock.now_ns(), model, tier, blocks, read_ns))
 
     def _store_failed(self, tier: str, kind: str) -> None:
         self.telemetry.emit(StoreFailed(self.clock.now_ns(), tier, kind))

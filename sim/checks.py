@@ -60,6 +60,21 @@ def gains(name: str, gained: Sequence[float], least: float, note: str = "", *, p
     return Check(name, found.mean, ">=", least, verdict, f"{note}; {told}" if note else told, published)
 
 
+def no_worse(
+    name: str, gained: Sequence[float], margin: float, note: str = "", *, published: str = ""
+) -> Check:
+    """What one side gains over another, pair by pair of runs on the same requests, is no loss beyond the margin.
+
+    It passes when even the lower end of the interval is no such loss, and fails when even the upper end is one.
+    """
+    check = gains(name, gained, -margin, note, published=published)
+    if not gained or check.verdict == "fail":
+        return check
+    found = interval(gained)
+    holds = (found.mean if found.half_width is None else found.low) >= -margin
+    return replace(check, verdict="pass" if holds else "inconclusive")
+
+
 def evidence(name: str, value: float | None, least: float, note: str = "", *, published: str = "") -> Check:
     """The run shows enough for the other checks to mean something. If not, it is undecided, not a failure."""
     shown = value is not None and value >= least

@@ -79,12 +79,14 @@ class ReportSettings:
     """Where the run folder goes and what it holds.
 
     `spans`: also one trace a request, as OpenTelemetry has it: 3.6 kB of it, three times what all else takes.
+    `evictions`: each eviction is a fact, too.
     """
 
     folder: str = "runs"
     sample_every_s: float | None = None
     plots: bool = True
     spans: bool = False
+    evictions: bool = False
 
     def __post_init__(self) -> None:
         require("report.folder", self.folder, self.folder != "", "the path of a folder")

@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from engine.telemetry import AttemptLost, Event, FellBack, ModeChanged, ModelMoved, Preempted, SoftLimitPassed
+from engine.telemetry import (
+    AttemptLost,
+    Event,
+    Evicted,
+    FellBack,
+    ModeChanged,
+    ModelMoved,
+    Preempted,
+    SoftLimitPassed,
+)
 from sim.breakdown import MISSING
 from sim.runs import FACT_COLUMNS
 
@@ -30,11 +39,16 @@ class Facts:
     | model_state_changed | the model | | its state now |
     | mode_changed | model and tenant, "" for the whole service | | its degradation mode now |
     | soft_limit_passed | model and tenant | the share in per cent | which limit |
+    | blocks_evicted | the model | when they were last read, ns | the tier, and how many |
+
+    Evictions are not rare: they are told where they were asked for.
     """
 
-    kinds = frozenset({FellBack, AttemptLost, Preempted, ModelMoved, ModeChanged, SoftLimitPassed})
+    kinds: frozenset[type[Event]] = frozenset(
+        {FellBack, AttemptLost, Preempted, ModelMoved, ModeChanged, SoftLimitPassed}
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, *, evictions: bool = False) -> None:
         self._numbers = {name: array("q") for name in ("at_ns", "request_id", "value")}
         self._words: dict[str, list[str]] = {name: [] for name in ("kind", "subject", "detail")}
         self._takers: dict[type[Event], Taker] = {
@@ -45,6 +59,9 @@ class Facts:
             ModeChanged: self._take_mode,
             SoftLimitPassed: self._take_soft_limit,
         }
+        if evictions:
+            self.kinds |= {Evicted}
+            self._takers[Evicted] = self._take_evicted
 
     def emit(self, event: Event) -> None:
         self._takers[type(event)](event)
@@ -73,6 +90,9 @@ class Facts:
     def _take_soft_limit(self, event: SoftLimitPassed) -> None:
         share = round(100 * event.share)
         self._note(event, MISSING, whose(event.model, event.tenant), share, event.limit)
+
+    def _take_evicted(self, event: Evicted) -> None:
+        self._note(event, MISSING, event.model, event.read_ns, f"{event.tier} {event.blocks}")
 
     def _note(self, event: Event, request_id: int, subject: str, value: int, detail: str) -> None:
         self._numbers["at_ns"].append(event.at_ns)

@@ -79,7 +79,7 @@ def _play(
     meter.sources.append(stage.engine.figures)
     stage.engine.telemetry.add(JsonLines(folder.events))
     stage.engine.telemetry.add(meter)
-    facts = Facts()
+    facts = Facts(evictions=settings.report.evictions)
     stage.engine.telemetry.add(facts)
     traces = _trace(stage, folder.spans, settings.seed) if folder.spans is not None else None
     begun_ns = stopwatch_ns()
@@ -88,6 +88,7 @@ def _play(
     if traces is not None:
         traces.flush()
     stage.sample()
+    folder.told(meter.exposition())
     manifest = _manifest(settings, stage, stopwatch_ns() - begun_ns)
     recorder = stage.recorder
     run = Run(
@@ -107,7 +108,7 @@ def _play(
         run.played_beside = _beside(run, others, progress)
     if others is not None:
         run.checks = list(settings.story.checks(run, settings.scenario))
-    folder.write(run, meter.exposition(), settings.overrides, settings.report.plots)
+    folder.write(run, settings.overrides, settings.report.plots)
     if not manifest["interrupted"]:
         run.path = folder.publish()
         for other in [other for played in run.played_beside.values() for other in played if other is not run]:

@@ -10,7 +10,7 @@ boundaries between tiers are one more each, and reading a prefix pins and touche
 length: those before it cannot leave before it does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from engine.cache.allocation import allocation
@@ -53,6 +53,10 @@ class Mover(Protocol):
 
     def dropped(self, slot: int, tier: Tier) -> None:
         """A block, or its copy, left a tier: what is there of it is worth nothing."""
+
+
+OnEvicted = Callable[[str, str, int, int], None]
+"""Told of blocks that left for good: model, tier, how many of a chain, and when the last of them was last read."""
 
 
 class Prefix:
@@ -153,6 +157,7 @@ class PrefixCache:
         self.enabled = settings.enabled
         self.block_tokens = settings.block_tokens
         self.mover: Mover | None = None
+        self.on_evicted: OnEvicted | None = None
         given = settings.tiers if settings.enabled else {}
         self.table = Table(max(1, len(given)))
         self.pins: dict[int, int] = {}
@@ -1035,6 +1040,8 @@ class PrefixCache:
                 assert key is not None
                 self._mourn(key, read, space.holder)
         space.stats.evicted_blocks[tier.rank] += len(run)
+        if self.on_evicted is not None:
+            self.on_evicted(space.holder.key, tier.name, len(run), (read - 1) * TICK_NS)
         if self.hollow or self._stuck or self.lossy:
             self._forget_marks(run)
         if self.mover is not None or tier.payloads:

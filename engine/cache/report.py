@@ -63,6 +63,10 @@ def tables(cache: PrefixCache, carrier: Carrier | None = None) -> dict[str, Any]
             for model, (count, ticks) in sorted(cache.wanted_again.items())
         },
         "lossy_blocks": len(cache.lossy),
+        "models": {
+            holder.key: {"block_bytes": holder.block_bytes, "recompute_ns": holder.recompute_ns}
+            for holder in cache.holders
+        },
         "regret": _regret(cache),
         "most_shared_prefixes": [each._asdict() for each in most_shared(cache)],
     }

@@ -195,6 +195,21 @@ class PrefixFound(Event):
 
 
 @dataclass(slots=True)
+class Evicted(Event):
+    """Blocks at the end of a chain left the cache for good; the last of them had last been read at `read_ns`.
+
+    There may be more of these than requests: only who names it in its `kinds` is told.
+    """
+
+    kind: ClassVar[str] = "blocks_evicted"
+    is_private: ClassVar[bool] = True
+    model: str
+    tier: str
+    blocks: int
+    read_ns: int
+
+
+@dataclass(slots=True)
 class StoreFailed(Event):
     """The store behind a tier of the cache could not do what it was asked; no request suffers but by a miss."""
 

@@ -17,7 +17,7 @@ from sim.streams import stream
 from sim.traffic.arrivals import ArrivalSettings, Floats, Pace, finite_at_least, renewals
 from sim.traffic.lengths import LengthSettings
 from sim.traffic.mixes import LARGEST_CV, MAX_MODELS, TENANT_SHARES
-from sim.traffic.popularity import Rotation, chosen, rotated, zipf_weights
+from sim.traffic.popularity import Rotation, Shift, check_weights, chosen, rotated, zipf_weights
 from sim.traffic.sessions import Ids, SessionSettings, before, waits
 from sim.traffic.synthetic import MAX_SIGMA
 from sim.traffic.trace import MAX_TOKENS, Lengths, Times, Trace
@@ -171,6 +171,9 @@ class GeneratedWorkload:
     model_zipf: float | None = None
     model_weights: list[float] = field(default_factory=list)  # times those of Zipf's law
     rotate: list[Rotation] = field(default_factory=list)
+    model_shifts: list[Shift] = field(
+        default_factory=list
+    )  # popularity from a time on, of sessions that start
     vocab: int = 4096
 
     def __post_init__(self) -> None:
@@ -225,16 +228,13 @@ class GeneratedWorkload:
         check_popularity(self.model_zipf)
         for index, rotation in enumerate(self.rotate):
             rotation.check(f"workload.rotate[{index}]")
-        if not self.model_weights:
-            return
-        key, given = "workload.model_weights", self.model_weights
-        require(
-            key, given, self.model_zipf is not None, "empty, since model_zipf is null; 0 leaves them alone"
-        )
-        require(key, given, len(given) == self.models, f"one for each of {self.models} models")
-        for weight in given:
-            finite_at_least(key, weight, 0)
-        require(key, given, sum(given) > 0, "above zero together")
+        for key, given in (("model_weights", self.model_weights), ("model_shifts", self.model_shifts)):
+            allowed = "empty, since model_zipf is null; 0 leaves them alone"
+            require(f"workload.{key}", given, self.model_zipf is not None or not given, allowed)
+        if self.model_weights:
+            check_weights("workload.model_weights", self.model_weights, self.models)
+        for index, shift in enumerate(self.model_shifts):
+            shift.check(f"workload.model_shifts[{index}]", self.models)
 
 
 def trace(settings: GeneratedWorkload, seed: int, model: str) -> Trace:
@@ -347,6 +347,9 @@ def _models(settings: GeneratedWorkload, start_s: Floats, seed: int) -> Lengths:
     if settings.model_weights:
         weights *= np.array(settings.model_weights)
     rank = chosen(stream(seed, "models"), len(start_s), weights)
+    for shift in sorted(settings.model_shifts, key=lambda shift: shift.at_s):
+        later = chosen(stream(seed, "models"), len(start_s), np.array(shift.weights))
+        rank = np.where(start_s < shift.at_s, rank, later)
     return rotated(rank, start_s, settings.rotate, settings.num_models)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,26 @@ class Rotation:
     def check(self, key: str) -> None:
         at_least(f"{key}.at_s", self.at_s, 0)
         require(f"{key}.by", self.by, abs(self.by) < 2**31, "a number of ranks")
+
+
+@dataclass(slots=True, kw_only=True)
+class Shift:
+    """From `at_s` on, each is chosen as often as its weight says, whatever it was before."""
+
+    at_s: float
+    weights: list[float]
+
+    def check(self, key: str, choices: int) -> None:
+        at_least(f"{key}.at_s", self.at_s, 0)
+        check_weights(f"{key}.weights", self.weights, choices)
+
+
+def check_weights(key: str, weights: Sequence[float], choices: int) -> None:
+    """Raise BadSettings unless these are weights of so many."""
+    require(key, weights, len(weights) == choices, f"one for each of {choices} models")
+    for weight in weights:
+        require(key, weight, isfinite(weight) and weight >= 0, "a finite number, at least 0")
+    require(key, weights, sum(weights) > 0, "above zero together")
 
 
 def zipf_weights(choices: int, exponent: float) -> Floats:

@@ -11,6 +11,7 @@ from sim.checks import (
     evidence,
     gains,
     grown,
+    no_worse,
     overall,
     p99_at_most,
     table,
@@ -106,6 +107,22 @@ def test_a_share_is_only_wrong_when_chance_does_not_explain_it():
 )
 def test_a_gain_is_judged_by_its_mean_and_its_interval(gained, verdict):
     assert gains("better", gained, 0.15).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("gained", "verdict"),
+    [
+        ([0.001, -0.001, 0.0], "pass"),
+        ([-0.005, -0.006, -0.004], "pass"),
+        ([-0.02, -0.021, -0.019], "fail"),
+        ([-0.02, 0.02, 0.0], "inconclusive"),
+        ([-0.009], "pass"),
+        ([-0.011], "fail"),
+        ([], "inconclusive"),
+    ],
+)
+def test_no_loss_beyond_a_margin_is_judged_by_the_whole_interval(gained, verdict):
+    assert no_worse("as good", gained, 0.01).verdict == verdict
 
 
 def test_what_was_published_stands_beside_ours():

@@ -12,7 +12,7 @@ from sim.traffic import draw
 from sim.traffic.arrivals import ArrivalSettings
 from sim.traffic.generator import ClassSettings, GeneratedWorkload, PrefixSettings, TenantSettings
 from sim.traffic.lengths import LengthSettings
-from sim.traffic.popularity import Rotation
+from sim.traffic.popularity import Rotation, Shift
 from sim.traffic.sessions import SessionSettings
 
 MODELS = ["a", "b", "c", "d"]
@@ -63,6 +63,22 @@ def test_popularity_rotates_at_its_time():
     early = trace.arrival_ns < 1_000 * 10**9
     favourites = [np.bincount(trace.model_of[part], minlength=4).argmax() for part in (early, ~early)]
     assert favourites == [0, 1]
+
+
+def test_sessions_that_start_after_a_shift_have_its_popularity_and_earlier_ones_keep_their_model():
+    sessions = SessionSettings(mean_turns=3.0, think_median_s=5.0)
+    asked = {"requests": 20_000, "rate": 10.0, "models": 3, "model_zipf": 0.0, "sessions": sessions}
+    plain = made(**asked)
+    shifts = [Shift(at_s=1_500.0, weights=[0, 1, 0]), Shift(at_s=1_000.0, weights=[8, 1, 1])]
+    moved = made(**asked, model_shifts=shifts)
+    starts = np.flatnonzero(plain.after < 0)
+    at_s = plain.arrival_ns[starts] / 10**9
+    early, late, last = at_s < 1_000, (at_s >= 1_000) & (at_s < 1_500), at_s >= 1_500
+    assert (moved.model_of[starts][early] == plain.model_of[starts][early]).all()
+    assert (moved.model_of[starts][late] == 0).mean() == pytest.approx(0.8, abs=0.04)
+    assert (moved.model_of[starts][last] == 1).all()
+    turns = np.flatnonzero(moved.after >= 0)
+    assert (moved.model_of[turns] == moved.model_of[moved.after[turns]]).all()
 
 
 def test_tenants_have_their_shares():
@@ -126,6 +142,12 @@ def test_a_run_may_be_as_long_as_a_time():
         ({"tenants": TenantSettings(split=True, shares={"a": 1.0})}, "null, since split is on"),
         ({"classes": [ClassSettings(name="x", share=0.0)]}, "with a share above zero"),
         ({"models": 0}, "workload.models is 0"),
+        ({"model_weights": [1.0]}, "model_weights is .*, but must be empty, since model_zipf is null"),
+        ({"model_zipf": 0.0, "model_weights": [1.0]}, "model_weights is .*, but must be one for each of 5"),
+        (
+            {"models": 2, "model_zipf": 0.0, "model_shifts": [Shift(at_s=1.0, weights=[1.0, -1.0])]},
+            r"workload.model_shifts\[0\].weights is .*, but must be a finite number, at least 0",
+        ),
         ({"sessions": SessionSettings(mean_turns=0.5)}, "workload.sessions.mean_turns is 0.5"),
     ],
 )
