@@ -361,8 +361,8 @@ def show_sweep(found: Sweep, out: Console) -> None:
                 soft_wrap=True,
             )
     out.print(against, highlight=False, markup=False, soft_wrap=True)
-    for row in found.index[found.index["error"] != ""].itertuples():
-        out.print(f"run {row.folder}: {row.error}", markup=False, highlight=False, soft_wrap=True)
+    for failed in found.index[found.index["error"] != ""].itertuples():
+        out.print(f"run {failed.folder}: {failed.error}", markup=False, highlight=False, soft_wrap=True)
     out.print(f"runs  {found.path}", highlight=False, soft_wrap=True)
 
 

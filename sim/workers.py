@@ -250,7 +250,7 @@ def _begin(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
-def _end(pool: ProcessPoolExecutor, futures: Sequence["Future[Played]"]) -> None:
+def _end(pool: ProcessPoolExecutor, futures: Sequence["Future[list[Played]]"]) -> None:
     for future in futures:
         future.cancel()
     for process in list(pool._processes.values()):  # noqa: SLF001  the pool would wait for runs nobody wants

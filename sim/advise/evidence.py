@@ -1,0 +1,94 @@
+"""What runs say of a candidate: the share of requests within each limit, on each seed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sim import metrics
+from sim.advise.settings import TPOT, TTFT, Goal
+from sim.intervals import Interval, interval
+
+COLUMNS = ["outcome", "arrival_ns", "first_token_ns", "finished_ns", "output_tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One run: by goal the share of all requests that met it, and the latency that the goal's share stays below."""
+
+    count: int = 0
+    shares: dict[str, float] = field(default_factory=dict)
+    latencies_s: dict[str, float] = field(default_factory=dict)
+    """By ttft and tpot; infinite where so many requests were not served."""
+    error: str | None = None
+
+
+def outcome_of(folder: Path, goals: Sequence[Goal]) -> Outcome:
+    """What the run in that folder says."""
+    return judged(pd.read_parquet(folder / "requests.parquet", columns=COLUMNS), goals)
+
+
+def judged(requests: pd.DataFrame, goals: Sequence[Goal]) -> Outcome:
+    """All requests offered count, refused and failed ones too: they meet no goal."""
+    count = len(requests)
+    done = requests[requests["outcome"] == "completed"]
+    ttft_s = metrics.ttft_s(done)
+    gaps = np.maximum(done["output_tokens"].to_numpy(dtype=np.float64) - 1, 1)  # a single token has none: 0 s
+    tpot_s = (metrics.e2e_s(done) - ttft_s) / gaps
+    shares, latencies_s = {}, {}
+    for goal in goals:
+        good = np.ones(len(done), dtype=bool)
+        for name, limit_s, values_s in ((TTFT, goal.ttft_s, ttft_s), (TPOT, goal.tpot_s, tpot_s)):
+            if limit_s is not None:
+                good &= values_s <= limit_s
+                latencies_s[name] = _below(values_s, count, goal.share)
+        shares[goal.name] = float(good.sum()) / count if count else 1.0
+    return Outcome(count, shares, latencies_s)
+
+
+def _below(values_s: metrics.Floats, count: int, share: float) -> float:
+    """The least latency within which that share of all requests lies."""
+    rank = int(np.ceil(share * count - 1e-9))
+    if rank < 1:
+        return 0.0
+    return float(np.partition(values_s, rank - 1)[rank - 1]) if rank <= len(values_s) else float("inf")
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One choice, what it costs, and what its runs have said so far, by seed."""
+
+    number: int
+    cost: float
+    goals: Sequence[Goal]
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    wanted: int = 1
+    """Seeds that the search plays of one that may meet its goals."""
+
+    def on(self, seeds: Sequence[int]) -> list[Outcome]:
+        """The outcomes on those of the seeds that were played."""
+        return [self.outcomes[seed] for seed in seeds if seed in self.outcomes]
+
+    def share(self, goal: Goal, seeds: Sequence[int]) -> Interval:
+        return interval([each.shares[goal.name] for each in self.on(seeds)])
+
+    def latency_s(self, name: str, seeds: Sequence[int]) -> Interval:
+        values = [each.latencies_s[name] for each in self.on(seeds)]
+        return interval(values) if np.isfinite(values).all() else Interval(float("inf"), None)
+
+    def margin(self, seeds: Sequence[int]) -> float:
+        """By how much the worst goal's mean share is above what is asked for; negative where it is missed."""
+        if not self.on(seeds) or self.error:
+            return -1.0
+        return min(self.share(goal, seeds).mean - goal.share for goal in self.goals)
+
+    @property
+    def error(self) -> str | None:
+        """Why a run of it said nothing."""
+        return next((each.error for each in self.outcomes.values() if each.error), None)
+
+    def meets(self, seeds: Sequence[int]) -> bool:
+        """Whether it met all goals on average over these seeds, and was played on all of them."""
+        return len(self.on(seeds)) == len(seeds) and not self.error and self.margin(seeds) >= 0
