@@ -5,7 +5,8 @@ BadSettings (or UnknownName): the key, its value, what is allowed.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from itertools import count, islice, product
@@ -117,6 +118,13 @@ class RunSettings:
     config: dict[str, Any]  # as composed, for the run folder
     ties: str = FIRST_COME  # what happens first at one nanosecond
     beside: BesideSettings = field(default_factory=BesideSettings)
+
+    @contextmanager
+    def scenery(self) -> Iterator[EngineSettings]:
+        """The engine's settings, while what the story needs besides, such as a folder with files, is there."""
+        build = getattr(self.story, "scenery", None)
+        with nullcontext(self.engine) if build is None else build(self.engine, self.scenario) as engine:
+            yield engine
 
     def draw(self) -> Trace:
         """All requests of the run: those of its workload, and what its story makes of them. Raises BadSettings."""

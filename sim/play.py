@@ -51,6 +51,11 @@ def play(settings: RunSettings, *, progress: bool = False) -> Run:
 
 def _on_stage(settings: RunSettings, others: dict[str, list[RunSettings]] | None, progress: bool) -> Run:
     """Play one run; without `others` it is itself one beside another, and nobody checks it."""
+    with settings.scenery() as engine:
+        return _in_scenery(replace(settings, engine=engine), others, progress)
+
+
+def _in_scenery(settings: RunSettings, others: dict[str, list[RunSettings]] | None, progress: bool) -> Run:
     stage = Stage(settings.engine, settings.draw(), settings.report.sample_every_s)
     if settings.ties == SHUFFLED:
         shuffle(stage.clock.env, settings.seed)
