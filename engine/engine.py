@@ -392,7 +392,10 @@ class Engine:
             request = self._worded(request.wording, request, home, story)
         if self._modes_cut:
             request = self._cut(request, home.model.key)
-        return self._job(request, home, stream)
+        job = self._job(request, home, stream)
+        if request.prefix_keys and job.chain is not None and request.wording is None:
+            home.names.learn(request.prefix_keys, job.chain.keys)
+        return job
 
     def _worded(self, wording: Wording, request: Request, home: Home, story: Story) -> Request:
         """The request in the words of the model that serves it, which may not be the one it was sent to."""
@@ -754,11 +757,18 @@ class Engine:
         home = self.fleet.homes.get(seat.model)
         if home is None or not home.block_bytes:
             return 0.0
+        shared = request.prefix_keys[:num_blocks]
+        last = home.names.last(shared[-1])
+        if last is not None and self.cache.is_hot(last):
+            return float(num_blocks)  # and so are those before it
         space = self._space(request, home)
-        chain = self._chain(request, home, space)
-        if chain is None:
-            return 0.0
-        with self.cache.peek(space, chain.keys[:num_blocks]) as prefix:
+        keys = home.names.of(shared)
+        if keys is None:
+            chain = self._chain(request, home, space)
+            assert chain is not None, "a model that keeps blocks names them"
+            keys = chain.keys[:num_blocks]
+            home.names.learn(shared, keys)
+        with self.cache.peek(space, keys) as prefix:
             worth = 0.0
             for rank, blocks in enumerate(prefix.blocks_by_tier):
                 load_ns = self.carrier.load_ns(rank, home.block_bytes) if rank else 0.0

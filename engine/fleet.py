@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.cache import BlockNames
 from engine.clock import NS_PER_S, Clock, to_ns
 from engine.errors import BadSettings, LoadFailed
 from engine.execution import (
@@ -66,6 +67,7 @@ class Home:
     text: "Text | None"
     executor: Executor  # of the first replica: what it says of costs holds for all
     grammars: Grammars | None = None  # None: it cannot be held to one
+    names: BlockNames = field(default_factory=BlockNames)
     spaces: dict[str, Any] = field(
         default_factory=dict
     )  # where the KV of each tenant goes, as it was looked up

@@ -5,12 +5,14 @@ from engine.cache.blocks import BlockChain, Chain, Drawn, LineChain, Origin, nam
 from engine.cache.cache import Prefix, PrefixCache
 from engine.cache.carrier import Carrier, Decision, Packer
 from engine.cache.holders import Holder, Space
+from engine.cache.names import BlockNames
 from engine.cache.opening import close_stores, open_stores
 from engine.cache.orders import check_order, orders
 from engine.cache.report import figures, most_shared, tables
 
 __all__ = [
     "BlockChain",
+    "BlockNames",
     "Carrier",
     "Chain",
     "Decision",

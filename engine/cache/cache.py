@@ -224,6 +224,11 @@ class PrefixCache:
         count = self.table.match(keys, len(keys))
         return self._sound(keys, count) if self.hollow else count
 
+    def is_hot(self, key: bytes) -> bool:
+        """Whether that block can be read from the hottest tier, and so all of its chain before it."""
+        slot = self.table.slots.get(key)
+        return slot is not None and not self.table.home[slot] and not self.hollow
+
     def find(self, space: Space, keys: list[bytes], num_tokens: int, now_ns: int | None = None) -> Prefix:
         """The longest cached prefix of a prompt of `num_tokens`, pinned.
 

@@ -541,7 +541,9 @@ class CacheAware:
             mask ^= lowest
             holders = matches.of_bit[lowest]
             seat = holders[0] if len(holders) == 1 else matches.least_of(holders)
-            cost = seat.tokens_in_flight - (saved if is_full else weight * price(seat, request, depth))
+            cost = seat.tokens_in_flight - saved
+            if cost < best and not is_full:  # it may save less than that, never more
+                cost = seat.tokens_in_flight - weight * price(seat, request, depth)
             if cost < best:
                 chosen, best = seat, cost
             looked += 1
