@@ -7,25 +7,29 @@ across it (inconclusive: more seeds would say). Exit codes are those of the othe
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil, isfinite
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 from engine.errors import BadSettings
 from engine.settings import above, at_least, require
 from sim import metrics
-from sim.config import read
+from sim.config import RunSettings, read
 from sim.experiments import MAIN, MORE_IS_BETTER, Folder, complain, progress
 from sim.gate.rows import FAIL, INCONCLUSIVE, PASS, Row, overall
 from sim.intervals import interval
 from sim.runs import Run, open_run
+from sim.traffic import draw
+from sim.traffic.fingerprint import fingerprint
 from sim.workers import Job, Played, play_all
 
 OF_REQUESTS = ("goodput_per_s", "slo_attainment")
 FIGURES = (*OF_REQUESTS, *MAIN)
 ALPHA = 0.05
 SIDES = ("base", "head")
+TOGETHER = 5
+"""Seeds of one side that are played in a row."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,18 +80,11 @@ def judge_policy(
     """Play both, pair by pair, and judge what the head costs. Raises BadSettings before anything runs."""
     asked = settings or PolicySettings()
     lines = {"base": list(base), "head": list(head)}
-    composed = {side: read(each) for side, each in lines.items()}
-    seeds = {side: each.seed for side, each in composed.items()}
-    require(
-        "seed", seeds["head"], seeds["head"] == seeds["base"], "the same on both sides: runs are paired by it"
-    )
-    folder = Folder(composed["base"].report.folder, f"gate_{composed['base'].scenario.name}")
+    before, after = (read(lines[side]) for side in SIDES)
+    _check_same_traffic(before, after)
+    folder = Folder(before.report.folder, f"gate_{before.scenario.name}")
     folder.begin([])
-    jobs = [
-        Job(2 * number + place, (*lines[side], f"seed={seed}"), folder.path / "runs" / f"{side}-{seed}")
-        for number, seed in enumerate(range(seeds["base"], seeds["base"] + asked.seeds))
-        for place, side in enumerate(SIDES)
-    ]
+    jobs = _jobs(lines, before.seed, asked.seeds, folder.path / "runs")
     played: list[Played] = []
     interrupted = False
     try:
@@ -98,6 +95,17 @@ def judge_policy(
     rows = list(_rows(asked, played, command, interrupted=interrupted))
     path = folder.path if interrupted else folder.publish()
     return Verdict(rows, path, interrupted)
+
+
+def _jobs(lines: Mapping[str, Sequence[str]], first_seed: int, seeds: int, folder: Path) -> list[Job]:
+    """A few seeds of the base, the same ones of the head, and so on: what is played in a row is composed once."""
+    pairs = [(number, first_seed + number) for number in range(seeds)]
+    return [
+        Job(2 * number + place, tuple(lines[side]), folder / f"{side}-{seed}", seed)
+        for begin in range(0, seeds, TOGETHER)
+        for place, side in enumerate(SIDES)
+        for number, seed in pairs[begin : begin + TOGETHER]
+    ]
 
 
 def _rows(
@@ -115,15 +123,11 @@ def _rows(
     yield _checks(pairs, command)
     whole = [pair for pair in pairs if all(each.error is None for each in pair)]
     runs = [(open_run(base.folder), open_run(head.folder)) for base, head in whole]
-    for base, head in runs:
-        _check_same_traffic(base, head)
     for name in settings.may_cost:
-        costs = [_cost(name, settings, *pair) for pair in runs]
-        row = _judged(name, settings, costs, runs, command)
+        row = judged(name, [_figures(name, settings, *pair) for pair in runs], settings, command)
         if interrupted and row.verdict != FAIL:
             note = f"interrupted after {len(whole)} of {settings.seeds} pairs"
-            row = Row(name=row.name, verdict=INCONCLUSIVE, base=row.base, head=row.head, delta=row.delta,
-                      interval=row.interval, limit=row.limit, note=note, command=command)  # fmt: skip
+            row = replace(row, verdict=INCONCLUSIVE, note=note)
         yield row
 
 
@@ -148,29 +152,25 @@ def _checks(pairs: Sequence[tuple[Played, Played]], command: str) -> Row:
     )
 
 
-def _check_same_traffic(base: Run, head: Run) -> None:
-    """Raise BadSettings unless both met the same requests."""
-    if base.manifest["trace"]["fingerprint"] != head.manifest["trace"]["fingerprint"]:
+def _check_same_traffic(base: RunSettings, head: RunSettings) -> None:
+    """Raise BadSettings unless both meet the same requests."""
+    met = [
+        fingerprint(draw(side.workload, side.seed, [model.name for model in side.engine.fleet.models]))
+        for side in (base, head)
+    ]
+    if base.seed != head.seed or met[0] != met[1]:
         raise BadSettings(
-            f"the runs of seed {base.manifest['seed']} met different traffic, so that they cannot be paired: "
-            "settings of the workload must be common to both sides"
+            "base and head meet different traffic, so that their runs cannot be paired: what sets seed, workload and "
+            "models must be common to both"
         )
 
 
-def _figure(name: str, settings: PolicySettings, run: Run) -> float | None:
-    if name in OF_REQUESTS:
-        taken = metrics.goodput_per_s if name == "goodput_per_s" else metrics.slo_attainment
-        return taken(run.requests, settings.slo_ttft_s, settings.slo_tpot_s)
-    value = run.summary[name]
-    return None if value is None else float(value)
-
-
-def _cost(name: str, settings: PolicySettings, base: Run, head: Run) -> float | None:
-    """What the head loses against the base, as a share of that; None where there is nothing to lose."""
-    before, after = _figure(name, settings, base), _figure(name, settings, head)
-    if not before or after is None:
-        return None
-    return (before - after) / before if more_is_better(name) else (after - before) / before
+def _figures(name: str, settings: PolicySettings, *pair: Run) -> tuple[float | None, ...]:
+    """The figure of both sides; None where a run has none."""
+    if name not in OF_REQUESTS:
+        return tuple(None if run.summary[name] is None else float(run.summary[name]) for run in pair)
+    taken = metrics.goodput_per_s if name == "goodput_per_s" else metrics.slo_attainment
+    return tuple(taken(run.requests, settings.slo_ttft_s, settings.slo_tpot_s) for run in pair)
 
 
 def more_is_better(name: str) -> bool:
@@ -178,49 +178,38 @@ def more_is_better(name: str) -> bool:
     return name in {*MORE_IS_BETTER, "slo_attainment"} or name.endswith("_per_s")
 
 
-def _judged(
-    name: str,
-    settings: PolicySettings,
-    costs: Sequence[float | None],
-    runs: Sequence[tuple[Run, Run]],
-    command: str,
+def judged(
+    name: str, pairs: Sequence[tuple[float | None, ...]], settings: PolicySettings, command: str = ""
 ) -> Row:
-    """The interval of the cost against what is allowed; narrower claims where several figures are looked at."""
-    limit = settings.may_cost[name]
-    sign = -1 if more_is_better(name) else 1
-    known = [cost for cost in costs if cost is not None]
-    shown: dict[str, Any] = {
-        "name": f"policy/{name}",
-        "limit": f"{sign * 100 * limit:+.3g} %",
-        "command": command,
-    }
-    if len(known) < max(2, len(costs)):
-        without = len(costs) - len(known)
-        note = (
-            f"{without} of {len(costs)} pairs have no such figure"
-            if without
-            else "fewer than two pairs are whole"
-        )
-        return Row(verdict=INCONCLUSIVE, note=note, **shown)
-    found = interval(known, 1 - ALPHA / len(settings.may_cost))
-    assert found.half_width is not None, "there are several pairs"
-    ends = (found.low, found.high)
-    verdict = PASS if found.high <= limit else FAIL if found.low > limit else INCONCLUSIVE
-    means = [_mean(name, settings, [pair[place] for pair in runs]) for place in (0, 1)]
-    return Row(
-        verdict=verdict,
-        base=means[0],
-        head=means[1],
-        delta=sign * found.mean,
-        interval=(min(sign * end for end in ends), max(sign * end for end in ends)),
-        note=_why(verdict, limit, found.mean, found.half_width, len(known)),
-        **shown,
+    """The interval of the cost against what is allowed, from base and head of each pair.
+
+    A cost is a share of the base of its own pair. Where several figures are looked at, each interval is wider
+    (Bonferroni), so that all of them together are right as often as one would be.
+    """
+    limit, sign = settings.may_cost[name], -1 if more_is_better(name) else 1
+    row = Row(
+        name=f"policy/{name}", verdict=INCONCLUSIVE, limit=f"{sign * 100 * limit:+.3g} %", command=command
     )
-
-
-def _mean(name: str, settings: PolicySettings, runs: Sequence[Run]) -> float:
-    values = [_figure(name, settings, run) or 0.0 for run in runs]
-    return sum(values) / len(values)
+    known = [(base, head) for base, head in pairs if base and head is not None]
+    if len(known) < max(2, len(pairs)):
+        without = len(pairs) - len(known)
+        note = f"{without} of {len(pairs)} pairs have none" if without else "fewer than two pairs are whole"
+        return replace(row, note=note)
+    found = interval(
+        [sign * (head - base) / base for base, head in known], 1 - ALPHA / len(settings.may_cost)
+    )
+    assert found.half_width is not None, "there are several pairs"
+    verdict = PASS if found.high <= limit else FAIL if found.low > limit else INCONCLUSIVE
+    low, high = sorted((sign * found.low, sign * found.high))
+    return replace(
+        row,
+        verdict=verdict,
+        base=fmean(base for base, _ in known),
+        head=fmean(head for _, head in known),
+        delta=sign * found.mean,
+        interval=(low, high),
+        note=_why(verdict, limit, found.mean, found.half_width, len(known)),
+    )
 
 
 def _why(verdict: str, limit: float, mean: float, half_width: float, pairs: int) -> str:

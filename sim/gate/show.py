@@ -17,7 +17,7 @@ def text(rows: Sequence[Row], facts: Mapping[str, Any], *, everything: bool = Fa
         parts.append(_table(shown))
     passed = sum(row.verdict == PASS for row in rows)
     if passed and not everything:
-        parts.append(f"{passed} rows pass; show=all shows them")
+        parts.append(f"{_passing(passed)}; show=all shows them")
     parts.append("\n".join(f"{name:<10} {value}" for name, value in facts.items()))
     return "\n\n".join(parts) + "\n"
 
@@ -90,7 +90,11 @@ def _lines(rows: Sequence[Row], room: int) -> tuple[str, int]:
 
 
 def _folded(count: int, lines: str) -> str:
-    return f"<details><summary>{count} rows pass</summary>\n\n{lines}\n</details>\n"
+    return f"<details><summary>{_passing(count)}</summary>\n\n{lines}\n</details>\n"
+
+
+def _passing(count: int) -> str:
+    return "1 row passes" if count == 1 else f"{count} rows pass"
 
 
 def _escaped(part: str) -> str:

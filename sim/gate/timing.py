@@ -36,33 +36,24 @@ def ratios(tell: Tell, names: list[str], doubled: list[str], samples: int) -> No
     """Tell the ratios of each operation to a turn of the loop, and of the loop to itself."""
     gc.freeze()
     gc.disable()
-    turns = calls_of(loop)
     for name in names:
-        tell(
-            {
-                "name": name,
-                **beside_loop(OPERATIONS[name].work(), turns, samples, 2 if name in doubled else 1),
-            }
-        )
+        kind = OPERATIONS[name]
+        tell({"name": name, **beside_loop(kind.work(), samples, 2 if name in doubled else 1)})
 
 
-def beside_loop(work: Work, turns: int, samples: int, times: int) -> dict[str, object]:
-    """Loop, operation, operation, loop, over and over: what drifts meets both alike."""
-    calls = calls_of(work)
-    calls_done = calls * times
-    quads = []
-    for _ in range(samples):
-        first, one, other, last = (
-            took_ns(*each) for each in ((loop, turns), (work, calls_done), (work, calls_done), (loop, turns))
-        )
-        quads.append((first, one, other, last))
-    found = [(one + other) / calls / ((first + last) / turns) for first, one, other, last in quads]
-    loops = [first / last if number % 2 else last / first for number, (first, _, _, last) in enumerate(quads)]
-    least_ns = min(min(one, other) for _, one, other, _ in quads) / calls
+def beside_loop(work: Work, samples: int, times: int) -> dict[str, object]:
+    """Loop, operation, operation, loop, over and over: what drifts meets both alike. Both take about as long."""
+    calls, turns = calls_of(work), calls_of(loop)
+    turns = max(turns, turns * took_ns(work, calls) // max(took_ns(loop, turns), 1))
+    order = ((loop, turns), (work, calls * times), (work, calls * times), (loop, turns))
+    rounds = [[took_ns(*each) for each in order] for _ in range(samples)]
+    least_ns = min(min(one, other) for _, one, other, _ in rounds) / calls
     return {
-        "ratios": found,
-        "loops": loops,
-        "least": least_ns / (min(min(first, last) for first, _, _, last in quads) / turns),
+        "ratios": [(one + other) / calls / ((first + last) / turns) for first, one, other, last in rounds],
+        "loops": [
+            first / last if number % 2 else last / first for number, (first, _, _, last) in enumerate(rounds)
+        ],
+        "least": least_ns / (min(min(first, last) for first, _, _, last in rounds) / turns),
         "each_us": least_ns / 1e3,
     }
 

@@ -1,0 +1,153 @@
+"""What is really measured, in the processes in which it is: the same twice, and twice as much for twice the work."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sim.gate import valgrind
+from sim.gate.absolute import Absolute
+from sim.gate.baselines import Baselines
+from sim.gate.child import MeasuringFailed, measured
+from sim.gate.counted import Counted
+from sim.gate.counting import NEEDS
+from sim.gate.exact import Exact
+from sim.gate.kept import blocks
+from sim.gate.operations import OPERATIONS
+from sim.gate.ratios import Ratios
+from sim.gate.timing import mean_us, p99_us
+
+ROOT = Path(__file__).parents[3]
+ROUTE = "B/route_least_loaded"
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_works_and_is_imported_before_it_is_counted(name):
+    kind = OPERATIONS[name]
+    kind.work()(2)
+    assert name.partition("_")[0] in NEEDS
+
+
+def test_what_is_looked_up_is_there():
+    found = {name: OPERATIONS[name].make()() for name in OPERATIONS if OPERATIONS[name].make is not None}
+    assert found["cache_lookup_hit"] == 32
+    assert found["cache_lookup_miss"] == 0
+    assert found["cache_find"].num_blocks == 32
+    assert found["registry_lookup"].key == "model-7@1.1.0"
+    assert found["quota_check"]
+    assert {found[f"route_{name}"].model for name in ("round_robin", "least_loaded", "cache_aware")} == {
+        "llama"
+    }
+
+
+def test_memory_that_results_hold_is_counted_and_doubled_with_the_work():
+    kind = OPERATIONS["cache_find"]
+    assert blocks(kind, 2) - 2 * blocks(kind) < 20
+    assert blocks(kind) > 1_000
+    assert blocks(OPERATIONS["route_least_loaded"]) < 20
+
+
+def test_a_mean_and_a_percentile_of_what_takes_a_microsecond():
+    mean, p99 = mean_us(lambda: sum(range(50))), p99_us(lambda: sum(range(50)))
+    assert 0.05 < mean < 500
+    assert 0.05 < p99 < 5_000
+
+
+def test_a_worker_that_fails_says_why():
+    with pytest.raises(MeasuringFailed, match=r"ended with code 1: .*KeyError: 'no such operation'"):
+        list(measured({"task": "kept", "names": ["no such operation"], "doubled": []}, plain=True))
+
+
+def test_the_hash_seed_of_the_caller_changes_nothing(monkeypatch):
+    monkeypatch.setenv("PYTHONHASHSEED", "4711")
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    found = [list(Exact().measure(["A/kept/quota_check", "A/kept/registry_json"], [])) for _ in range(2)]
+    assert found[0] == found[1]
+    assert len(found[0]) == 2
+
+
+@pytest.mark.slow
+def test_the_small_runs_are_the_same_in_two_processes():
+    names = [name for name in Exact().names() if not name.startswith("A/kept/")]
+    first, second = (list(Exact().measure(names, [])) for _ in range(2))
+    assert first == second
+    counts = {each.name: each.value for each in first}
+    assert counts["A/failover/second_tries"] >= 2
+    assert counts["A/five_models/hit_tokens"] > 10_000
+
+
+@pytest.mark.slow
+def test_identical_code_passes_twenty_times_and_twice_the_memory_is_caught():
+    kind, name, other = Exact(), "A/kept/cache_find", "A/kept/route_least_loaded"
+    base = {each.name: each.value for each in kind.measure([name, other], [])}
+    for _ in range(20):
+        assert all(
+            kind.judge(base[head.name], head).verdict == "pass" for head in kind.measure([name, other], [])
+        )
+    doubled = {
+        head.name: kind.judge(base[head.name], head).verdict for head in kind.measure([name, other], [name])
+    }
+    assert doubled == {name: "fail", other: "pass"}
+
+
+@pytest.mark.slow
+def test_identical_code_never_fails_by_its_ratio_and_twice_the_time_does():
+    """Verdicts that the noise of this moment makes impossible are no verdicts; few may be such."""
+    kind, name, other = Ratios(samples=31), "C/quota_check", "C/registry_lookup"
+    base = {each.name: each.value for each in kind.measure([name, other], [])}
+    same = [
+        kind.judge(base[head.name], head).verdict
+        for _ in range(20)
+        for head in kind.measure([name, other], [])
+    ]
+    assert "fail" not in same
+    for _ in range(5):
+        found = {
+            head.name: kind.judge(base[head.name], head).verdict
+            for head in kind.measure([name, other], [name])
+        }
+        assert found[other] != "fail"
+        if found[name] != "inconclusive":
+            break
+    assert found[name] == "fail"
+
+
+@pytest.mark.slow
+def test_every_published_figure_has_a_figure_of_ours():
+    kind = Absolute()
+    assert sorted(head.name for head in kind.measure(kind.names(), [])) == sorted(kind.names())
+
+
+@pytest.fixture
+def doubled_route(tmp_path):
+    """The tree elsewhere, in which least loaded looks at every candidate twice."""
+    for package in ("engine", "sim", "scenarios", "conf"):
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "*.so")
+        )
+    path = tmp_path / "engine/routing/strategies.py"
+    text = path.read_text()
+    start = text.index("class LeastLoaded")
+    loop = text.index("        for seat in seats:\n            load = seat.tokens_in_flight", start)
+    end = text.index("        turns = self._turns", loop)
+    path.write_text(text[:end] + 3 * text[loop:end] + text[end:])
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(valgrind.missing() is not None, reason="valgrind is not installed")
+def test_a_planted_loop_is_named_by_its_instructions_and_nothing_else_is(doubled_route, tmp_path):
+    kind, names = Counted(), [ROUTE, "B/route_round_robin", "B/registry_lookup"]
+    base, again = ({each.name: each.value for each in kind.measure(names, [])} for _ in range(2))
+    assert base == pytest.approx(again, rel=0.005)
+    Baselines(tmp_path / "baselines", kind.file).renew(kind.key(), base, set(kind.names()), "as it was")
+    command = [sys.executable, "-m", "sim.gate", f"rows={','.join(names)}", "baselines=baselines", "show=all"]
+    done = subprocess.run(command, cwd=doubled_route, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.startswith("GATE FAIL 1 of 3\n")
+    verdicts = {
+        line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if line.startswith("B/")
+    }
+    assert verdicts == {ROUTE: "FAIL", "B/route_round_robin": "PASS", "B/registry_lookup": "PASS"}
