@@ -32,9 +32,15 @@ class RunFolder:
                 f"report.folder is {str(runs)!r}, but no run can be written there: {error.strerror}"
             ) from error
 
-    def write(self, run: Run, exposition: str, overrides: Sequence[str], with_plots: bool) -> None:
-        """Everything that is said of the run. What a reader needs most is written first."""
+    def told(self, exposition: str) -> None:
+        """Nothing more is told of the run: what sinks have written is whole, and checks may read it."""
         self.events.flush()
+        if self.spans is not None:
+            self.spans.flush()
+        (self.path / "metrics.prom").write_text(exposition, encoding="utf-8")
+
+    def write(self, run: Run, overrides: Sequence[str], with_plots: bool) -> None:
+        """Everything that is said of the run. What a reader needs most is written first."""
         _write_json(self.path / "manifest.json", run.manifest)
         (self.path / "config.yaml").write_text(yaml.safe_dump(run.config, sort_keys=False), encoding="utf-8")
         (self.path / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)), encoding="utf-8")
@@ -45,7 +51,6 @@ class RunFolder:
         _write_json(self.path / "checks.json", [asdict(check) for check in run.checks])
         _write_json(self.path / "findings.json", [asdict(finding) for finding in run.findings])
         _write_json(self.path / "summary.json", run.summary)
-        (self.path / "metrics.prom").write_text(exposition, encoding="utf-8")
         perfetto.write_trace(run, self.path / "trace.json.gz")
         if with_plots:
             from sim import plots, report  # noqa: PLC0415  matplotlib takes most of a second to import
