@@ -757,10 +757,10 @@ class Engine:
         home = self.fleet.homes.get(seat.model)
         if home is None or not home.block_bytes:
             return 0.0
-        shared = request.prefix_keys[:num_blocks]
-        last = home.names.last(shared[-1])
+        last = home.names.young.get(request.prefix_keys[num_blocks - 1])
         if last is not None and self.cache.is_hot(last):
             return float(num_blocks)  # and so are those before it
+        shared = request.prefix_keys[:num_blocks]
         space = self._space(request, home)
         keys = home.names.of(shared)
         if keys is None:

@@ -39,10 +39,6 @@ class BlockNames:
         found = list(self._found(shared))
         return found if len(found) == len(shared) else None
 
-    def last(self, shared: bytes) -> bytes | None:
-        """The name of one block."""
-        return self.young.get(shared) or self.old.get(shared)
-
     def _found(self, shared: Sequence[bytes]) -> Iterator[bytes]:
         young, old = self.young, self.old
         for key in shared:

@@ -63,7 +63,7 @@ class PrefixIndex:
         return low
 
     def record(self, keys: Sequence[bytes], bit: int) -> None:
-        """That holder has this prefix, or will soon. O(1) where it is known, else O(blocks)."""
+        """That holder has this prefix, or will soon. O(blocks that are new to it)."""
         if not keys:
             return
         young = self.young
@@ -74,8 +74,11 @@ class PrefixIndex:
             self.num_rotations += 1
             young = self.young
         old = self.old
-        for key in keys[: self._room]:
-            young[key] = young.get(key, 0) | old.get(key, 0) | bit
+        for key in reversed(keys[: self._room]):
+            mask = young.get(key, 0)
+            if mask & bit:
+                break  # and it has all before it, in this generation
+            young[key] = mask | old.get(key, 0) | bit
 
     def forget(self, bit: int) -> None:
         """That holder has lost everything. O(blocks): off the path of requests."""

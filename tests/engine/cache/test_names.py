@@ -16,9 +16,7 @@ def test_what_was_learned_is_found_block_by_block():
     known.learn(shared, own)
     assert known.of(shared) == own
     assert known.of(shared[:3]) == own[:3]
-    assert known.last(shared[4]) == own[4]
     assert known.of([*shared, b"another"]) is None
-    assert known.last(b"another") is None
 
 
 def test_a_longer_prefix_adds_what_is_new():
@@ -37,8 +35,8 @@ def test_there_is_never_more_than_there_is_room_for(length):
         shared, own = names(100 * number, length)
         known.learn(shared, own)
         assert len(known) <= 20
-        assert known.last(shared[-1]) == own[-1]
-    assert known.last(b"s0") is None
+        assert length > 20 or known.of(shared) == own
+    assert known.of([b"s0"]) is None
 
 
 def test_two_prompts_with_one_head_share_its_names():
