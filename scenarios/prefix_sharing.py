@@ -1,5 +1,5 @@
-"""Conversations begin with one of a few long templates. What others have computed of them is found, and the first token
-comes sooner than where everybody computes everything. The same for agents, of many short turns.
+"""Conversations begin with one of a few long templates. What others have computed of them is found, and the first
+token comes sooner than where everybody computes everything. The same for agents, of many short turns.
 """
 
 from collections.abc import Iterator, Sequence

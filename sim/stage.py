@@ -98,6 +98,7 @@ class Stage:
             raise
         self.events = 0
         self.stopped = False
+        self.answers: dict[int, list[int]] | None = None  # of completed requests, where somebody wants them
         self._thins_out = sample_every_s is None
         self._sample_every_ns = to_ns(sample_every_s or LEAST_SAMPLE_S)
         if sample_every_s is None:
@@ -172,8 +173,10 @@ class Stage:
             clock.launch(self._serve(coming))
 
     async def _serve(self, request: Request) -> None:
-        try:  # noqa: SIM105  a context costs more than the rest of this
-            await self.engine.serve(request)
+        try:
+            completion = await self.engine.serve(request)
+            if self.answers is not None:
+                self.answers[request.id] = completion.tokens
         except EngineError:
             pass  # its outcome and reason are told already: that is the caller's answer
         if self.census.ended == len(self.trace):
