@@ -15,6 +15,7 @@ from sim.gate.counted import Counted
 from sim.gate.counting import NEEDS
 from sim.gate.exact import Exact
 from sim.gate.kept import blocks
+from sim.gate.kinds import Measured
 from sim.gate.operations import OPERATIONS
 from sim.gate.ratios import Ratios
 from sim.gate.timing import mean_us, p99_us
@@ -80,34 +81,31 @@ def test_the_small_runs_are_the_same_in_two_processes():
 
 @pytest.mark.slow
 def test_identical_code_passes_twenty_times_and_twice_the_memory_is_caught():
-    kind, name, other = Exact(), "A/kept/cache_find", "A/kept/route_least_loaded"
-    base = {each.name: each.value for each in kind.measure([name, other], [])}
-    for _ in range(20):
-        assert all(
-            kind.judge(base[head.name], head).verdict == "pass" for head in kind.measure([name, other], [])
-        )
-    doubled = {
-        head.name: kind.judge(base[head.name], head).verdict for head in kind.measure([name, other], [name])
-    }
-    assert doubled == {name: "fail", other: "pass"}
+    kind, names = Exact(), ["cache_find", "route_least_loaded"]
+    base = {each.name: each.value for each in kind.measure([f"A/kept/{name}" for name in names], [])}
+
+    def verdicts(again, doubled):
+        task = {"task": "kept", "names": names * again, "doubled": doubled}
+        for told in measured(task, plain=True):
+            name = f"A/kept/{told['name']}"
+            yield kind.judge(base[name], Measured(name, told["blocks"])).verdict
+
+    same = [verdict for _ in range(4) for verdict in verdicts(5, [])]
+    assert same == ["pass"] * 40
+    assert list(verdicts(1, ["cache_find"])) == ["fail", "pass"]
 
 
 @pytest.mark.slow
 def test_identical_code_never_fails_by_its_ratio_and_twice_the_time_does():
-    """Verdicts that the noise of this moment makes impossible are no verdicts; few may be such."""
+    """Verdicts that the noise of this moment makes impossible are no verdicts."""
     kind, name, other = Ratios(samples=31), "C/quota_check", "C/registry_lookup"
     base = {each.name: each.value for each in kind.measure([name, other], [])}
-    same = [
-        kind.judge(base[head.name], head).verdict
-        for _ in range(20)
-        for head in kind.measure([name, other], [])
-    ]
+    same = [kind.judge(base[head.name], head).verdict for head in kind.measure([name, other] * 20, [])]
+    assert len(same) == 40
     assert "fail" not in same
     for _ in range(5):
-        found = {
-            head.name: kind.judge(base[head.name], head).verdict
-            for head in kind.measure([name, other], [name])
-        }
+        heads = kind.measure([name, other], [name])
+        found = {head.name: kind.judge(base[head.name], head).verdict for head in heads}
         assert found[other] != "fail"
         if found[name] != "inconclusive":
             break
