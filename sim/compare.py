@@ -93,9 +93,10 @@ class Comparison:
         """The intervals of the differences in per cent of the first side; right of the line is more."""
         from sim import plots  # noqa: PLC0415  matplotlib takes most of a second to import
 
-        pairs = (
-            f"{len(self.seeds)} pair{'s' * (len(self.seeds) != 1)} of runs, seeds {told_seeds(self.seeds)}"
-        )
+        plural = "s" * (len(self.seeds) != 1)
+        pairs = f"{len(self.seeds)} pair{plural} of runs, seed{plural} {told_seeds(self.seeds)}"
+        if plural:
+            pairs += "; verdicts allow for the number of figures (Holm)"
         unit = "difference, % of the first side, with 95 % intervals"
         return plots.forest(forest_rows(self.rows), unit=unit, rests_on=pairs)
 

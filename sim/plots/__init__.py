@@ -17,6 +17,7 @@ from sim.plots.latency import MOST_POINTS, latency_cdf, latency_over_time
 from sim.plots.load import load_over_time, served_by_replica
 from sim.plots.phases import what_the_slow_wait_for, where_time_goes
 from sim.plots.quota import quota_use
+from sim.plots.reality import profile_residuals, simulated_against_real
 from sim.plots.several import (
     front_of,
     goodput_by_rate,
@@ -54,10 +55,12 @@ __all__ = [
     "percentiles_by_rate",
     "plots",
     "png",
+    "profile_residuals",
     "quota_use",
     "residuals",
     "save_all",
     "served_by_replica",
+    "simulated_against_real",
     "strategy_heat_map",
     "throughput_by_latency",
     "tier_bytes",

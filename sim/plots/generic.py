@@ -33,7 +33,9 @@ MOST_CELLS = 400  # of a heat map that has numbers in it
 CELL = 0.34  # inches, as the next one
 BAR_LABELS = 0.75
 MOST_LETTERS_OF_HEADS = 100  # side by side
-TOGETHER = 100  # points whose median is drawn
+LEAST_TOGETHER = 20  # points whose median is drawn
+MOST_MEDIANS = 40
+FEW_DOTS = 500
 
 
 class Point(NamedTuple):
@@ -228,7 +230,7 @@ def forest(
 
 def draw_agreement(axes: Axes, real: Floats, simulated: Floats, *, name: str, unit: str) -> None:
     """Each point in both worlds, with y = x and 5 % to both sides, on log scales."""
-    axes.plot(real, simulated, "o", markersize=2.5, alpha=0.4, markeredgewidth=0, color=COLOURS[0])
+    axes.plot(real, simulated, "o", markeredgewidth=0, color=COLOURS[0], **_dots(len(real)))
     both = np.concatenate([real, simulated])
     above = both[both > 0]
     ends = np.array([above.min(), above.max()]) if len(above) else np.array([1.0, 10.0])
@@ -241,15 +243,20 @@ def draw_agreement(axes: Axes, real: Floats, simulated: Floats, *, name: str, un
 
 
 def draw_residuals(axes: Axes, foreseen: Floats, took: Floats, *, name: str, index: int = 0) -> None:
-    """What things took over what was foreseen of them: a dot each, and medians of a hundred of about one size."""
+    """What things took over what was foreseen of them: a dot each, and medians of those of about one size."""
     order = np.argsort(foreseen, kind="stable")
     said, ratios = foreseen[order], took[order] / foreseen[order]
-    axes.plot(said, ratios, "o", markersize=2, alpha=0.25, markeredgewidth=0, color=colour(index))
-    parts = range(0, len(said), TOGETHER)
-    at = [float(np.median(said[first : first + TOGETHER])) for first in parts]
-    medians = [float(np.median(ratios[first : first + TOGETHER])) for first in parts]
+    axes.plot(said, ratios, "o", markeredgewidth=0, color=colour(index), **_dots(len(said)))
+    parts = np.array_split(np.arange(len(said)), max(1, min(MOST_MEDIANS, len(said) // LEAST_TOGETHER)))
+    at = [float(np.median(said[part])) for part in parts if len(part)]
+    medians = [float(np.median(ratios[part])) for part in parts if len(part)]
     axes.plot(at, medians, style(index), color=colour(index), linewidth=1.5, label=name)
     axes.axhline(1, color="black", linewidth=0.8)
+
+
+def _dots(count: int) -> Look:
+    """Large where they are few."""
+    return {"markersize": 4, "alpha": 0.6} if count <= FEW_DOTS else {"markersize": 2.5, "alpha": 0.3}
 
 
 def agreement(
