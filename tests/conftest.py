@@ -21,6 +21,9 @@ SMALL = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "f
 L4 = {"flops": 121e12, "memory_bytes": 24e9, "memory_bytes_per_s": 300e9, "link_bytes_per_s": 32e9}
 
 
+LONGEST = ("test_readme.py", "test_compiling.py", "test_live.py", "test_resumed.py", "test_compare.py")
+
+
 def pytest_configure():
     """Let Ctrl-C reach what tests start: a job of a script in the background ignores it, and hands that on."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -29,7 +32,7 @@ def pytest_configure():
 
 def pytest_collection_modifyitems(items):
     """The longest first: what begins last keeps one core waiting for the other."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture

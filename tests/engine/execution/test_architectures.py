@@ -111,13 +111,16 @@ def expected(model, tokens, new=NEW):
 
 @torch.inference_mode()
 def assert_same(model, tokens, ours):
-    """Our tokens are the oracle's, up to the first place at which its two best scores are as good as equal."""
-    theirs = expected(model, tokens, len(ours))
+    """Each of our tokens is the oracle's best, up to the first place at which two scores are as good as equal.
+
+    One pass over all of them gives what `generate` would choose at each place, in a tenth of the time.
+    """
+    scores = model(torch.tensor([[*tokens, *ours[:-1]]])).logits[0, len(tokens) - 1 :]
+    theirs = scores.argmax(-1).tolist()
     place = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
     if place is None:
         return
-    scores = model(torch.tensor([[*tokens, *theirs[:place]]])).logits[0, -1]
-    gap = float(scores[theirs[place]] - scores[ours[place]])
+    gap = float(scores[place, theirs[place]] - scores[place, ours[place]])
     assert gap < TIE, f"token {place}: {ours[place]} instead of {theirs[place]}, {gap:.2e} behind it"
 
 
@@ -168,9 +171,10 @@ def test_answers_are_those_of_transformers_after_a_preemption(files, oracle, nam
         assert_same(oracle(name), each, stream.tokens)
 
 
-def test_a_wrong_token_is_seen(oracle):
+def test_what_generate_says_passes_and_a_wrong_token_is_seen(oracle):
     tokens = prompt(512)
     wrong = expected(oracle("phi-4"), tokens)
+    assert_same(oracle("phi-4"), tokens, wrong)
     wrong[7] += 1
     with pytest.raises(AssertionError, match="token 7"):
         assert_same(oracle("phi-4"), tokens, wrong)
