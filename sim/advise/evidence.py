@@ -11,6 +11,9 @@ from sim import metrics
 from sim.advise.settings import TPOT, TTFT, Goal
 from sim.intervals import Interval, interval
 
+ROUNDING = 1e-12
+"""Of sums of shares."""
+
 COLUMNS = ["outcome", "arrival_ns", "first_token_ns", "finished_ns", "output_tokens"]
 
 
@@ -84,6 +87,16 @@ class Candidate:
             return -1.0
         return min(self.share(goal, seeds).mean - goal.share for goal in self.goals)
 
+    def excess(self, seeds: Sequence[int]) -> float:
+        """By which factor the worst latency is above its limit: tells two apart that no request is good of."""
+        factors = [
+            self.latency_s(name, seeds).mean / limit_s
+            for goal in self.goals
+            for name, limit_s in ((TTFT, goal.ttft_s), (TPOT, goal.tpot_s))
+            if limit_s is not None
+        ]
+        return max(factors)
+
     @property
     def error(self) -> str | None:
         """Why a run of it said nothing."""
@@ -91,4 +104,4 @@ class Candidate:
 
     def meets(self, seeds: Sequence[int]) -> bool:
         """Whether it met all goals on average over these seeds, and was played on all of them."""
-        return len(self.on(seeds)) == len(seeds) and not self.error and self.margin(seeds) >= 0
+        return len(self.on(seeds)) == len(seeds) and not self.error and self.margin(seeds) >= -ROUNDING

@@ -21,8 +21,8 @@ BATCH = 4
 FAR = 0.05
 """A goal missed by so much on the first seed is missed."""
 
-ASKED_A_RUN = 20
-"""Proposals that TPE may make for each run of the budget: many are known or too dear."""
+MOST_IDLE = 10
+"""Batches in a row without a candidate that is new and not too dear."""
 
 MEETS, MISSES, UNDECIDED, INFEASIBLE = "meets", "misses", "undecided", "infeasible"
 
@@ -66,6 +66,7 @@ class Search:
     settings: AdviceSettings
     play: Play
     candidates: dict[int, Candidate] = field(default_factory=dict)
+    verified: dict[int, str] = field(default_factory=dict)
     spent: int = 0
 
     @property
@@ -97,12 +98,16 @@ class Search:
             )
 
     def run(self) -> Verdict:
-        """Search, and play the cheapest that meets the goals on seeds that the search has not seen."""
-        if self.is_small:
-            self._in_order()
-        else:
-            self._proposed()
-        return self._verified()
+        """Search, and play the cheapest that meets the goals on seeds that the search has not seen.
+
+        Where it does not meet them there, surely, the search goes on among those that cost more.
+        """
+        go_on = self._in_order if self.is_small else self._proposing()
+        while True:
+            go_on()
+            one = self._cheapest()
+            if one is None or not self._verify(one) or self.verified[one.number] == MEETS:
+                return self._found(one)
 
     def ranked(self) -> list[Candidate]:
         """The candidates that were played: those that met the goals by cost, then the others by what they lack."""
@@ -114,9 +119,14 @@ class Search:
         bad.sort(key=lambda each: (-each.margin(self.seeds), each.cost, each.number))
         return [*good, *bad]
 
+    def _cheapest(self) -> Candidate | None:
+        """Of those that met the goals and were not found wanting on fresh seeds."""
+        good = (each for each in self.ranked() if each.meets(self.seeds))
+        return next((each for each in good if each.number not in self.verified), None)
+
     def _best_cost(self) -> float:
-        good = [each.cost for each in self.candidates.values() if each.meets(self.seeds)]
-        return min(good, default=float("inf"))
+        one = self._cheapest()
+        return float("inf") if one is None else one.cost
 
     def _in_order(self) -> None:
         numbers = sorted(range(len(self.space)), key=lambda number: (self.space.costs[number], number))
@@ -127,7 +137,8 @@ class Search:
             for begin in range(0, len(group), BATCH):
                 self._try(group[begin : begin + BATCH])
 
-    def _proposed(self) -> None:
+    def _proposing(self) -> Callable[[], None]:
+        """A search by Optuna's TPE that can be gone on with."""
         import optuna  # noqa: PLC0415  an extra, and slow to import
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -145,19 +156,32 @@ class Search:
             study.enqueue_trial(
                 {axis.name: range(len(axis.values))[end] if axis.is_row else 0 for axis in axes}
             )
-        for _ in range(ASKED_A_RUN * self.settings.budget // BATCH):
-            if not self._room():
-                return
-            trials = [study.ask(distributions) for _ in range(BATCH)]
-            chosen = [
-                numbers[tuple(axis.values[trial.params[axis.name]] for axis in axes)] for trial in trials
-            ]
-            best = self._best_cost()
-            self._try(each for each in dict.fromkeys(chosen) if self.space.costs[each] <= best)
-            for trial, number in zip(trials, chosen, strict=True):
-                for goal in self.goals:
-                    trial.set_constraint(goal.name, self._missed(number, goal))
-                study.tell(trial, self.space.costs[number])
+
+        def propose() -> None:
+            idle = 0
+            while self._room() and idle < MOST_IDLE:
+                trials = [study.ask(distributions) for _ in range(BATCH)]
+                chosen = [
+                    numbers[tuple(axis.values[trial.params[axis.name]] for axis in axes)] for trial in trials
+                ]
+                idle = 0 if self._try(chosen) or self._try(self._next_cheaper()) else idle + 1
+                for trial, number in zip(trials, chosen, strict=True):
+                    for goal in self.goals:
+                        trial.set_constraint(goal.name, self._missed(number, goal))
+                    study.tell(trial, self.space.costs[number])
+
+        return propose
+
+    def _next_cheaper(self) -> list[int]:
+        """Those just below the best that were not played, for when the sampler proposes nothing that is new."""
+        best = self._best_cost()
+        if best == float("inf"):
+            return []
+        costs = self.space.costs
+        cheaper = [
+            number for number, cost in enumerate(costs) if cost < best and number not in self.candidates
+        ]
+        return sorted(cheaper, key=lambda number: (-costs[number], number))[:BATCH]
 
     def _missed(self, number: int, goal: Goal) -> float:
         """How far a candidate is from a goal; 0 of one that was too dear to be played."""
@@ -168,11 +192,16 @@ class Search:
 
     def _room(self) -> int:
         """Candidates that can be played on all seeds before the budget for verifying is touched."""
-        return (self.settings.budget - self.settings.verify - self.spent) // self.settings.seeds
+        return max(0, (self.settings.budget - self.settings.verify - self.spent) // self.settings.seeds)
 
-    def _try(self, numbers: Iterable[int]) -> None:
-        """Play candidates that are not known: all on the first seed, those not far from their goals on the others."""
-        new = [number for number in numbers if number not in self.candidates][: self._room()]
+    def _try(self, numbers: Iterable[int]) -> bool:
+        """Play those that are not known and not dearer than the best; whether there were any.
+
+        All on the first seed, and those that are not far from their goals on the others.
+        """
+        best = self._best_cost()
+        new = [number for number in dict.fromkeys(numbers) if number not in self.candidates]
+        new = [number for number in new if self.space.costs[number] <= best][: self._room()]
         first, *others = self.seeds
         self._play([(number, first) for number in new])
         close = [
@@ -181,6 +210,7 @@ class Search:
             if not self.candidates[number].error and self.candidates[number].margin([first]) >= -FAR
         ]
         self._play([(number, seed) for number in close for seed in others])
+        return bool(new)
 
     def _play(self, pairs: Sequence[tuple[int, int]]) -> None:
         self.spent += len(pairs)
@@ -191,44 +221,47 @@ class Search:
             )
             one.outcomes[seed] = outcome
 
-    def _verified(self) -> Verdict:
-        """Play those that met the goals on fresh seeds, the cheapest first, while the budget lasts.
+    def _verify(self, one: Candidate) -> bool:
+        """Play it on fresh seeds, twice as many where it meets the goals on average only; whether there was room."""
+        for count in (self.settings.verify, 2 * self.settings.verify):
+            missing = [seed for seed in self.fresh(count) if seed not in one.outcomes]
+            if self.spent + len(missing) > self.settings.budget:
+                break
+            self._play([(one.number, seed) for seed in missing])
+            self.verified[one.number] = self._on_fresh(one, self.fresh(count))
+            if self.verified[one.number] != UNDECIDED:
+                break
+        return one.number in self.verified
 
-        One that meets them on average there, but not surely, is played on as many seeds more.
-        """
-        verified: dict[int, str] = {}
-        settings = self.settings
-        for one in [each for each in self.ranked() if each.meets(self.seeds)]:
-            for count in (settings.verify, 2 * settings.verify):
-                missing = [seed for seed in self.fresh(count) if seed not in one.outcomes]
-                if self.spent + len(missing) > settings.budget:
-                    break
-                self._play([(one.number, seed) for seed in missing])
-                verified[one.number] = self._on_fresh(one, self.fresh(count))
-                if verified[one.number] != UNDECIDED:
-                    break
-            if verified.get(one.number) == MEETS:
-                return Verdict(MEETS, one, verified, self.spent, self._is_whole(one.cost))
-        perhaps = [number for number, told in verified.items() if told == UNDECIDED]
-        if perhaps:
-            one = self.candidates[perhaps[0]]
-            return Verdict(UNDECIDED, one, verified, self.spent, self._is_whole(one.cost))
-        good = [each for each in self.ranked() if each.meets(self.seeds) and each.number not in verified]
-        if good:  # the budget did not last for them
-            return Verdict(UNDECIDED, good[0], verified, self.spent, self._is_whole(good[0].cost))
-        closest = max(
+    def _found(self, last: Candidate | None) -> Verdict:
+        """The answer, once there is nothing left to verify, or nothing to verify it with."""
+        perhaps = [number for number, told in self.verified.items() if told == UNDECIDED]
+        if last is not None and self.verified.get(last.number) == MEETS:
+            verdict, chosen = MEETS, last
+        elif perhaps:
+            verdict, chosen = UNDECIDED, self.candidates[perhaps[0]]
+        elif last is not None:  # the budget did not last for it
+            verdict, chosen = UNDECIDED, last
+        else:
+            return Verdict(
+                INFEASIBLE, self._closest(), self.verified, self.spent, self._is_whole(float("inf"))
+            )
+        return Verdict(verdict, chosen, self.verified, self.spent, self._is_whole(chosen.cost))
+
+    def _closest(self) -> Candidate | None:
+        """The one that misses the goals by least, over all seeds that it was played on."""
+        return max(
             (each for each in self.candidates.values() if not each.error),
-            key=lambda each: (each.margin(self._known(each)), -each.number),
+            key=lambda each: (each.margin(self._known(each)), -each.excess(self._known(each)), -each.number),
             default=None,
         )
-        return Verdict(INFEASIBLE, closest, verified, self.spent, self._is_whole(float("inf")))
 
     def _known(self, one: Candidate) -> list[int]:
         """All seeds that it was played on."""
         return sorted(one.outcomes)
 
     def _on_fresh(self, one: Candidate, seeds: Sequence[int]) -> str:
-        if one.error or one.margin(seeds) < 0:
+        if not one.meets(seeds):
             return MISSES
         surely = all(one.share(goal, seeds).low >= goal.share for goal in self.goals)
         return MEETS if surely else UNDECIDED

@@ -60,9 +60,12 @@ class Advice:
         """The answer."""
         one, space = self.chosen, self.search.space
         goals = "; ".join(goal.told for goal in self.goals)
+        if one is None:
+            errors = sorted({each.error for each in self.search.candidates.values() if each.error})
+            return f"no candidate could be played: {errors[0]}"
         if self.verdict == INFEASIBLE:
-            return f"infeasible: no candidate meets {goals}. {self.binding()}"
-        assert one is not None
+            played = f"{len(self.search.candidates)} of {len(space)} candidates that were played"
+            return f"infeasible: none of the {played} meets {goals}. {self.binding()}"
         name = label(space.combinations[one.number])
         if self.verdict == MEETS:
             return f"{name} meets {goals}, for {one.cost:.6g} an hour{self._least()}"
@@ -77,8 +80,7 @@ class Advice:
         """Which goal the closest candidate misses, by how much, and which of its sizes are the largest there are."""
         one, space = self.chosen, self.search.space
         if one is None:
-            errors = sorted({each.error for each in self.search.candidates.values() if each.error})
-            return f"No candidate could be played: {errors[0]}" if errors else "No candidate was played."
+            return ""
         seeds = sorted(one.outcomes)
         goal = min(self.goals, key=lambda goal: one.share(goal, seeds).mean - goal.share)
         combination = space.combinations[one.number]
@@ -92,9 +94,10 @@ class Advice:
             if at_most
             else "with no size at its largest"
         )
+        within, beyond = 100 * one.share(goal, seeds).mean, self._beyond(one, goal, seeds)
         return (
-            f"The closest, {label(combination)} ({one.cost:.6g} an hour), has {one.share(goal, seeds).mean:.2%} of "
-            f"requests within it where {goal.share:.4%} are asked for{self._beyond(one, goal, seeds)}, {limits}."
+            f"The closest, {label(combination)} ({one.cost:.6g} an hour), has {within:.4g} % of requests within it "
+            f"where {100 * goal.share:.4g} % are asked for{beyond}, {limits}."
         )
 
     def table(self) -> pd.DataFrame:
