@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -12,7 +12,7 @@ from sim.config import choices
 
 GROUPS = ("executor", "strategy", "eviction", "allocation")
 """Sections that are chosen by name, and whose other settings come along with it."""
-ELSEWHERE = ("report.", "size", "sizes")
+ELSEWHERE = ("report", "size", "sizes")
 """What says where results go or how the rest was written, and changes no figure."""
 PLAIN = re.compile(r"[A-Za-z_/][\w./+-]*")
 WORDS = frozenset({"null", "true", "false", "nan", "inf", "yes", "no", "on", "off"})
@@ -20,38 +20,34 @@ WORDS = frozenset({"null", "true", "false", "nan", "inf", "yes", "no", "on", "of
 
 def changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """Override lines, in the order of the second configuration: with them, the first one is the second."""
-    one, other = dict(flat(first)), dict(flat(second))
-    lines = []
+    one, lines = dict(first), []
     for group in GROUPS:
-        chosen = other.get(f"{group}.name")
-        if chosen != one.get(f"{group}.name") and chosen in choices(group):
+        chosen = second.get(group, {}).get("name")
+        if chosen != one.get(group, {}).get("name") and chosen in choices(group):
             lines.append(f"{group}={chosen}")
-            one = {key: value for key, value in one.items() if not key.startswith(f"{group}.")}
-            one |= {f"{group}.{key}": value for key, value in flat(of_group(group, str(chosen)))}
-    for key, value in other.items():
-        if key not in one:
-            lines.append(f"+{key}={written(value)}")
-        elif one[key] != value:
-            lines.append(f"{key}={written(value)}")
-    return [*lines, *(f"~{key}" for key in one if key not in other)]
+            one[group] = of_group(group, str(chosen))
+    return [*lines, *_changes(one, second, "")]
+
+
+def _changes(first: Mapping[str, Any], second: Mapping[str, Any], before: str) -> Iterator[str]:
+    """Below a section whose name is `before`, with a dot."""
+    for key, value in second.items():
+        name = f"{before}{key}"
+        if name in ELSEWHERE:
+            continue
+        if key not in first:
+            yield f"+{name}={written(value)}"
+        elif isinstance(value, Mapping) and isinstance(first[key], Mapping):
+            yield from _changes(first[key], value, f"{name}.")
+        elif value != first[key]:
+            yield f"{name}={written(value)}"
+    yield from (f"~{before}{key}" for key in first if key not in second)
 
 
 def of_group(group: str, name: str) -> dict[str, Any]:
     """The settings that come with a choice."""
     text = (files("conf") / group / f"{name}.yaml").read_text(encoding="utf-8")
     return dict(yaml.safe_load(text) or {})
-
-
-def flat(config: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
-    """Every setting under its whole name; lists stay whole, and so does what is empty."""
-    found: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        name = f"{before}{key}"
-        if isinstance(value, Mapping) and value:
-            found += flat(value, f"{name}.")
-        elif not name.startswith(ELSEWHERE):
-            found.append((name, value))
-    return found
 
 
 def written(value: Any) -> str:
