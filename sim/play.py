@@ -25,12 +25,11 @@ from sim.config import RunSettings, read
 from sim.facts import Facts
 from sim.folder import RunFolder
 from sim.progress import Progress
-from sim.runs import Run
+from sim.runs import SCHEMA_VERSION, Run
 from sim.stage import Stage
 from sim.ties import SHUFFLED, shuffle
 from sim.traffic.fingerprint import fingerprint
 
-SCHEMA_VERSION = 1
 LIBRARIES = ("modelyard", "simpy", "numpy", "pandas", "hydra-core", "torch")
 
 
