@@ -37,7 +37,7 @@ SERVE = "python -m engine serve"
 PUBLIC, ADMIN = 8000, 8001
 FIRST_PORT, PORTS_OF_ONE = 20_000, 500  # below those that systems give out by themselves
 HAPPENS = re.compile(r"(reset-\w+: |, up |\b(?:req|chatcmpl|cmpl)-)[\w.-]*(?: \w+ \d+ s| s)?")
-READY_S, STOP_S = 120, 30
+READY_S, STOP_S = 120, 60
 MAX_JSON = 800
 STATE = ".exported"
 

@@ -191,5 +191,5 @@ def test_in_a_terminal_it_goes_on_over_a_restart_until_q():
         stack.enter_context(running(modelled(), replace(QUIET, admin_port=port)))
         terminal.until("\x1b[HModelyard ")
         terminal.type("q")
-        assert terminal.program.wait(30) == 0
+        assert terminal.program.wait(60) == 0
         terminal.until("\x1b[?1049l")  # back to the screen of before

@@ -8,7 +8,7 @@ import pytest
 from engine.errors import BadSettings
 from engine.registry.watching import watch
 
-SOON_S = 10
+SOON_S = 60
 
 
 class Watcher:

@@ -89,7 +89,7 @@ class Running:
             found = function(*arguments)
             return await found if asyncio.iscoroutine(found) else found
 
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(60)
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def running(engine_settings, server_settings=None, sinks=()):
         for client in found.opened:
             client.close()
         made["loop"].call_soon_threadsafe(made["stop"].set)
-        thread.join(30)
+        thread.join(60)
     assert not thread.is_alive(), "the server did not stop"
     assert not over, over
 

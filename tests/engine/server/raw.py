@@ -112,7 +112,7 @@ def head(first, *headers):
 
 @contextmanager
 def connected(port):
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
         yield sock
 
 
@@ -190,7 +190,7 @@ def figures(running):
     return running.call(look)
 
 
-def until(holds, patience_s=10.0):
+def until(holds, patience_s=60.0):
     """Wait until something holds, and give it; the last that was seen if it never does."""
     deadline = time.monotonic() + patience_s
     while not (found := holds()) and time.monotonic() < deadline:
@@ -200,7 +200,7 @@ def until(holds, patience_s=10.0):
 
 def settled(running, before):
     """What a server holds once it holds what it held before, or what it holds instead."""
-    until(lambda: figures(running) == before, 5.0)
+    until(lambda: figures(running) == before, 30.0)
     return figures(running)
 
 

@@ -10,7 +10,7 @@ from engine.server.generation import PACE_S, _Wake
 
 def played(play):
     async def run():
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await play(_Wake(), asyncio.get_running_loop())
 
     return asyncio.run(run())

@@ -349,7 +349,7 @@ def test_a_server_that_is_asked_to_go_lets_those_end_who_are_served(settings_fil
                 running.process.send_signal(number)
                 time.sleep(0.2)
             # not the drain_s of 20 s, nor the answer's own time, which would be about as long
-            assert running.process.wait(10) == 0
+            assert running.process.wait(15) == 0
             with pytest.raises(httpx.TransportError):
                 list(lines)
     check_files(settings_file.parent)

@@ -334,7 +334,7 @@ def check_that_limits_fall(client, asked):
 def check_one_retry(running, key, asked):
     """The client comes again when it was told to, once, and is served."""
     answers = []
-    http = httpx.Client(event_hooks={"response": [answers.append]}, timeout=30)
+    http = httpx.Client(event_hooks={"response": [answers.append]}, timeout=60)
     with running.openai(key, max_retries=3, http_client=http) as client:
         client.chat.completions.create(**asked)
         client.chat.completions.create(**asked)

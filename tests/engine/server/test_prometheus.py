@@ -35,7 +35,7 @@ WINDOW = "6s"
 CLIENTS = 4
 ROUNDS = 2
 MS = 1_000_000
-PATIENCE_S = 20.0
+PATIENCE_S = 90.0
 PANELS = [panel for panel in json.loads(board("dashboard.json"))["panels"] if panel["type"] != "row"]
 SILENT = {  # what does not happen to a healthy server within seconds, or is not part of this one
     "Fallbacks",
@@ -84,7 +84,7 @@ class Traffic:
         self.is_over = False
 
     def client(self, number):
-        with httpx.Client(base_url=self.url, timeout=30) as http:
+        with httpx.Client(base_url=self.url, timeout=60) as http:
             turn = 0
             while not self.is_over:
                 turn += 1
@@ -133,7 +133,7 @@ def trouble(server):
     """A model is loaded that was not there, and leaves; a replica dies with requests in its hands, and is back."""
     engine = server.server.engine
     asked = {"model": "late", "prompt": "a", "max_tokens": 1}
-    assert httpx.post(f"{server.url}/v1/completions", json=asked, timeout=30).status_code == 200
+    assert httpx.post(f"{server.url}/v1/completions", json=asked, timeout=60).status_code == 200
     replica = engine.replicas["b"]
 
     async def die():
@@ -171,11 +171,11 @@ def prometheus(folder, target):
         cwd=folder, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "GOMAXPROCS": "1"},
     )  # fmt: skip
     try:
-        with httpx.Client(base_url=f"http://{address}", timeout=30) as api:
+        with httpx.Client(base_url=f"http://{address}", timeout=60) as api:
             yield api
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
         log.close()
 
 

@@ -30,7 +30,7 @@ CHECKS = [
     response_schema_conformance,
     response_headers_conformance,
 ]
-PATIENCE_S = 10
+PATIENCE_S = 30
 
 
 @pytest.fixture(scope="module")

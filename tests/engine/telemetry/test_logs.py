@@ -540,7 +540,7 @@ class Held:
 
     def write(self, lines):
         self.begun.set()
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         self.threads.add(threading.get_ident())
         self.lines += lines
         return 0
@@ -607,7 +607,7 @@ def test_a_started_log_writes_by_itself_and_tells_what_it_dropped(tmp_path):
         sink.close()
         return [json.loads(line) for line in lines_of(path)]
 
-    first, told = asyncio.run(asyncio.wait_for(main(), 10))
+    first, told = asyncio.run(asyncio.wait_for(main(), 60))
     assert first["event"] == "http_answered"
     assert (told["event"], told["counts"]) == ("logs_dropped", {"http_answered/info": 4})
 

@@ -15,7 +15,7 @@ from engine.cache.stores import ExtentStore, FolderBackend
 from tests.engine.cache.stores.blocks import record
 
 ACCESS, SECRET = "the-access-key", "the-secret-key"
-STARTS_WITHIN_S = 20
+STARTS_WITHIN_S = 60
 
 
 @pytest.fixture

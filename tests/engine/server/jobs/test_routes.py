@@ -79,7 +79,7 @@ class Door:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=tenant, max_retries=0)
 
     def http(self, tenant="acme"):
-        return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {tenant}"}, timeout=30)
+        return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {tenant}"}, timeout=60)
 
 
 def refuse(_, error):
