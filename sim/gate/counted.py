@@ -50,6 +50,12 @@ class Counted:
             head=head.value,
             delta=more,
             limit=f"+{FAIL_SHARE:.0%}",
-            note="" if verdict == PASS else f"more instructions; +{WARN_SHARE:.0%} warns",
+            note=_why(verdict, more),
             command=command_of(head.name),
         )
+
+
+def _why(verdict: str, more: float) -> str:
+    if verdict != PASS:
+        return f"more instructions; +{WARN_SHARE:.0%} warns"
+    return f"{-more:.1%} less: renew the baseline, so that it stays so" if more < -FAIL_SHARE else ""

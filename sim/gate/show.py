@@ -17,7 +17,8 @@ def text(rows: Sequence[Row], facts: Mapping[str, Any], *, everything: bool = Fa
         parts.append(_table(shown))
     passed = sum(row.verdict == PASS for row in rows)
     if passed and not everything:
-        parts.append(f"{_passing(passed)}; show=all shows them")
+        notes = [f"{row.name}: {row.note}" for row in rows if row.verdict == PASS and row.note]
+        parts.append("\n".join([f"{_passing(passed)}; show=all shows them", *notes]))
     parts.append("\n".join(f"{name:<10} {value}" for name, value in facts.items()))
     return "\n\n".join(parts) + "\n"
 

@@ -10,6 +10,7 @@ from sim.gate.ratios import Ratios, median_interval
 from sim.gate.rows import FAIL, INCONCLUSIVE, PASS, WARN
 from sim.gate.runs import RUNS as PLAYED
 from sim.gate.runs import Counts
+from sim.gate.show import text
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,13 @@ def test_instructions_warn_beyond_two_per_cent_and_fail_beyond_five(head, verdic
     row = Counted().judge(1_000, Measured("B/route_least_loaded", head))
     assert row.verdict == verdict
     assert row.delta == pytest.approx(head / 1_000 - 1)
+
+
+def test_far_fewer_instructions_pass_and_ask_for_a_new_baseline():
+    row = Counted().judge(1_000, Measured("B/route_least_loaded", 940))
+    assert (row.verdict, row.note) == (PASS, "6.0% less: renew the baseline, so that it stays so")
+    assert "\nB/route_least_loaded: 6.0% less: renew the baseline" in text([row], {})
+    assert Counted().judge(1_000, Measured("B/route_least_loaded", 960)).note == ""
 
 
 @pytest.mark.parametrize(

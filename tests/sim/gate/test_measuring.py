@@ -61,14 +61,6 @@ def test_a_worker_that_fails_says_why():
         list(measured({"task": "kept", "names": ["no such operation"], "doubled": []}, plain=True))
 
 
-def test_the_hash_seed_of_the_caller_changes_nothing(monkeypatch):
-    monkeypatch.setenv("PYTHONHASHSEED", "4711")
-    monkeypatch.setenv("PYTHONPATH", "/nowhere")
-    found = [list(Exact().measure(["A/kept/quota_check", "A/kept/registry_json"], [])) for _ in range(2)]
-    assert found[0] == found[1]
-    assert len(found[0]) == 2
-
-
 @pytest.mark.slow
 def test_the_small_runs_are_the_same_in_two_processes():
     names = [name for name in Exact().names() if not name.startswith("A/kept/")]
