@@ -103,8 +103,10 @@ def _attempted(kind: Class, names: Sequence[str], stored: dict[str, Figure] | No
         for head in kind.measure(names, ()):
             left.remove(head.name)
             yield _compared(kind, head, stored)
+        problem = "the process that measures has left it out"
     except MeasuringFailed as error:
-        yield from (broken(kind, name, str(error)) for name in left)
+        problem = str(error)
+    yield from (broken(kind, name, problem) for name in left)
 
 
 def _compared(kind: Class, head: Measured, stored: dict[str, Figure] | None) -> Row:

@@ -90,6 +90,14 @@ def test_a_measurement_that_fails_is_told_for_each_row_that_is_left(gate):
     }
 
 
+def test_a_row_that_is_left_out_without_a_word_does_not_pass_in_silence(gate):
+    made = gate({"A/row": [10], "A/other": [10]})
+    measure = made.kind.measure
+    made.kind.measure = lambda names, doubled: measure([name for name in names if name != "A/row"], doubled)
+    found = {row.name: (row.verdict, row.note) for row in check(made.selection)}
+    assert found == {"A/other": (PASS, ""), "A/row": (FAIL, "the process that measures has left it out")}
+
+
 def test_a_renewal_writes_what_it_measured_with_its_reason(gate, tmp_path):
     made = gate({"A/row": [12]})
     (row,) = update(made.selection, "prefixes are longer")
