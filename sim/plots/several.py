@@ -125,7 +125,7 @@ def percentiles_by_rate(given: Runs) -> Figure:
 def throughput_by_latency(given: Runs, latency: str = "p99_e2e_s") -> Figure:
     """What is completed a second and how long it takes: a line a strategy, a point an offered rate."""
     runs = runs_of(given)
-    frame = Frame(f"Throughput against {_said(latency)}", of_runs(runs, INTERVALS), height=4.0)
+    frame = Frame(f"Throughput against {_said(latency)}", of_runs(runs, _intervals(runs)), height=4.0)
     (axes,) = frame.panels
     frame.label_x("completed, requests/s")
     axes.set_ylabel(f"{_said(latency)}, ms")
@@ -150,7 +150,7 @@ def goodput_by_rate(given: Runs, ttft_slo_s: float, tpot_slo_s: float) -> Figure
     """
     runs = runs_of(given)
     title = f"Requests with TTFT <= {ttft_slo_s:g} s and TPOT <= {tpot_slo_s:g} s"
-    frame = Frame(title, of_runs(runs, INTERVALS), height=4.0)
+    frame = Frame(title, of_runs(runs, _intervals(runs)), height=4.0)
     (axes,) = frame.panels
     frame.label_x("offered, requests/s")
     axes.set_ylabel("met both, % of all offered")
@@ -215,7 +215,7 @@ def front_of(given: Runs, x: str = "p99_ttft_s", y: str = "output_throughput_tok
                 name = strategy if len(rates) == 1 else f"{strategy} at {rate:g}/s"
                 points.append(Point(name, one.interval, other.interval))
     less = [is_better(figure, -1.0) for figure in (x, y)]
-    return pareto(points, x=x, y=y, less_x=less[0], less_y=less[1], rests_on=of_runs(runs, INTERVALS))
+    return pareto(points, x=x, y=y, less_x=less[0], less_y=less[1], rests_on=of_runs(runs, _intervals(runs)))
 
 
 def strategy_heat_map(given: Runs, figure: str = "p99_ttft_s") -> Figure:
@@ -264,6 +264,13 @@ def _draw(axes: Axes, x: Sequence[Mean], y: Sequence[Mean], index: int, label: s
         elinewidth=0.9,
         label=label,
         **look,
+    )
+
+
+def _intervals(runs: Sequence[Run]) -> str:
+    """What bars are: over seeds, where there are several."""
+    return (
+        INTERVALS if len({run.manifest["seed"] for run in runs}) > 1 else "one seed: bars of percentiles only"
     )
 
 
