@@ -757,17 +757,24 @@ class Engine:
         home = self.fleet.homes.get(seat.model)
         if home is None or not home.block_bytes:
             return 0.0
-        last = home.names.young.get(request.prefix_keys[num_blocks - 1])
+        names, shared = home.names, request.prefix_keys
+        last = names.young.get(shared[num_blocks - 1])
         if last is not None and self.cache.is_hot(last):
             return float(num_blocks)  # and so are those before it
-        shared = request.prefix_keys[:num_blocks]
-        space = self._space(request, home)
-        keys = home.names.of(shared)
-        if keys is None:
-            chain = self._chain(request, home, space)
+        if shared[0] in names:
+            num_blocks = self.cache.reach(names, shared, num_blocks)
+            if len(self.cache.tiers) == 1 and not self.cache.hollow:
+                return float(num_blocks)
+            keys = names.of(shared[:num_blocks])
+        else:  # it was not read there since the process began
+            chain = self._chain(request, home, self._space(request, home))
             assert chain is not None, "a model that keeps blocks names them"
             keys = chain.keys[:num_blocks]
-            home.names.learn(shared, keys)
+            names.learn(shared, chain.keys)
+        return self._worth(self._space(request, home), home, keys)
+
+    def _worth(self, space: Space, home: Home, keys: list[bytes]) -> float:
+        """The blocks of prefill that blocks in several tiers save."""
         with self.cache.peek(space, keys) as prefix:
             worth = 0.0
             for rank, blocks in enumerate(prefix.blocks_by_tier):

@@ -17,6 +17,7 @@ from engine.cache.allocation import allocation
 from engine.cache.blocks import namespace
 from engine.cache.holders import Counts, Holder, Space
 from engine.cache.limits import Limits, Rule
+from engine.cache.names import BlockNames
 from engine.cache.orders import NOWHERE
 from engine.cache.regret import Sample
 from engine.cache.reuse import Reuse
@@ -228,6 +229,19 @@ class PrefixCache:
         """Whether that block can be read from the hottest tier, and so all of its chain before it."""
         slot = self.table.slots.get(key)
         return slot is not None and not self.table.home[slot] and not self.hollow
+
+    def reach(self, names: BlockNames, shared: Sequence[bytes], upto: int) -> int:
+        """How many of the first `upto` blocks can be read, in whatever tier, by the names that all models share."""
+        slots, young, old = self.table.slots, names.young, names.old
+        low, high = 0, upto
+        while low < high:
+            middle = (low + high + 1) >> 1
+            key = shared[middle - 1]
+            if (young.get(key) or old.get(key)) in slots:
+                low = middle
+            else:
+                high = middle - 1
+        return low
 
     def find(self, space: Space, keys: list[bytes], num_tokens: int, now_ns: int | None = None) -> Prefix:
         """The longest cached prefix of a prompt of `num_tokens`, pinned.

@@ -1,6 +1,6 @@
 """What the blocks of a prompt are called in the KV of one model, by what they are called for all models."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 CAPACITY = 1 << 18
 
@@ -34,15 +34,15 @@ class BlockNames:
             young, new = self.young, max(0, len(shared) - self._room)
         young.update(zip(shared[new:], own[new:], strict=True))
 
-    def of(self, shared: Sequence[bytes]) -> list[bytes] | None:
-        """The names of a prefix in this model; None where one of them is not known."""
-        found = list(self._found(shared))
-        return found if len(found) == len(shared) else None
+    def __contains__(self, shared: bytes) -> bool:
+        return shared in self.young or shared in self.old
 
-    def _found(self, shared: Sequence[bytes]) -> Iterator[bytes]:
-        young, old = self.young, self.old
+    def of(self, shared: Sequence[bytes]) -> list[bytes]:
+        """The names of a prefix in this model, as far as they are known: from some block on, none is."""
+        found, young, old = [], self.young, self.old
         for key in shared:
             own = young.get(key) or old.get(key)
             if own is None:
-                return
-            yield own
+                break
+            found.append(own)
+        return found

@@ -503,7 +503,7 @@ class CacheAware:
         self._matches = Matches(tools)
         self._others = LeastLoaded(tools)
 
-    def pick(  # noqa: C901  one look after the other: a call for each would cost a third more
+    def pick(  # noqa: C901, PLR0911, PLR0912  one look after the other: a call for each would cost a third more
         self, request: Request, seats: Sequence[Seat], now_ns: int
     ) -> Seat:
         matches = self._matches
@@ -530,10 +530,13 @@ class CacheAware:
         saved = weight * depth
         is_full = price is full_price
         chosen, best = least, float(least.tokens_in_flight)
+        floor = best - saved
         if mask & bit:
             if is_full:
                 return least  # nobody has less to do, nor more of the prefix
             best -= weight * price(least, request, depth)
+            if best <= floor:
+                return least
             mask ^= bit
         looked = 0
         while mask and looked < SAMPLED:
@@ -546,6 +549,8 @@ class CacheAware:
                 cost = seat.tokens_in_flight - weight * price(seat, request, depth)
             if cost < best:
                 chosen, best = seat, cost
+                if best <= floor:
+                    return chosen
             looked += 1
         key = keys[0]
         if chosen is not least and (young.get(key, 0) | old.get(key, 0)) & bit:
@@ -556,7 +561,7 @@ class CacheAware:
 
     def chosen(self, request: Request, seat: Seat) -> None:
         keys, matches = request.prefix_keys, self._matches
-        if keys and not matches.are_alike:
+        if keys:  # also of the only one that is open: others may come back
             bit = matches.bits.get(seat.holder) or matches.bit(seat)
             if not matches.index.young.get(keys[-1], 0) & bit:
                 matches.index.record(keys, bit)

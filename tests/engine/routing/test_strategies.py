@@ -289,6 +289,14 @@ def test_cache_aware_goes_to_who_holds_the_prefix(ask, chain):
     assert chooser.pick(ask(keys=chain("other", 32)), seats, 0) is not None
 
 
+def test_what_the_only_open_one_serves_is_known_when_others_come(ask, chain):
+    chooser, seats = made("cache_aware"), fleet(3)
+    request = ask(keys=chain("p", 3))
+    alone = seats[:1]
+    chooser.chosen(request, chooser.pick(request, alone, 0))
+    assert [chooser.pick(ask(number, keys=chain("p", 3)), seats, 0) for number in range(4)] == alone * 4
+
+
 def test_cache_aware_takes_the_longest_of_several_matches(ask, chain):
     chooser, seats = made("cache_aware"), fleet(4)
     keys = chain("p", 32)
