@@ -9,7 +9,7 @@ from itertools import pairwise
 import pandas as pd
 
 from engine.cache.allocation import Dynamic
-from engine.clock import NS_PER_S, to_ns
+from engine.clock import to_ns
 from engine.engine import Engine
 from engine.settings import above, require
 from engine.settings import at_least as least
@@ -93,19 +93,21 @@ def checks(run: Run, s: Settings) -> Iterator[Check]:
     before = held[(held.index >= to_ns(s.window_from_s)) & (held.index < to_ns(s.floors_at_s))]
     first, second = column(held, s.first), column(held, s.second)
     in_use = None if before.empty else float(before.sum(axis="columns").iloc[-1])
-    unequal = None if before.empty else float((before[first] - equal).abs().max())
+    near = None if before.empty else 1 - float((before[first] - equal).abs().max())
 
     yield at_most("requests that did not complete", run.whole.not_completed, 0, f"n={run.whole.count}")
     yield evidence("part of the cache in use before the floors", in_use, s.min_in_use)
-    yield at_most("its distance from an equal part before the floors", unequal, s.max_unequal)
+    yield evidence("how near it is to an equal part before the floors", near, 1 - s.max_unequal)
     most = most_held(held[first], s.floors_at_s, s.within_s)
     note = f"of the cache, within {s.within_s:g} s"
     yield at_least("the most that the loaded model holds", most, s.min_held, note, published="42 %")
     yield risen(run, s)
     most = most_held(held[second], s.moves_at_s, s.within_s)
     yield at_least("the most that the next loaded model holds", most, s.min_held, note)
-    lost = lost_below(held, s.floor * equal, s.floors_at_s) * run.capacity_bytes / MIB
-    yield at_most("the most that a model lost below its floor, MiB", lost, s.max_lost_mib)
+    after = held[held.index >= to_ns(s.floors_at_s)]
+    lost = max(lost_below(before, s.first_floor * equal), lost_below(after, s.floor * equal))
+    name = "the most that a model lost below its floor, MiB"
+    yield at_most(name, lost * run.capacity_bytes / MIB, s.max_lost_mib)
     yield gains("hit ratio above that of equal parts", gained(run, s, "fair"), s.min_gain)
     yield no_worse("hit ratio beside that of no division", gained(run, s, "shared"), s.max_behind)
 
@@ -150,7 +152,7 @@ def most_held(held: "pd.Series[float]", begin_s: float, within_s: float) -> floa
     return float(looked.max()) if len(looked) else None
 
 
-def lost_below(held: pd.DataFrame, floor: float, begin_s: float) -> float:
+def lost_below(held: pd.DataFrame, floor: float) -> float:
     """The most that a model lost between two looks of what no other may take from it, as a part of the cache."""
-    after = held[held.index >= begin_s * NS_PER_S]
-    return float((after.clip(upper=floor).shift() - after).max().max())
+    lost = (held.clip(upper=floor).shift() - held).iloc[1:]
+    return 0.0 if lost.empty else float(lost.max().max())

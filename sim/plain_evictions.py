@@ -1,7 +1,7 @@
 """Who should leave a cache next, by each eviction policy, in its plainest words: to hold the engine's own against.
 
-For entries of one block each, one request at a time. Nothing here is shared with the engine, nothing is fast: a list is
-searched for its least where the engine keeps rings and heaps.
+For entries of one block each, one request at a time. Nothing here is shared with the engine, nothing is fast: a list
+is searched for its least where the engine keeps rings and heaps.
 """
 
 from collections.abc import Callable, Sequence
@@ -308,8 +308,8 @@ def _judge_one(policy: Policy, held: Entries, victim: Name, found: Verdicts) -> 
     """Note one eviction; the bytes that it made free."""
     found.evictions += 1
     found.by_model[victim[0]] = found.by_model.get(victim[0], 0) + 1
-    allowed = policy.next(held)
     entry = held.get(victim)
+    allowed = policy.next(held) if held else []
     if entry is None:
         found.wrong.append((None, victim))
         return 0

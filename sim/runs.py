@@ -14,6 +14,7 @@ import yaml
 
 from engine.clock import NS_PER_S, to_ns
 from engine.errors import BadSettings
+from engine.execution import executors
 from sim import hindsight, metrics
 from sim.beside import FOLDER as BESIDE
 from sim.beside import open_beside
@@ -137,6 +138,11 @@ class Run:
     def capacity_bytes(self) -> int:
         """What the cache can hold, in all tiers together."""
         return sum(int(tier["capacity_bytes"]) for tier in self.manifest["cache"]["tiers"].values())
+
+    @property
+    def is_modelled(self) -> bool:
+        """Whether its times are computed; measured ones differ from run to run."""
+        return executors.find(str(self.manifest["executor"])).is_modelled
 
     @property
     def measured(self) -> dict[str, float]:
