@@ -24,6 +24,17 @@ def test_a_run_has_tables_figures_checks_and_a_folder(run):
     assert run.replicas == ["a", "b", "c"]
 
 
+def test_a_window_is_asked_for_its_hits_and_for_one_model(run):
+    assert run.whole.hit_ratio == run.summary["token_hit_ratio"]
+    assert run.between(None, None).hit_ratio is None
+    model = run.requests["model"].iloc[0]
+    name = model.partition("@")[0]
+    assert run.whole.of_model(model).count == run.whole.of_model(name).count == 90
+    assert run.whole.of_model(name[:-1]).count == 0
+    assert run.is_modelled
+    assert run.capacity_bytes == 2**30
+
+
 def test_an_opened_run_is_the_one_that_was_played(run):
     opened = sim.open_run(run.path)
     assert opened.requests.equals(run.requests)

@@ -30,6 +30,15 @@ def marks(stage, *metrics):
     return [(row.metric, row.subject) for row in series.itertuples() if row.metric in metrics]
 
 
+def test_answers_are_kept_where_somebody_wants_them(stage):
+    stage.answers = {}
+    stage.play()
+    rows = stage.recorder.requests().set_index("request_id")
+    assert {number: len(tokens) for number, tokens in stage.answers.items()} == rows[
+        "output_tokens"
+    ].to_dict()
+
+
 def test_every_request_of_the_trace_ends_once(stage):
     stage.play()
     requests = stage.recorder.requests()

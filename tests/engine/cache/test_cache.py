@@ -87,6 +87,19 @@ def test_the_tail_leaves_before_the_head():
     assert cache.match(old) == 2
 
 
+def test_who_leaves_is_told_with_the_time_of_its_last_read():
+    told, cache = [], make(blocks=3)
+    cache.on_evicted = lambda *what: told.append(what)
+    old, new = chain(1, 2), chain(3, 4)
+    cache.keep(space_of(cache), old, ["KV"] * 2, now_ns=1_000_000_000)
+    with cache.find(space_of(cache), old, 100, now_ns=2_000_000_000):
+        pass
+    assert told == []
+    cache.keep(space_of(cache, model="phi@1.0.0"), new, ["KV"] * 2, now_ns=3_000_000_000)
+    assert told == [("llama@1.0.0", "ram", 1, 2_000_000_000)]
+    assert cache.match(old) == 1
+
+
 def test_whoever_was_used_last_leaves_last():
     cache = make(4)
     keep(cache, chain(1, 2))
