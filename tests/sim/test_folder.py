@@ -11,7 +11,8 @@ from sim.folder import RunFolder
 def test_a_folder_is_partial_until_it_is_published(tmp_path, five):
     folder = RunFolder(tmp_path / "runs", "made_1234")
     assert folder.path.name.endswith("_made_1234.partial")
-    folder.write(five, "metrics 1\n", ["seed=3"], with_plots=False)
+    folder.told("metrics 1\n")
+    folder.write(five, ["seed=3"], with_plots=False)
     final = folder.publish()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [final.name]
     assert final.name.endswith("_made_1234")
@@ -20,7 +21,7 @@ def test_a_folder_is_partial_until_it_is_published(tmp_path, five):
 
 def test_without_plots_no_picture_and_no_report_is_written(tmp_path, five):
     folder = RunFolder(tmp_path, "made")
-    folder.write(five, "", [], with_plots=False)
+    folder.write(five, [], with_plots=False)
     folder.close()
     assert not (folder.path / "plots").exists()
     assert not (folder.path / "report.html").exists()
@@ -40,7 +41,7 @@ def test_an_error_while_writing_leaves_the_folder_partial(tmp_path, five):
     five.manifest["wall_s"] = float("nan")
     folder = RunFolder(tmp_path, "made")
     with pytest.raises(ValueError, match="not JSON compliant"):
-        folder.write(five, "", [], with_plots=False)
+        folder.write(five, [], with_plots=False)
     folder.close()
     assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
 
@@ -50,7 +51,7 @@ def test_the_same_run_written_twice_gives_the_same_bytes(tmp_path, five):
     written = []
     for number in range(2):
         folder = RunFolder(tmp_path / str(number), "made")
-        folder.write(five, "", ["seed=3"], with_plots=True)
+        folder.write(five, ["seed=3"], with_plots=True)
         final = folder.publish()
         written.append(
             {str(path.relative_to(final)): path.read_bytes() for path in final.rglob("*") if path.is_file()}
@@ -88,7 +89,7 @@ def test_an_error_in_the_pictures_leaves_the_tables_in_a_partial_folder(tmp_path
     monkeypatch.setitem(plots.plots, "gantt", spill)
     folder = RunFolder(tmp_path, "made")
     with pytest.raises(MemoryError):
-        folder.write(five, "", [], with_plots=True)
+        folder.write(five, [], with_plots=True)
     folder.close()
     (left,) = tmp_path.iterdir()
     assert left.suffix == ".partial"
