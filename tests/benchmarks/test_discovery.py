@@ -7,8 +7,8 @@ from gguf import GGUFReader
 
 from engine.formats import open_checkpoint
 from engine.registry.discovery import discover, rescan
+from engine.stand_ins.full_size import write_reference
 from tests.hostile_files import write_gguf, write_hostile
-from tests.reference_models import write_reference
 
 pytestmark = pytest.mark.benchmark(group="targeted")
 

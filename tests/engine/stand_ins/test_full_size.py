@@ -1,7 +1,7 @@
 import pytest
 
 from engine.formats import open_checkpoint
-from tests.reference_models import REFERENCES, write_reference
+from engine.stand_ins.full_size import REFERENCES, write_reference
 
 
 @pytest.fixture(scope="module")

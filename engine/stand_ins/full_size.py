@@ -23,6 +23,7 @@ ALIGNMENT = 32
 Q4_K_M, Q8_0_FILE = 15, 7
 TYPES = {"F32": (0, 1, 4), "Q5_0": (6, 32, 22), "Q8_0": (8, 32, 34), "Q4_K": (12, 256, 144), "Q5_K": (13, 256, 176),
          "Q6_K": (14, 256, 210)}  # fmt: skip
+LARGE_LAYERS = 80
 FALLBACKS = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # for rows that are no multiple of 256
 
 Tensor = tuple[str, tuple[int, ...], str]
@@ -150,7 +151,9 @@ def _block(shape: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
 def _kind(reference: Reference, name: str, sizes: tuple[int, ...], *, more: bool = False) -> str:
     if not reference.mix:
         return "Q8_0"
-    large = reference.shape.layers == 80  # eight heads share each key there, so that more bits cost little
+    large = (
+        reference.shape.layers == LARGE_LAYERS
+    )  # eight heads share each key there, so that more bits cost little
     kind = "Q4_K"
     if name == "output" or (name in {"attn_v.weight", "ffn_down.weight"} and more):
         kind = "Q6_K"
@@ -161,7 +164,7 @@ def _kind(reference: Reference, name: str, sizes: tuple[int, ...], *, more: bool
 
 def _more_bits(layer: int, layers: int) -> bool:
     eighth = layers // 8
-    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2  # noqa: PLR2004  every third
 
 
 def _metadata(reference: Reference) -> Pairs:
