@@ -168,14 +168,16 @@ def fairness(run: Run, s: Settings) -> Check:
         "distance from an equal share where all hit ratios are equal",
         "prompts have nothing in common",
     )
-    alike = run.beside.get("nothing_shared", [])
+    alike, parts = run.beside.get("nothing_shared", []), len(run.replicas)
+    limit = s.max_unfairness / parts
     if not alike:
-        return at_most(name, None, s.max_unfairness, note)
-    shares, hits = by_model(alike[0], opened(alike[0], s))
-    count, parts = opened(alike[0], s).count, len(run.replicas)
-    error = max((abs(share - 1 / parts) * parts for share in shares.values()), default=None)
-    note = f"n={count}, relative; hit ratios up to {max(hits.values(), default=0):.2g}; {note}"
-    return equal_share(name, error, s.max_unfairness, count, parts, note, published="10 %")
+        return at_most(name, None, limit, note)
+    window = opened(alike[0], s)
+    shares, hits = by_model(alike[0], window)
+    error = max((abs(share - 1 / parts) for share in shares.values()), default=None)
+    note = f"n={window.count}; {note}; hit ratios up to {max(hits.values(), default=0):.2g}"
+    published = "10 %, of 20 % each"
+    return equal_share(name, error, limit, window.count, parts, note, published=published)
 
 
 def gained(run: Run, s: Settings) -> list[float]:
