@@ -133,10 +133,13 @@ def ranked(
 
 
 def comparisons(found: Sequence[Ranked], baseline: Combination) -> dict[str, list[Row]]:
-    """By combination: how each figure differs from the baseline's, corrected for all figures of all combinations."""
+    """By combination: how each figure differs from the baseline's.
+
+    P-values are corrected for the number of combinations, figure by figure, as in the ranking.
+    """
     (base,) = (each for each in found if each.combination == baseline)
     rows = {each.name: _paired_rows(base.runs, each.runs) for each in found if each is not base}
-    return _all_corrected({name: each for name, each in rows.items() if each})
+    return _by_figure({name: each for name, each in rows.items() if each})
 
 
 def effects(
@@ -160,11 +163,7 @@ def effects(
         for value in values:
             if value != baseline[name]:
                 found[f"{name}={value}"] = rows_of(first, sides[value])
-    for figure in {row.figure: None for rows in found.values() for row in rows}:
-        of_it = {name: [row for row in rows if row.figure == figure] for name, rows in found.items()}
-        for name, rows in _all_corrected(of_it).items():
-            found[name] = [rows[0] if row.figure == figure else row for row in found[name]]
-    return found
+    return _by_figure(found)
 
 
 def told(rows: Mapping[str, Sequence[Row]], name: str) -> pd.DataFrame:
@@ -263,9 +262,16 @@ def _figures_in(index: pd.DataFrame) -> list[str]:
     return [name for name in MAIN if name in index and not index[name].isna().any()]
 
 
-def _all_corrected(rows: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
-    p_values = iter(_corrected([row.difference.p_value for each in rows.values() for row in each]))
-    return {name: [replace(row, p_value=next(p_values)) for row in each] for name, each in rows.items()}
+def _by_figure(rows: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
+    """The rows with p-values corrected for how many sides are compared in the same figure."""
+    raw: dict[str, list[float | None]] = {}
+    for each in rows.values():
+        for row in each:
+            raw.setdefault(row.figure, []).append(row.difference.p_value)
+    left = {figure: iter(_corrected(p_values)) for figure, p_values in raw.items()}
+    return {
+        name: [replace(row, p_value=next(left[row.figure])) for row in each] for name, each in rows.items()
+    }
 
 
 def _corrected(p_values: Sequence[float | None]) -> list[float | None]:

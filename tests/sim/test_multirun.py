@@ -35,6 +35,13 @@ def lines(tmp_path):
     return [*LINES, f"report.folder={tmp_path}"]
 
 
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """What `sim.sweep` makes of the same lines."""
+    folder = tmp_path_factory.mktemp("reference")
+    return sim.sweep([*LINES, f"report.folder={folder}", *SWEPT], workers=1).path
+
+
 def quiet():
     return Console(quiet=True)
 
@@ -63,13 +70,13 @@ def assert_alike(one, other):
     assert len(list((one / "runs").iterdir())) == len(pd.read_csv(one / "index.csv"))
 
 
-def test_it_is_the_sweep_of_sim_sweep_by_another_launcher(lines, tmp_path):
+def test_it_is_the_sweep_of_sim_sweep_by_another_launcher(lines, tmp_path, reference):
     out = Console(width=180, record=True, file=StringIO())
     assert multirun.main(["-m", "hydra/launcher=basic", *lines, *SWEPT], out) == 0
     assert "2 combinations, 4 runs (2 seeds each), the best by mean_ttft_s first" in out.export_text()
     found = the_only(tmp_path, "*_sweep_steady")
     assert not (found / "launcher").exists()
-    assert_alike(found, sim.sweep([*lines, *SWEPT], workers=1).path)
+    assert_alike(found, reference)
     assert [run.config["seed"] for run in map(sim.open_run, sorted((found / "runs").iterdir()))] == [
         1,
         2,
@@ -142,7 +149,9 @@ def test_slurm_is_configured_by_its_own_settings(lines):
 
 
 @pytest.mark.slow
-def test_a_folder_of_that_name_is_gone_on_with_and_no_other_sweep_is(lines, tmp_path, monkeypatch, capsys):
+def test_a_folder_of_that_name_is_gone_on_with_and_no_other_sweep_is(
+    lines, tmp_path, monkeypatch, capsys, reference
+):
     given = ["hydra/launcher=basic", *lines, *SWEPT, f"folder={tmp_path / 'mine'}"]
 
     def interrupted(_self, jobs, _told, _note):
@@ -165,7 +174,7 @@ def test_a_folder_of_that_name_is_gone_on_with_and_no_other_sweep_is(lines, tmp_
     assert not partial.exists()
     assert multirun.main(given, quiet()) == 0
     assert "4 of 4 runs were played before" in capsys.readouterr().err
-    assert_alike(tmp_path / "mine", sim.sweep([*lines, *SWEPT], workers=1).path)
+    assert_alike(tmp_path / "mine", reference)
 
 
 @pytest.mark.slow
@@ -235,9 +244,8 @@ def test_a_full_disk_ends_in_one_sentence_and_what_is_missing_is_played_once_the
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["ray", "submitit_local"])
-def test_other_launchers_play_the_same(launcher, lines, tmp_path):
+def test_other_launchers_play_the_same(launcher, lines, tmp_path, reference):
     process = command(f"hydra/launcher={launcher}", *lines, *SWEPT)
     _, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
-    found = the_only(tmp_path, "*_sweep_steady")
-    assert_alike(found, sim.sweep([*lines, *SWEPT], workers=1).path)
+    assert_alike(the_only(tmp_path, "*_sweep_steady"), reference)
