@@ -13,8 +13,8 @@ from sim.plots.bins import binned, counts_of, each_bin, edges_of, points_of
 from sim.plots.frame import Frame, Look, colour, of_run, round_ticks, steps, style
 from sim.runs import Run
 
-MOST_STEPS = 60
-"""Of a hit ratio over time: in shorter ones it would jump from request to request."""
+MOST_STEPS, LEAST_STEPS, REQUESTS_A_STEP = 60, 12, 15
+"""Of a hit ratio over time: with fewer requests in each, it would jump from request to request."""
 MOST_NAMES = 6
 OTHERS = "others"
 WIDE = 0.1  # of a tier's capacity, below which a panel shows what is held and not the capacity
@@ -23,8 +23,11 @@ BYTES_OF = "bytes of "
 
 def hit_ratio_over_time(run: Run) -> Figure:
     """The part of the prompt tokens that the cache had, by model and by tenant: a line for each of the largest."""
-    edges, done = edges_of(run, MOST_STEPS), run.whole.completed
-    kinds = [kind for kind in ("model", "tenant") if len(done[kind].unique()) > 1]
+    done = run.whole.completed
+    names = {kind: len(done[kind].unique()) for kind in ("model", "tenant")}
+    kinds = [kind for kind, count in names.items() if count > 1]
+    lines = min(MOST_NAMES, max(names.values()))
+    edges = edges_of(run, min(MOST_STEPS, max(LEAST_STEPS, len(done) // (REQUESTS_A_STEP * max(1, lines)))))
     title = f"Prompt tokens found in the cache, of the requests that arrived in {each_bin(edges)}"
     frame = Frame(title, of_run(run), max(1, len(kinds)))
     frame.over_time(run)

@@ -279,6 +279,8 @@ def steps(
     if not len(values):
         return
     baseline: Any = None if outline else 0.0 if below is None else below
+    if not outline:
+        look["linewidth"] = 0.0  # where there is nothing there is no line either
     axes.add_artist(StepPatch(values, edges, baseline=baseline, fill=not outline, **look))
     ends = [*values[np.isfinite(values)], *([] if outline else np.ravel(baseline))]
     if ends:

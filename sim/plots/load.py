@@ -32,10 +32,10 @@ def served_by_replica(run: Run) -> Figure:
     for index, (replica, axes) in enumerate(zip(replicas, frame.panels, strict=False)):
         steps(axes, served[index], edges, color=colour(index))
         axes.set_ylabel(f"{replica}\nrequests/s", fontsize=9)
-        axes.set_ylim(0, 1.05 * max(highest, 1.0))  # one scale for all of them
+        axes.set_ylim(0, 1.05 * (highest or 1.0))  # one scale for all of them
         frame.mark(run, axes, only=replica)
     if len(lost):
-        frame.panels[-1].stairs(counts_of(lost, edges), edges, color="black")
+        steps(frame.panels[-1], counts_of(lost, edges), edges, color="black")
         frame.panels[-1].set_ylabel("not completed\nrequests/s", fontsize=9)
         frame.panels[-1].set_ylim(0, None)
     for axes in frame.panels:

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from engine.clock import NS_PER_S
+from engine.settings import QuotaSettings
 from sim.plots.bins import binned, points_of
 from sim.plots.frame import Frame, Look, colour, of_run, round_ticks, steps, style
 from sim.runs import Run
@@ -85,6 +86,12 @@ def bands_of(run: Run, name: str) -> Iterator[tuple[float, float, str]]:
         yield begin_s, float(run.manifest["virtual_s"]), before
 
 
+def soft_limits(run: Run) -> Sequence[float]:
+    """Shares of a limit that are told when they are passed: as set, or as the engine has them."""
+    given = run.config.get("quotas", {}).get("soft_limits")
+    return QuotaSettings().soft_limits if given is None else list(given)
+
+
 def _draw_use(run: Run, axes: Axes, subject: str, kinds: Sequence[str]) -> None:
     """`kinds`: of limits in all panels, so that each has one colour."""
     name = subject.removeprefix(SUBJECT)
@@ -92,7 +99,7 @@ def _draw_use(run: Run, axes: Axes, subject: str, kinds: Sequence[str]) -> None:
         axes.axvspan(
             begin_s, end_s, color=MODES.get(mode, "#BBBBBB"), alpha=0.35, linewidth=0, zorder=0, label=mode
         )
-    for share in run.config.get("quotas", {}).get("soft_limits") or []:
+    for share in soft_limits(run):
         axes.axhline(100 * share, color="#555555", linewidth=0.7, linestyle=":", label="soft limits")
     axes.axhline(100, color="black", linewidth=1, linestyle="--", label="limit")
     used = 0.0
