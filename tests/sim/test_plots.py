@@ -8,6 +8,7 @@ from matplotlib.patches import Rectangle, StepPatch
 from sim import plots
 from sim.drawing import pack
 from sim.plots import CAPTIONS, outages, save_all
+from sim.plots.quota import bands_of
 
 S = 1_000_000_000
 FIRST_TRY = [
@@ -67,6 +68,9 @@ def test_what_was_not_completed_has_a_panel_of_its_own(five, make_run):
     panel = plots.served_by_replica(five).axes[-1]
     assert panel.get_ylabel().startswith("not completed")
     assert bars(panel) == {0.0: 0, 1.0: 0, 2.0: 0, 3.0: 1, 4.0: 1}
+    (shape,) = [patch for patch in panel.patches if isinstance(patch, StepPatch)]
+    assert shape.get_fill()
+    assert shape.get_linewidth() == 0  # or nothing would be drawn as a line
     served = [row for row in five.requests.to_dict("records") if row["outcome"] == "completed"]
     assert len(plots.served_by_replica(make_run(served)).axes) == 2
 
@@ -273,6 +277,23 @@ def test_use_of_a_quota_has_its_soft_limits_and_bands_of_modes(make_run, make_fa
     used = {shape.get_label(): heights(shape) for shape in axes.patches if isinstance(shape, StepPatch)}
     assert used["hourly tokens"] == {0: 50, 1: 90, 2: 20, 3: 10}
     assert axes.get_ylabel() == "x and t\nused, %"
+
+
+def test_soft_limits_that_are_not_set_are_those_of_the_engine(make_run):
+    run = make_run(series=QUOTAS)
+    run.config["quotas"] = {"soft_limits": None}
+    assert [line.get_ydata()[0] for line in plots.quota_use(run).axes[0].lines] == [80, 85, 90, 95, 100]
+    run.config["quotas"] = {"soft_limits": []}
+    assert [line.get_ydata()[0] for line in plots.quota_use(run).axes[0].lines] == [100]
+
+
+def test_tenants_without_a_rule_of_their_own_are_in_the_severest_mode_of_any_of_them(make_run, make_facts):
+    series = [(0, f"quota of {name}", "hourly_tokens", 0.5) for name in ("*", "vip")]
+    run = make_run(series=series)
+    modes = [(1, "t1", "warning"), (2, "t2", "limited"), (3, "vip", "emergency"), (4, "t2", "normal")]
+    run.facts = make_facts("mode_changed", modes)
+    assert list(bands_of(run, "*")) == [(1, 2, "warning"), (2, 4, "limited"), (4, 12, "warning")]
+    assert list(bands_of(run, "vip")) == [(3, 12, "emergency")]
 
 
 def test_a_mode_of_the_whole_service_lasts_to_the_end_of_the_run_in_every_panel(make_run, make_facts):
