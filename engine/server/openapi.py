@@ -28,6 +28,13 @@ EVENTS, TEXT, BYTES, FORM = (
 )
 JSON_BODY = "application/json"
 
+EVENT = {
+    "type": "object",
+    "description": "One event of the stream: readers of OpenAPI 3.1 take this schema for that of each.",
+    "properties": {"data": {"type": "string"}},
+    "required": ["data"],
+}
+
 ALWAYS = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 503)
 """What any route may answer that asks for a key."""
 
@@ -298,7 +305,7 @@ def _answers(about: About, *, is_empty: bool) -> dict[str, Any]:
     elif about.gives_kind:
         content[about.gives_kind] = {"schema": {"type": "string"}}
     if about.also is not None:
-        content[about.also] = {"schema": {"type": "string"}}
+        content[about.also] = {"schema": EVENT}
     answers: dict[str, Any] = {
         "200": {"description": "It is done.", **({"content": content} if content else {})}
     }

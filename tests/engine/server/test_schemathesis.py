@@ -99,4 +99,4 @@ def test_nothing_that_is_drawn_breaks_the_server(server, admin, mode):
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize("admin", [False, True], ids=["public", "admin"])
 def test_nothing_of_much_more_that_is_drawn_breaks_the_server(server, admin, mode):
-    assert attack(server, admin=admin, examples=30, mode=mode) > 100
+    assert attack(server, admin=admin, examples=20, mode=mode) > 70
