@@ -200,7 +200,7 @@ def test_ctrl_c_keeps_what_was_whole_and_resume_goes_on(tmp_path, lines):
         assert process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    assert b"go on with: python -m sim.replicate resume=" in process.communicate(timeout=60)[1]
+    assert b"go on with: python -m sim.replicate resume=" in process.communicate(timeout=180)[1]
     assert process.returncode == 130
     (partial,) = tmp_path.glob("*.partial")
     before = sorted(each.name for each in (partial / "runs").glob("seed-?"))

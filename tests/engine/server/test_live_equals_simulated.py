@@ -347,7 +347,7 @@ def told_of_everything(requests, told):
     ],
 )
 def test_other_strategies_decide_alike(serving, strategy, changed):
-    trace, settings = traffic(seed=11), modelled(strategy, **changed)
+    trace, settings = traffic(200, seed=11), modelled(strategy, **changed)
     without_sessions = replace(settings, routing=routing(strategy, sessions=False))
     equal(live(serving, without_sessions, trace), simulated(without_sessions, trace))
 

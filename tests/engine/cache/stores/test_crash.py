@@ -14,7 +14,7 @@ from engine.cache.stores import ExtentStore, FolderBackend
 from engine.cache.stores.files import Files
 from tests.engine.cache.stores.blocks import MODEL, record, same
 
-KILLS = 20
+KILLS = 12
 BLOCKS = {record(number).key: number for number in range(4_000)}
 
 
