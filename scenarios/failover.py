@@ -32,6 +32,7 @@ class Settings:
     max_p99_e2e_s: float
     max_back_after_s: float
     min_share_after: float
+    min_outage_requests: int
 
     def __post_init__(self) -> None:
         for name in ("dies_at_share", "returns_at_share"):
@@ -42,6 +43,7 @@ class Settings:
                 least(f"scenario.{name}", time_s, 0)
         least("scenario.dies_holding", self.dies_holding, 0)
         least("scenario.patience_s", self.patience_s, 0)
+        least("scenario.min_outage_requests", self.min_outage_requests, 0)
         above("scenario.max_share_error", self.max_share_error, 0)
 
     @property
@@ -70,19 +72,19 @@ def checks(run: Run, s: Settings) -> Iterator[Check]:
     survivors = [replica for replica in run.replicas if replica != s.victim]
     served = " ".join(f"{name} {outage.served_by(name)}" for name in survivors)
 
-    yield at_most("requests that did not complete", run.whole.not_completed, 0, f"n={run.whole.count}")
+    note = f"n={run.whole.count}"
+    yield at_most("requests that did not complete", run.whole.not_completed, 0, note, published="0")
+    yield evidence("requests after its death", outage.count, s.min_outage_requests, published="100")
     yield evidence("requests in its hands when it died", in_hand, s.dies_holding)
-    given = outage.given_to(
-        s.victim, returned_s
-    )  # who waited for a place until it was back may well go there
-    yield at_most("requests of the outage that it served", given, 0, f"n={outage.count}")
+    given = outage.given_to(s.victim, returned_s)  # who waited until it was back may well go there
+    yield at_most("requests of the outage that it served", given, 0, f"n={outage.count}", published="0")
     error = outage.share_error(survivors, s.fewest_to_share)
     name = "distance of a survivor from an equal share"
-    yield equal_share(name, error, s.max_share_error, outage.count, len(survivors), served)
+    count, parts = outage.count, len(survivors)
+    yield equal_share(name, error, s.max_share_error, count, parts, served, published="50/50 of three")
     delay_s = run.delay_s("unhealthy", s.victim, died_s)
-    yield within(
-        "unhealthy after its death, s", delay_s, s.max_unhealthy_after_s, was_due=returned_s is not None
-    )
+    name, was_due = "unhealthy after its death, s", returned_s is not None
+    yield within(name, delay_s, s.max_unhealthy_after_s, was_due=was_due, published="30 s")
     tries = (in_hand or 0) + s.max_second_tries
     yield at_most(
         "requests that needed a second try",
@@ -96,6 +98,7 @@ def checks(run: Run, s: Settings) -> Iterator[Check]:
     e2e_limit_s = grown(calm.e2e_s, s.max_p99_growth, s.max_p99_e2e_s)
     yield p99_at_most("p99 E2E in the outage, s", outage.e2e_s, e2e_limit_s)
     delay_s = run.served_again_s(s.victim, returned_s)
-    yield within("serves again after its return, s", delay_s, s.max_back_after_s, was_due=after.count > 0)
+    name, was_due = "serves again after its return, s", after.count > 0
+    yield within(name, delay_s, s.max_back_after_s, was_due=was_due, published="60 s")
     share = after.share(s.victim, s.fewest_to_share)
     yield at_least("its share once it is healthy again", share, s.min_share_after, f"n={after.count}")

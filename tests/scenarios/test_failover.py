@@ -9,13 +9,37 @@ from engine.routing.strategies import RoundRobin
 from tests.scenarios.verdicts import failed, verdicts
 
 
-@pytest.mark.parametrize("strategy", ["round_robin", "least_loaded"])
-@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("strategy", "seed"),
+    [
+        ("round_robin", 1),
+        ("least_loaded", 2),
+        *(
+            pytest.param(name, seed, marks=pytest.mark.slow)
+            for name in ("round_robin", "least_loaded")
+            for seed in (3, 4, 5)
+        ),
+    ],
+)
 def test_callers_do_not_notice(play, strategy, seed):
     run = play(f"strategy={strategy}", f"seed={seed}")
     assert failed(run) == []
     assert run.verdict == "pass"
     assert run.whole.second_tries >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_three_models_stand_in_for_each_other(play, seed):
+    run = play("size=full", f"seed={seed}")
+    assert run.verdict == "pass"
+    assert run.requests["model"].nunique() == 3
+
+
+def test_an_outage_of_a_few_requests_shows_too_little(play):
+    run = play("workload.requests=150")
+    assert verdicts(run)["requests after its death"] == "inconclusive"
+    assert failed(run) == []
 
 
 @pytest.mark.parametrize("victim", ["b", "c"])

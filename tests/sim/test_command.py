@@ -15,6 +15,7 @@ import yaml
 
 import sim
 from engine.errors import BadSettings
+from sim.config import choices
 from sim.traffic.sample import write_sample
 
 ROOFLINE = ("scenario=failover", "executor=roofline", "report=tables")
@@ -94,7 +95,7 @@ def test_another_seed_gives_another_digest(tmp_path):
 def test_help_shows_what_there_is_to_choose_from(tmp_path):
     done = command(tmp_path, "--help")
     assert done.returncode == 0
-    assert "scenario=failover|queue|steady" in done.stdout
+    assert "scenario=" + "|".join(choices("scenario")) in done.stdout
     assert "executor=law|profile|roofline|torch" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -121,7 +122,7 @@ HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 GOOD_ROW = "2023-11-16 18:15:46.6805900,374,44\n"
 BAD = [
     ((), None, "no scenario is given"),
-    (("scenario=nope",), None, "no scenario is called 'nope'; choose from failover, queue, steady"),
+    (("scenario=nope",), None, "no scenario is called 'nope'; choose from ab_test, affinity, cache_aware, "),
     (("strategy=nope",), None, "no strategy is called 'nope'; choose from affinity, blend, cache_aware"),
     (("executor=nope",), None, "no executor is called 'nope'; choose from law, profile, roofline, torch"),
     (("workload.speed=2",), None, "no setting is called 'workload.speed'; the settings of workload are kind"),
