@@ -28,7 +28,7 @@ def test_the_same_gigabytes_hold_more_and_find_more(play):
 
 @pytest.mark.slow
 def test_so_they_do_on_more_traffic(play):
-    assert play("seed=3").verdict == "pass"
+    assert play("seed=3", "workload.requests=500", "beside.seeds=2", "tiers.ssd.gib=24").verdict == "pass"
 
 
 @pytest.mark.slow
@@ -54,6 +54,7 @@ def test_twin_that_rounds_to_a_few_levels_is_seen(play, monkeypatch):
     assert {IN_SCALES, RELATIVE, SAME} <= set(failed(run))
 
 
+@pytest.mark.slow
 def test_a_cache_that_has_room_shows_nothing(play):
     run = play("workload.requests=40", "tiers.ram.gib=400", "beside.seeds=1")
     assert verdicts(run)["blocks that went down"] == "inconclusive"

@@ -17,6 +17,7 @@ FEW = (
     "tiers.block_tokens=512",
     "tiers.ram.gib=8",
     "scenario.min_evictions=20",
+    "scenario.min_models=3",
     "scenario.min_in_use=0.9",
 )
 OTHER = {
@@ -50,9 +51,8 @@ def test_each_policy_evicts_in_its_own_order(play, policy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [2, 3])
-def test_all_of_them_do_on_full_caches_of_500_gb(play, seed):
-    run = play(f"seed={seed}")
+def test_all_of_them_do_on_full_caches_of_500_gb(play):
+    run = play("seed=3")
     assert run.verdict == "pass"
     assert run.manifest["cache"]["tiers"]["ram"]["used_bytes"] > 490e9
     assert len(run.beside) == len(POLICIES)

@@ -6,7 +6,7 @@ from engine.cache import Carrier, PrefixCache
 from engine.cache.carrier import Decision
 from tests.scenarios.verdicts import failed, verdicts
 
-FEW = ("workload.requests=80", "workload.rate=0.3", "beside.seeds=1", "tiers.gpu.gib=3", "tiers.ram.gib=3",
+FEW = ("workload.requests=60", "workload.rate=0.3", "beside.seeds=1", "tiers.gpu.gib=3", "tiers.ram.gib=3",
        "tiers.ssd.gib=4", "tiers.network.gib=4")  # fmt: skip
 TIMES = "times sooner the first token with gpu"
 MORE, SOONER = "hit ratio gained by gpu + ram", "part of the time to first token saved by gpu + ram"
@@ -15,17 +15,18 @@ CHEAPER = "part of it saved by computing what is cheaper computed"
 
 
 def test_each_tier_finds_more_and_costs_nobody_time(play):
-    run = play(*FEW, "scenario.min_times_sooner=1.2", "scenario.max_fall=0.02")
+    fewer = ["~beside.runs.gpu_ram_ssd", "~beside.runs.gpu_ram_ssd_network"]
+    run = play(*FEW, *fewer, "scenario.min_times_sooner=1.2", "scenario.max_fall=0.02")
     assert failed(run) == []
     assert {MORE, SOONER, ALL, CHEAPER} <= set(verdicts(run))
     notes = {check.name: check.note for check in run.checks}
     assert "found in gpu" in notes[TIMES]
-    assert "cloud" in notes["hit ratio gained by gpu + ram + ssd + network + cloud"]
+    assert ", cloud " in notes["hit ratio gained by gpu + ram + ssd + network + cloud"]
 
 
 @pytest.mark.slow
 def test_so_it_does_on_more_traffic(play):
-    run = play("seed=3")
+    run = play("seed=3", "workload.requests=400", "beside.seeds=1", "scenario.min_times_sooner=1.5")
     assert failed(run) == []
 
 
