@@ -232,11 +232,15 @@ def tier_series(held, capacity, **models):
 
 
 def test_tiers_show_models_on_top_of_each_other_below_the_capacity(make_run):
-    (axes,) = plots.tier_bytes(make_run(series=tier_series(9.0, 20.0, x=6.0, y=3.0))).axes
+    (axes,) = plots.tier_bytes(make_run(series=tier_series(9.0, 20.0, x=5.0, y=3.0, z=1.0))).axes
     shapes = {shape.get_label(): shape.get_data() for shape in axes.patches if isinstance(shape, StepPatch)}
-    assert list(shapes) == ["x", "y", "capacity"]
-    assert (shapes["x"].values[0], shapes["y"].values[0], shapes["capacity"].values[0]) == (6, 9, 20)
-    assert shapes["y"].baseline[0] == 6
+    assert {name: shape.values[0] for name, shape in shapes.items()} == {
+        "x": 5,
+        "y": 8,
+        "z": 9,
+        "capacity": 20,
+    }
+    assert [shapes[name].baseline[0] for name in "xyz"] == [0, 5, 8]
     assert axes.get_ylim()[1] > 20
     assert axes.get_ylabel() == "ram, MiB"
 

@@ -249,3 +249,9 @@ def test_the_changes_make_the_first_configuration_the_second_and_are_few():
     found = changes(first, third)
     assert {"executor=law", "eviction=arc", "seed=4"} <= set(found)
     assert changes(read([*base, *found]).config, third) == []
+
+
+def test_what_only_one_side_has_is_added_or_taken_away():
+    less, more = {"a": {"b": 1}}, {"a": {"b": 1, "c": None}, "d": ["x y", "true", 2.5]}
+    assert changes(less, more) == ["+a.c=null", "+d=['x y','true',2.5]"]
+    assert changes(more, less) == ["~a.c", "~d"]
