@@ -43,7 +43,7 @@ from sim.world import SimClock
 
 def best_ns(operation, calls=2_000):  # rounds so short that some go by without an interruption
     rounds = []
-    for _ in range(100):
+    for _ in range(60):
         begun_ns = perf_counter_ns()
         for number in range(calls):
             operation(number)
@@ -87,7 +87,7 @@ lengths = [f"workload.{kind}_{which}_tokens={tokens}" for kind, tokens in (("pro
            for which in ("min", "median", "max")]
 run = read(["scenario=steady", "executor=roofline", "hardware=a100", "tiers=off", "fleet.replicas=1",
             "fleet.step_tokens=2048", "workload=bare", "workload.rate=6", "workload.vocab=4096",
-            "workload.requests=4000", *lengths])
+            "workload.requests=2500", *lengths])
 trace = draw(run.workload, run.seed, [run.engine.fleet.models[0].name])
 rates = []
 for _ in range(2):
