@@ -73,9 +73,10 @@ def test_every_contract_has_its_plant():
     assert len(PLANTS) == len(CONTRACTS)
 
 
-@pytest.mark.parametrize("module", ["engine", "sim", "sim.play", "engine.engine"])
-def test_importing_does_not_bring_torch(module):
-    assert "torch" not in loaded(f"import {module}")
+@pytest.mark.parametrize("module", ["engine", "sim", "sim.play", "sim.sweep", "engine.engine"])
+def test_importing_does_not_bring_torch_or_matplotlib(module):
+    """Each takes as long to import as all the rest: who computes no tensors and draws no pictures does without."""
+    assert not {"torch", "matplotlib"} & loaded(f"import {module}")
 
 
 def test_the_engine_brings_no_simulator_and_no_table_or_plot_library():
