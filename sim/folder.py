@@ -100,6 +100,19 @@ def claim(runs: Path, name: str) -> Path:
         number += 1
 
 
+def put(path: Path, data: bytes) -> None:
+    """Written aside, made durable and renamed: a file that has its name is whole, on a full disk too."""
+    aside = path.with_name(f"{path.name}.part")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 

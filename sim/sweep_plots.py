@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from sim import plots
 from sim.experiments import is_better
+from sim.folder import put
 from sim.intervals import interval
 from sim.plots import Point
 
@@ -53,12 +54,7 @@ def heat_map(
 
 def save(figure: Figure, path: Path) -> None:
     """As PNG, aside and renamed: a picture that has its name is whole."""
-    aside = path.with_name(f"{path.name}.part")
-    try:
-        aside.write_bytes(plots.png(figure))
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    put(path, plots.png(figure))
 
 
 def rests_on(seeds: Sequence[int], runs: int) -> str:

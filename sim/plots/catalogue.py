@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from sim.folder import put
 from sim.plots.beside import beside, none_beside
 from sim.plots.cache import hit_ratio_over_time, models_in, tier_bytes, tiers_of
 from sim.plots.frame import png
@@ -89,7 +90,7 @@ def save_all(run: Run, folder: Path) -> list[Path]:
     paths = []
     for name, data in drawn(run):
         path = folder / f"{name}.png"
-        path.write_bytes(data)
+        put(path, data)
         paths.append(path)
     return paths
 

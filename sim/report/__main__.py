@@ -1,12 +1,10 @@
 """`python -m sim.report RUN`: the report of a run anew; of two beside each other; of more an index.
 
-0: written. 2: a run cannot be read, or the page cannot be written.
+0: written. 2: a run cannot be read, or the page cannot be written. 130: interrupted.
 """
 
-import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from glob import escape, glob
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from rich.console import Console
 from engine.errors import BadSettings
 from sim import plots
 from sim.experiments import complain
+from sim.folder import put
 from sim.report.index import html_index
 from sim.report.one import html, write_report
 from sim.report.pair import html_pair
@@ -28,7 +27,7 @@ RUN is a run folder, finished or interrupted (.partial), or a pattern of them su
 
   out=PAGE.html   where the page goes; otherwise into the run folder, or beside the first one
 
-exit codes: 0 written, 2 a run cannot be read or the page cannot be written"""
+exit codes: 0 written, 2 a run cannot be read or the page cannot be written, 130 interrupted"""
 PAIR = 2
 
 
@@ -50,6 +49,9 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     except OSError as error:
         complain(f"{error.filename or 'the report'} cannot be written: {error.strerror}")
         return 2
+    except KeyboardInterrupt:
+        complain("interrupted; what was there before is still whole")
+        return 130
     return 0
 
 
@@ -106,22 +108,13 @@ def _write_one(run: Run, out: Path | None) -> list[str]:
 
 
 def _put(path: Path, text: str) -> Path:
-    """Written aside and renamed: a page that has its name is whole."""
-    aside = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        put(path, text.encode())
     except OSError as error:
         raise BadSettings(
             f"out is {str(path)!r}, but nothing can be written there: {error.strerror}"
         ) from error
-    finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
     return path
 
 

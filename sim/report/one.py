@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from sim.folder import put
 from sim.plots import CAPTIONS, plots
 from sim.report.page import (
     document,
@@ -39,8 +40,8 @@ NUMBERS = ("value", "bound", "this", "that", "difference", "+-", "n", "p (Holm)"
 def write_report(run: Run, folder: Path) -> None:
     """Write report.html and report.md beside `plots/`, whose pictures must be there."""
     pictures = {name: (folder / "plots" / f"{name}.png").read_bytes() for name in shown(run)}
-    (folder / "report.html").write_text(html(run, pictures), encoding="utf-8")
-    (folder / "report.md").write_text(markdown(run), encoding="utf-8")
+    put(folder / "report.html", html(run, pictures).encode())
+    put(folder / "report.md", markdown(run).encode())
 
 
 def html(run: Run, pictures: Mapping[str, bytes]) -> str:

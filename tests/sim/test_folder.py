@@ -5,7 +5,7 @@ import pytest
 import sim
 from engine.errors import BadSettings
 from sim import plots
-from sim.folder import RunFolder
+from sim.folder import RunFolder, put
 
 
 def test_a_folder_is_partial_until_it_is_published(tmp_path, five):
@@ -96,6 +96,18 @@ def test_an_error_in_the_pictures_leaves_the_tables_in_a_partial_folder(tmp_path
     opened = sim.open_run(left)
     assert opened.requests.equals(five.requests)
     assert opened.checks == five.checks
+
+
+def test_a_file_that_cannot_be_written_to_its_end_leaves_the_one_before(tmp_path, monkeypatch):
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    put(tmp_path / "page.html", b"whole")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        put(tmp_path / "page.html", b"torn")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    assert (tmp_path / "page.html").read_bytes() == b"whole"
 
 
 def test_what_was_played_is_all_in_its_folder(played):
