@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from engine.errors import BadSettings
 from sim.checks import Check, overall
@@ -91,23 +92,89 @@ def play_all(
     played again, in the end one job at a time, so that the job which no worker survives is known. KeyboardInterrupt
     ends those under way and is raised; `told` has heard of the rest.
     """
-    if workers <= 1 or len(jobs) <= 1:
-        return [played for batch in batches(jobs, 1) for played in play_batch(batch, told)]
-    played: dict[int, Played] = {}
+    with Crew(workers) as crew:
+        return crew.play(jobs, told, note)
 
-    def heard(one: Played) -> None:
-        played[one.number] = one
-        told(one)
 
-    left = list(jobs)
-    for _ in range(TOGETHER):
-        if not (left := _side_by_side(batches(left, workers), workers, heard)):
-            break
-        note(f"a worker was killed; {len(left)} runs that it took along are played again")
-    for job in left:
-        if _side_by_side([[job]], 1, heard):
-            heard(killed(job))
-    return [played[job.number] for job in jobs]
+class Crew:
+    """Workers that stay from one call to the next: what they have imported need not be imported again."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._dismiss()
+
+    def play(
+        self,
+        jobs: Sequence[Job],
+        told: Told = lambda _played: None,
+        note: Note = lambda _sentence: None,
+    ) -> list[Played]:
+        """Play all jobs, as `play_all` does."""
+        workers = self._workers
+        if workers <= 1 or len(jobs) <= 1:
+            return [played for batch in batches(jobs, 1) for played in play_batch(batch, told)]
+        played: dict[int, Played] = {}
+
+        def heard(one: Played) -> None:
+            played[one.number] = one
+            told(one)
+
+        left = list(jobs)
+        for _ in range(TOGETHER):
+            if not (left := self._side_by_side(batches(left, workers), heard)):
+                break
+            note(f"a worker was killed; {len(left)} runs that it took along are played again")
+        for job in left:
+            with Crew(1) as alone:
+                if alone._side_by_side([[job]], heard):
+                    heard(killed(job))
+        return [played[job.number] for job in jobs]
+
+    def _side_by_side(self, together: Sequence[Sequence[Job]], told: Told) -> list[Job]:
+        """Play batches in processes of their own; the jobs that were lost with a worker that was killed."""
+        pool = self._pool = self._pool or _pool(self._workers)
+        lost: list[Job] = []
+        futures: dict[Future[list[Played]], Sequence[Job]] = {}
+        try:
+            for batch in together:
+                try:
+                    futures[pool.submit(play_batch, batch)] = batch
+                except BrokenProcessPool:  # one was killed while nobody waited for it
+                    lost += batch
+            for future in as_completed(futures):
+                try:
+                    for played in future.result():
+                        told(played)
+                except BrokenProcessPool:
+                    lost += futures[future]
+        except BaseException:
+            _end(pool, list(futures))
+            raise
+        if lost:
+            self._dismiss()
+            sweep_up(lost[0].folder.parent)
+        return sorted(lost, key=lambda job: job.number)
+
+    def _dismiss(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    context = get_context(
+        "spawn"
+    )  # a fork would take along locks and threads of torch, whatever state they are in
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    return ProcessPoolExecutor(workers, context, _begin, (threads,))
 
 
 def killed(job: Job) -> Played:
@@ -125,30 +192,6 @@ def batches(jobs: Sequence[Job], workers: int) -> list[list[Job]]:
         group = list(alike)
         found += [group[begin : begin + most] for begin in range(0, len(group), most)]
     return found
-
-
-def _side_by_side(together: Sequence[Sequence[Job]], workers: int, told: Told) -> list[Job]:
-    """Play batches in processes of their own; the jobs that were lost with a worker that was killed."""
-    context = get_context(
-        "spawn"
-    )  # a fork would take along locks and threads of torch in whatever state they are
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    lost: list[Job] = []
-    with ProcessPoolExecutor(min(workers, len(together)), context, _begin, (threads,)) as pool:
-        futures = {pool.submit(play_batch, batch): batch for batch in together}
-        try:
-            for future in as_completed(futures):
-                try:
-                    for played in future.result():
-                        told(played)
-                except BrokenProcessPool:
-                    lost += futures[future]
-        except BaseException:
-            _end(pool, list(futures))
-            raise
-    if lost:
-        sweep_up(lost[0].folder.parent)
-    return sorted(lost, key=lambda job: job.number)
 
 
 def sweep_up(folder: Path) -> None:

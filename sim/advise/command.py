@@ -18,7 +18,7 @@ from sim.intervals import Interval
 from sim.metrics import LEAST_SAMPLES
 from sim.sweep import Unwritable, console_of, refuse_launchers
 from sim.traffic import draw
-from sim.workers import Job, Played, Told, play_all
+from sim.workers import Crew, Job, Played, Told
 
 USAGE = """usage: python -m sim.advise scenario=NAME [SETTING=A,B ...] ttft_s=SECONDS [what is below]
 
@@ -59,6 +59,7 @@ class Advising:
         self.space: Space = space_of(lines, settings.prices)
         self._shown = shown
         self._told: Told = lambda _played: None
+        self._crew = Crew(1)
         self._search = Search(self.space, settings, self._play)
         self._search.check()
         check_requests(settings, self.space.base)
@@ -75,8 +76,10 @@ class Advising:
 
     def advise(self) -> Advice:
         """Search, verify, and write what was found."""
-        with progress(self.settings.budget, lambda _played: None, shown=self._shown) as told:
-            self._told = told
+        with (
+            Crew(self.settings.workers) as self._crew,
+            progress(self.settings.budget, lambda _played: None, shown=self._shown) as self._told,
+        ):
             found = self._search.run()
         advice = Advice(self._search, found)
         self._folder.write_json("advice.json", advice.told())
@@ -92,7 +95,7 @@ class Advising:
             Job(place, self.space.lines(number), runs / f"{number:06}-{seed}", seed)
             for place, (number, seed) in enumerate(pairs)
         ]
-        return [self._outcome(each) for each in play_all(jobs, self.settings.workers, self._told, complain)]
+        return [self._outcome(each) for each in self._crew.play(jobs, self._told, complain)]
 
     def _outcome(self, played: Played) -> Outcome:
         if played.again:

@@ -96,7 +96,6 @@ def test_a_run_that_fails_its_check_is_kept_and_the_exit_code_says_so(lines, tmp
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["strategy=random,nobody"], "no strategy is called 'nobody'"),
         (["workload.rate=5,0"], "workload.rate is 0.0, but must be above 0"),
         (["hydra/launcher=nobody"], "no hydra/launcher is called 'nobody'; choose from"),
         (["hydra/launcher=joblib,ray"], "hydra/launcher has several values"),

@@ -7,7 +7,6 @@ import pytest
 from rich.console import Console
 
 import sim
-from engine.errors import BadSettings
 from sim import sweep as command
 from sim.workers import play_all
 
@@ -62,8 +61,9 @@ def test_the_command_shows_means_and_differences(lines):
     assert "baseline  strategy=round_robin" in text
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_interrupted_is_gone_on_with(lines, tmp_path, monkeypatch, capsys):
-    def interrupted(jobs, _workers, told, _note):
+    def interrupted(jobs, _workers, _told, _note):
         play_all(jobs[:1], 1)
         raise KeyboardInterrupt
 
