@@ -64,3 +64,9 @@ def test_a_cache_that_has_room_shows_nothing(play):
 def test_one_tier_is_refused(play):
     with pytest.raises(BadSettings, match="tiers is 'ram', but must be two at least"):
         play("tiers.ssd=null", "beside.seeds=0")
+
+
+@pytest.mark.slow
+def test_twin_that_turns_requests_away_is_seen(play):
+    lines = ["workload.requests=60", "workload.rate=20", "fleet.queue_capacity=0", "fleet.max_batch=1"]
+    assert "requests that did not complete" in failed(play(*lines, "beside.seeds=0"))

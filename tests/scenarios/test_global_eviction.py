@@ -110,6 +110,12 @@ def test_requests_that_overlap_show_nothing_for_certain(play):
     assert alone.verdict == "inconclusive"
 
 
+@pytest.mark.slow
+def test_twin_that_turns_requests_away_is_seen(play):
+    lines = ["workload.rate=50", "fleet.queue_capacity=0", "fleet.max_batch=1"]
+    assert "requests that did not complete" in failed(play(*FEW, *lines))
+
+
 def test_several_tiers_are_refused(play):
     with pytest.raises(BadSettings, match=r"tiers is 'gpu, ram', but must be one tier"):
         play(*FEW[:-3], "tiers=gpu_ram")
