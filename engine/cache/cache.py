@@ -1102,10 +1102,15 @@ class PrefixCache:
             self.mover.dropped(slot, tier)
 
     def _unstick(self, slot: int) -> None:
-        """A block that could not leave may be able to now."""
+        """A block that could not leave may be able to now.
+
+        One on which another of its tier hangs takes that one's place when it leaves: they may just be leaving together.
+        """
         if slot in self._stuck:
             self._stuck.discard(slot)
-            self.tiers[self.table.home[slot]].touch(slot, self._holder_of(slot))
+            tier = self.tiers[self.table.home[slot]]
+            if not tier.busy(slot):
+                tier.touch(slot, self._holder_of(slot))
 
     def _sound(self, keys: list[bytes], count: int) -> int:
         """How many of the first `count` resident blocks have their payload."""
