@@ -89,6 +89,12 @@ def test_of_many_a_search_plays_few_and_twice_the_same():
     assert chosen["strategy"] == "good"
     assert 4 <= float(chosen["tiers.ram.gib"]) <= 5  # of 300, from 0.25 to 25 GiB; the least is 4
     assert len({number for number, _ in world.played}) < 90
+    best = float("inf")
+    for number, seed in world.played:
+        assert seed != 11 or world.among.costs[number] <= best  # nothing dearer than what is known to do
+        if seed == 12:
+            met = world.outcome(world.among.combinations[number], seed).shares["ttft"] >= 0.9
+            best = min(best, world.among.costs[number]) if met else best
 
 
 def test_what_fails_on_fresh_seeds_is_not_the_answer():
