@@ -13,7 +13,7 @@ ANEW = "first turns after the pause that found their session"
 GAIN = "more of their prompts remembered, share"
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_user_keeps_her_model_on_both_sides_of_a_pause(play, seed):
     run = play(*FEW, f"seed={seed}")
     assert verdicts(run).pop(GAIN) == "inconclusive"
@@ -45,10 +45,12 @@ def test_twin_that_never_forgets_is_seen(play):
     assert failed(play(*FEW, "routing.session_timeout_s=100000")) == [ANEW]
 
 
+@pytest.mark.slow
 def test_twin_that_forgets_too_early_is_seen(play):
     assert set(FOUND) <= set(failed(play(*FEW, "routing.session_timeout_s=5")))
 
 
+@pytest.mark.slow
 def test_twin_that_forgets_after_ten_turns_is_seen(play, monkeypatch):
     find = Table.find
 
@@ -63,11 +65,13 @@ def test_twin_that_forgets_after_ten_turns_is_seen(play, monkeypatch):
     assert failed(play(*FEW)) == [KEPT[0], FOUND[0], KEPT[1], FOUND[1]]
 
 
+@pytest.mark.slow
 def test_twin_that_turns_people_away_is_seen(play):
     run = play(*FEW, 'quotas.limits=[{tenant: "*", hourly_requests: 20}]')
     assert "requests that did not complete" in failed(run)
 
 
+@pytest.mark.slow
 def test_without_decisions_on_record_nothing_is_known(play):
     run = play(*FEW, "routing.decision_log=0")
     assert [verdicts(run)[name] for name in (*FOUND, ANEW)] == ["inconclusive"] * 3

@@ -27,19 +27,19 @@ def told(run):
 
 
 def test_most_goes_to_who_remembers_most(play):
-    run = play("beside.seeds=1")
+    run = play("beside.seeds=0")
     assert told(run) == []
-    assert {name for name, verdict in verdicts(run).items() if verdict != "pass"} <= {QUICK}
+    assert {name for name, verdict in verdicts(run).items() if verdict != "pass"} <= {QUICK, FAIR, GAIN}
     assert run.measured["routing_us"] > 0
     assert run.measured["routing_in_run_us"] > 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lines", [("seed=2",), ("seed=5", "workload.parts.chat.prefixes.zipf=0.8")])
+@pytest.mark.parametrize("lines", [(), ("seed=5", "workload.parts.chat.prefixes.zipf=0.8")])
 def test_the_same_holds_for_other_seeds_and_prefixes(play, lines):
     run = play("beside.seeds=2", *lines)
     assert told(run) == []
-    assert verdicts(run)[GAIN] == "pass"
+    assert verdicts(run)[GAIN] == verdicts(run)[FAIR] == "pass"
 
 
 @pytest.mark.slow
@@ -53,6 +53,7 @@ def test_twin_that_goes_to_the_least_loaded_is_seen(play, monkeypatch):
     assert {BEST, WORST} <= set(failed(play(*FEW)))
 
 
+@pytest.mark.slow
 def test_twin_that_avoids_who_remembers_is_seen(play, monkeypatch):
     pick = CacheAware.pick
 
@@ -64,6 +65,7 @@ def test_twin_that_avoids_who_remembers_is_seen(play, monkeypatch):
     assert {BEST, MORE} <= set(failed(play(*FEW)))
 
 
+@pytest.mark.slow
 def test_twin_that_likes_who_forgets_is_seen(play, monkeypatch):
     pick = CacheAware.pick
 
@@ -75,11 +77,13 @@ def test_twin_that_likes_who_forgets_is_seen(play, monkeypatch):
     assert {WORST, LESS} <= set(failed(play(*FEW)))
 
 
+@pytest.mark.slow
 def test_twin_that_always_takes_the_first_of_equals_is_unfair(play, monkeypatch):
     monkeypatch.setattr(LeastLoaded, "pick", lambda self, request, seats, now_ns: seats[0])
     assert FAIR in failed(play(*FEW, "beside.seeds=1"))
 
 
+@pytest.mark.slow
 def test_twin_that_is_round_robin_itself_gains_nothing(play):
     assert GAIN in failed(play(*FEW, "strategy=round_robin", "beside.seeds=1"))
 
@@ -88,13 +92,14 @@ def test_twin_that_thinks_too_long_is_seen(play, monkeypatch):
     price = Engine._price
 
     def slow(self, *asked):
-        sum(range(30_000))  # half a millisecond of the processor's time
+        sum(range(6_000))  # a tenth of a millisecond of the processor's time
         return price(self, *asked)
 
     monkeypatch.setattr(Engine, "_price", slow)
     assert QUICK in failed(play("workload.parts.chat.requests=150", "beside.seeds=0"))
 
 
+@pytest.mark.slow
 def test_twin_that_loses_requests_is_seen(play):
     run = play(*FEW, 'quotas.limits=[{tenant: "*", hourly_requests: 300}]')
     assert "requests that did not complete" in failed(run)

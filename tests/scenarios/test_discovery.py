@@ -23,7 +23,7 @@ def left_behind():
     return {path.name for path in Path(gettempdir()).glob("modelyard-*")}
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_all_that_comes_is_found_and_served(play, seed):
     before = left_behind()
     run = play(f"seed={seed}")
@@ -59,10 +59,12 @@ def test_twin_that_never_looks_again_is_seen(play, monkeypatch):
     assert verdicts(run)[FINE] == "inconclusive"
 
 
+@pytest.mark.slow
 def test_twin_that_looks_too_seldom_is_seen(play):
     assert failed(play("models.rescan_every_s=0.9")) == [KNOWN]
 
 
+@pytest.mark.slow
 def test_twin_that_looks_too_slowly_is_seen(play, monkeypatch):
     candidates = discovery._candidates
 
@@ -74,6 +76,7 @@ def test_twin_that_looks_too_slowly_is_seen(play, monkeypatch):
     assert failed(play("scenario.max_scan_s=0.015")) == [SCAN]
 
 
+@pytest.mark.slow
 def test_twin_that_loads_too_slowly_is_seen(play):
     assert failed(play("models.cold_median_s=9", "models.cold_p90_s=12")) == [HEALTHY]
 
@@ -89,6 +92,7 @@ def test_twin_that_says_nothing_of_the_damaged_file_is_seen(play, monkeypatch):
     assert failed(play()) == [DAMAGED]
 
 
+@pytest.mark.slow
 def test_twin_that_answers_for_the_damaged_file_is_seen(play, monkeypatch):
     find = Registry.find
     monkeypatch.setattr(
@@ -97,6 +101,7 @@ def test_twin_that_answers_for_the_damaged_file_is_seen(play, monkeypatch):
     assert failed(play()) == [SERVED]
 
 
+@pytest.mark.slow
 def test_twin_in_which_the_damaged_file_takes_another_along_is_seen(play, monkeypatch):
     made = Model.from_checkpoint
 

@@ -36,12 +36,14 @@ def test_three_models_stand_in_for_each_other(play, seed):
     assert run.requests["model"].nunique() == 3
 
 
+@pytest.mark.slow
 def test_an_outage_of_a_few_requests_shows_too_little(play):
     run = play("workload.requests=150")
     assert verdicts(run)["requests after its death"] == "inconclusive"
     assert failed(run) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["b", "c"])
 def test_any_replica_may_be_the_victim(play, victim):
     run = play(f"scenario.victim={victim}")
@@ -49,6 +51,7 @@ def test_any_replica_may_be_the_victim(play, victim):
     assert run.mark_s("crash", victim) is not None
 
 
+@pytest.mark.slow
 def test_the_same_holds_for_a_larger_fleet_and_given_times(play):
     lines = [
         "fleet.replicas=5",
@@ -94,11 +97,13 @@ def test_twin_that_marks_it_healthy_but_gives_it_nothing_is_seen(play, monkeypat
     ]
 
 
+@pytest.mark.slow
 def test_twin_that_favours_one_survivor_is_seen(play, monkeypatch):
     monkeypatch.setattr(RoundRobin, "pick", lambda self, request, replicas, now_ns: replicas[0])
     assert "distance of a survivor from an equal share" in failed(play())
 
 
+@pytest.mark.slow
 def test_twin_that_answers_for_the_dead_is_seen(play, monkeypatch):
     def mark_only(self):
         self.crashes = getattr(self, "crashes", 0) + 1
@@ -107,6 +112,7 @@ def test_twin_that_answers_for_the_dead_is_seen(play, monkeypatch):
     assert "requests of the outage that it served" in failed(play())
 
 
+@pytest.mark.slow
 def test_twin_whose_survivors_grow_slow_breaks_the_bounds_on_p99(play, monkeypatch):
     slowness = [1]
     crash, recover, ticks, ramp = (
