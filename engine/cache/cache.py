@@ -1104,7 +1104,7 @@ class PrefixCache:
     def _unstick(self, slot: int) -> None:
         """A block that could not leave may be able to now.
 
-        One on which another of its tier hangs takes that one's place when it leaves: they may just be leaving together.
+        One on which another of its tier hangs takes that one's place later: they may just be leaving together.
         """
         if slot in self._stuck:
             self._stuck.discard(slot)
