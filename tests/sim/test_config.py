@@ -62,13 +62,13 @@ def test_replicas_may_be_named_one_by_one():
 
 
 BAD = [
-    ([], BadSettings, "no scenario is given", "failover, queue, steady"),
-    (["scenario=nope"], UnknownName, "no scenario is called 'nope'", "failover, queue, steady"),
+    ([], BadSettings, "no scenario is given", "failover, global_eviction"),
+    (["scenario=nope"], UnknownName, "no scenario is called 'nope'", "failover, global_eviction"),
     (
         [*ROOFLINE, "scenario.name=nope"],
         UnknownName,
         "no scenario is called 'nope'",
-        "failover, queue, steady",
+        "failover, global_eviction",
     ),
     ([*ROOFLINE, "strategy=nope"], UnknownName, "no strategy is called 'nope'", "least_loaded, "),
     (
