@@ -2,6 +2,7 @@
 
 import pytest
 
+import sim
 from engine.execution.roofline import RooflineExecutor
 from engine.quotas.books import Ledger
 from engine.telemetry import JsonLines, Meter
@@ -51,6 +52,15 @@ def test_a_thousand_requests_meet_everything(play, seed):
 
 
 @pytest.mark.slow
+def test_real_passes_meet_it_too(tmp_path):
+    run = sim.run(
+        "cross_component", ["size=small", f"report.folder={tmp_path}", "scenario.max_p99_ttft_s=60"]
+    )
+    assert failed(run) == []
+    assert run.manifest["executor"] == "torch"
+
+
+@pytest.mark.slow
 def test_twin_whose_quota_lets_everybody_in(play, monkeypatch):
     reserve = Ledger.reserve
 
@@ -64,10 +74,8 @@ def test_twin_whose_quota_lets_everybody_in(play, monkeypatch):
         return True
 
     monkeypatch.setattr(Ledger, "reserve", open_door)
-    assert failed(play(*FEW, "workload.parts.code.rate=40", "scenario.max_p99_ttft_s=60")) == [
-        LEDGER,
-        RECOUNT,
-    ]
+    lines = ("quotas.limits=[{model: '*', concurrent_requests: 4}]", "workload.parts.code.rate=40")
+    assert failed(play(*FEW, *lines, "scenario.max_p99_ttft_s=60")) == [LEDGER, RECOUNT]
 
 
 @pytest.mark.slow
