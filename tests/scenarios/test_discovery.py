@@ -1,7 +1,6 @@
 """Files that come while the engine runs are found at once; twins find them late, or not, or not what is wrong."""
 
-from pathlib import Path
-from tempfile import gettempdir
+import tempfile
 from time import sleep
 
 import pytest
@@ -19,17 +18,21 @@ DAMAGED, SERVED = "damaged files listed with a reason", "requests for it that we
 LOST, SOME = "requests for the others that were not", "models that served some"
 
 
-def left_behind():
-    return {path.name for path in Path(gettempdir()).glob("modelyard-*")}
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """Where temporary folders are made, empty again when a story is over."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_all_that_comes_is_found_and_served(play, seed):
-    before = left_behind()
+def test_all_that_comes_is_found_and_served(play, temporary, seed):
     run = play(f"seed={seed}")
     assert run.verdict == "pass"
     assert run.measured["scan_s"] > 0
-    assert left_behind() <= before
+    assert list(temporary.iterdir()) == []
     told = (run.path / "events.jsonl").read_text()
     assert '"folder_looked_at"' in told
     assert "ends inside a metadata key" in told
@@ -123,8 +126,7 @@ def test_twin_in_which_the_damaged_file_takes_another_along_is_seen(play, monkey
         ("scenario.asked_from_s=0.5", r"scenario\.asked_from_s is 0\.5, but must be after"),
     ],
 )
-def test_what_is_no_such_story_is_refused(play, line, told):
-    before = left_behind()
+def test_what_is_no_such_story_is_refused(play, temporary, line, told):
     with pytest.raises(BadSettings, match=told):
         play(line)
-    assert left_behind() <= before
+    assert list(temporary.iterdir()) == []
