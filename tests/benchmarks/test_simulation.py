@@ -246,7 +246,9 @@ def test_a_request_costs_the_same_in_a_long_run(rate, settings, report):
         long_us=each_us[lengths[1]],
         ratio=each_us[lengths[1]] / each_us[lengths[0]],
     )
-    assert each_us[lengths[1]] < 2 * each_us[lengths[0]]  # a cost that grew with the run would be ten times as much
+    assert (
+        each_us[lengths[1]] < 2 * each_us[lengths[0]]
+    )  # a cost that grew with the run would be ten times as much
 
 
 @pytest.mark.benchmark(group="simulation")
