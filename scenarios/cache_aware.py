@@ -131,10 +131,10 @@ def checks(run: Run, s: Settings) -> Iterator[Check]:
     name = "share of the model with the highest hit ratio"
     yield at_least(name, best, s.min_share_of_best, note, published="67 %")
     most, fewest = (max(shares.values()), min(shares.values())) if ranked else (None, None)
-    yield no_more("and the largest share that another one has beyond it", most, best, window.count)
+    yield no_more("and the largest share that another one has beyond it", most, best, dealt(window))
     name = "share of the model with the lowest hit ratio"
     yield at_most(name, worst, s.max_share_of_worst, published="8 %")
-    yield no_more("and what it has beyond the smallest share of another one", worst, fewest, window.count)
+    yield no_more("and what it has beyond the smallest share of another one", worst, fewest, dealt(window))
     yield fairness(run, s)
     note = "relative, over round_robin on the same requests"
     yield gains("gain in the hit ratio", gained(run, s), s.min_gain, note, published="15 %")
@@ -159,8 +159,14 @@ def by_model(run: Run, window: Window) -> tuple[dict[str, float], dict[str, floa
     return shares, hits
 
 
+def dealt(window: Window) -> int:
+    """What chance deals out: sessions, whose turns stay together, and each request that has none."""
+    sessions = window.requests["session"]
+    return int(sessions.nunique() + sessions.isna().sum())
+
+
 def no_more(name: str, one: float | None, other: float | None, count: int) -> Check:
-    """One share of so many requests is no larger than another; undecided where it may be by chance alone."""
+    """One share of what was dealt is no larger than another; undecided where it may be by chance alone."""
     if one is None or other is None:
         return at_most(name, None, 0)
     by_chance = 3 * ((one + other) / count) ** 0.5
