@@ -384,3 +384,35 @@ def test_a_limit_is_kept_at_the_cost_of_its_own():
         keep(cache, chain(number), model="small@1.0.0")
     assert [cache.match(chain(number)) for number in range(5)] == [0, 0, 0, 1, 1]
     assert cache.match(chain(50, 51)) == 2
+
+
+def test_a_block_that_was_stuck_leaves_with_what_hangs_on_it_and_is_booked_once():
+    """Making room below for both lets go of the last thing that kept it: it must not be in line above any more."""
+    cache = PrefixCache(CacheSettings(ram=tier(2), ssd=tier(3), block_tokens=TOKENS))
+    ram, ssd = cache.tiers
+    keep_sizes(cache, chain(1, 2))
+    keep_sizes(cache, chain(5))
+    head = cache.table.slots[chain(1)[0]]
+    assert tiers_of(cache, chain(1, 2)) == [0, 1]
+    cache.close_tier(ssd)
+    keep_sizes(cache, chain(6))
+    assert head in cache._stuck, "it has nowhere to go, and a block hangs on it"
+    cache.open_tier(ssd)
+    keep_sizes(cache, chain(1, 3))
+    assert tiers_of(cache, chain(1, 3)) == [0, 0]
+    with cache.find(space_of(cache), chain(1, 3), 100):
+        keep_sizes(cache, chain(9))  # nobody above may leave: those who are looked at go out of the line
+    keep_sizes(cache, chain(7, 8))
+    assert tiers_of(cache, chain(1, 3)) == [1, 1]
+    for number in range(20, 30):
+        keep_sizes(cache, chain(number, number + 1))
+    assert (ram.used_bytes, ssd.used_bytes) == (2 * SIZE, 3 * SIZE)
+
+
+def keep_sizes(cache, keys):
+    cache.keep(space_of(cache), keys)
+    cache.check_integrity()
+
+
+def tiers_of(cache, keys):
+    return [cache.table.home[cache.table.slots[key]] for key in keys]
