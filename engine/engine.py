@@ -761,12 +761,12 @@ class Engine:
         last = names.young.get(shared[num_blocks - 1])
         if last is not None and self.cache.is_hot(last):
             return float(num_blocks)  # and so are those before it
-        if shared[0] in names:
+        if shared[num_blocks - 1] in names:  # and so are those before it
             num_blocks = self.cache.reach(names, shared, num_blocks)
             if len(self.cache.tiers) == 1 and not self.cache.hollow:
                 return float(num_blocks)
             keys = names.of(shared[:num_blocks])
-        else:  # it was not read there since the process began
+        else:  # not all of it was read there since the process began
             chain = self._chain(request, home, self._space(request, home))
             assert chain is not None, "a model that keeps blocks names them"
             keys = chain.keys[:num_blocks]

@@ -271,13 +271,13 @@ def test_operators_begin_look_at_and_cancel_jobs_and_it_is_put_down(door, capsys
         assert chosen.run(chosen) == 0
         return capsys.readouterr().out
 
-    number = json.loads(command("run", "health_sweep", "timeout_s=5", "--json"))["id"]
-    for _ in range(500):
+    number = json.loads(command("run", "health_sweep", "timeout_s=60", "--json"))["id"]
+    for _ in range(6000):
         job = json.loads(command("show", str(number)))
         if job["state"] == "done":
             break
         threading.Event().wait(0.01)
-    assert (job["kind"], job["arguments"]) == ("health_sweep", {"timeout_s": 5})
+    assert (job["kind"], job["arguments"]) == ("health_sweep", {"timeout_s": 60})
     assert job["result"] == {"replicas": dict.fromkeys("abc", "answered"), "failed": []}
     assert "health_sweep" in command("list", "--state", "done")
     assert "cache_scrub" in command("run")
