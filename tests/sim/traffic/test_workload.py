@@ -5,7 +5,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from engine.errors import BadSettings, UnknownName
-from sim.config import choices
+from sim.config import choices, composed
 from sim.traffic import AzureWorkload, SyntheticWorkload, draw, workloads
 
 CONF = Path(__file__).parents[3] / "conf" / "workload"
@@ -105,13 +105,11 @@ def test_every_kind_is_drawn_for_the_model_asked_for(tmp_path):
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_yaml_makes_its_settings_and_opens_with_its_command(file):
-    opening = re.match(r"# python -m sim scenario=(\w+) workload=(\w+) ", file.read_text())
+    opening = re.match(r"# python -m sim scenario=(\w+) (?:\S+ )*workload=(\w+) ", file.read_text())
     assert opening is not None
     assert opening[1] in choices("scenario")
     assert opening[2] == file.stem
-    written = OmegaConf.load(file)
-    for base in written.pop("defaults", ["_self_"])[:-1]:  # what it changes of another one
-        written = OmegaConf.merge(OmegaConf.load(CONF / f"{base}.yaml"), written)
+    written = composed(["scenario=steady", f"workload={file.stem}"]).workload
     if OmegaConf.is_missing(written, "path"):
         written.path = "trace.csv"
     schema = OmegaConf.structured(workloads.find(written.kind))
