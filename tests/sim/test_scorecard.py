@@ -16,7 +16,7 @@ QUICK = ["seeds=1", "duration_s=60", "requests=2", "rounds=1"]
 def labels(text):
     """Titles, heads, and the words of each row: all but the figures that were measured."""
     return [
-        re.sub(r"[\d.,]+", "#", line.split(" | ")[0] + line.split(" | ")[1])
+        re.sub(r"[\d.,]+(?: ± [\d.,]+)?", "#", line.split(" | ")[0] + line.split(" | ")[1])
         for line in text.splitlines()
         if line.startswith("| ")
     ] + [line for line in text.splitlines() if line.startswith("## ")]

@@ -117,7 +117,7 @@ def test_miss_ratios_are_close_to_libcachesim(name):
 def test_miss_ratios_are_close_to_libcachesim_on_the_whole_trace(name, capacity):
     trace = zipf(WHOLE)
     peer = ratio(play_libcachesim(CLOSE[name], trace, capacity))
-    assert ratio(play(name, trace, capacity)) == pytest.approx(peer, abs=0.002)
+    assert ratio(play(name, trace, capacity)) == pytest.approx(peer, abs=0.003)
 
 
 @lengths
