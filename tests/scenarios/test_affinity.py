@@ -22,7 +22,7 @@ def test_a_user_keeps_her_model_on_both_sides_of_a_pause(play, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lines", [(), ("seed=4", "strategy=round_robin", "fleet=five_alike")])
+@pytest.mark.parametrize("lines", [("seed=4", "strategy=round_robin", "fleet=five_alike")])
 def test_conversations_are_remembered_better_with_sessions(play, lines):
     run = play(*lines)
     assert run.verdict == "pass"

@@ -35,7 +35,7 @@ def test_most_goes_to_who_remembers_most(play):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lines", [(), ("seed=5", "workload.parts.chat.prefixes.zipf=0.8")])
+@pytest.mark.parametrize("lines", [("seed=5", "workload.parts.chat.prefixes.zipf=0.8")])
 def test_the_same_holds_for_other_seeds_and_prefixes(play, lines):
     run = play(*lines)
     assert told(run) == []

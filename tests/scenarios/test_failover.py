@@ -38,7 +38,7 @@ def test_three_models_stand_in_for_each_other(play, seed):
 
 @pytest.mark.slow
 def test_an_outage_of_a_few_requests_shows_too_little(play):
-    run = play("workload.requests=150")
+    run = play("workload.requests=100")
     assert verdicts(run)["requests after its death"] == "inconclusive"
     assert failed(run) == []
 

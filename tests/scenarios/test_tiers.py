@@ -25,12 +25,6 @@ def test_each_tier_finds_more_and_costs_nobody_time(play):
 
 
 @pytest.mark.slow
-def test_so_it_does_on_more_traffic(play):
-    run = play("seed=3", "workload.requests=400", "beside.seeds=1", "scenario.min_times_sooner=1.5")
-    assert failed(run) == []
-
-
-@pytest.mark.slow
 def test_real_files_are_written_read_and_removed(play):
     run = play("executor=torch", "size=small")
     found = verdicts(run)
