@@ -19,7 +19,7 @@ from sim.checks import Check, number
 from sim.config import read
 from sim.experiments import Folder, complain, own_settings, progress, resumed, whole_number
 from sim.runs import Run, open_run
-from sim.workers import Job, Played, play_all
+from sim.workers import Job, Played, play_all, worst_exit_code
 
 TEN = (
     "discovery",
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str], console: Console | None = None) -> int:
     folder.write_table("index.csv", _index(played, runs))
     path = folder.publish()
     show(played, runs, (stopwatch_ns() - begun_ns) / NS_PER_S, path, console)
-    return exit_code(played)
+    return worst_exit_code(played)
 
 
 def play_ten(
@@ -93,12 +93,6 @@ def play_ten(
         complain(f"go on with: python -m sim resume={folder.path}")
         raise
     return folder, sorted(played, key=lambda each: each.number)
-
-
-def exit_code(played: Sequence[Played]) -> int:
-    """That of the worst: a failure is worse than what is undecided."""
-    codes = [each.exit_code for each in played]
-    return next((code for code in (2, 1, 3) if code in codes), 0)
 
 
 def show(

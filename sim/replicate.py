@@ -36,7 +36,7 @@ from sim.experiments import (
 from sim.intervals import Interval, interval
 from sim.runs import Run, open_run
 from sim.stats import TooShort, warm_up
-from sim.workers import Figures, Job, Played, play_all
+from sim.workers import Figures, Job, Played, play_all, worst_exit_code
 
 USAGE = """usage: python -m sim.replicate scenario=NAME [SETTING=VALUE ...] [what is below]
 
@@ -229,7 +229,7 @@ class _Experiment:
             stopped_by,
             runs,
             found,
-            max((each.exit_code for each in played), default=0),
+            worst_exit_code(played),
         )
 
     def _write(

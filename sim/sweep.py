@@ -29,7 +29,7 @@ from sim.experiments import (
 )
 from sim.plan import Combination, Plan, chosen, label, planned
 from sim.ranking import Ranked, check_figure, comparisons, effects, rank_table, ranked, show, told
-from sim.workers import Job, Note, Played, Told, kept, play_all, sweep_up
+from sim.workers import Job, Note, Played, Told, kept, play_all, sweep_up, worst_exit_code
 
 USAGE = """usage: python -m sim.sweep scenario=NAME SETTING=A,B [SETTING=VALUE ...] [seed=1..5] [what is below]
 
@@ -238,7 +238,7 @@ class Sweeping:
         self._draw(index, found)
         missing = [each for each in played if each.again]
         path = folder.path if missing else folder.publish(keep_command=True)
-        code = max(each.exit_code for each in played)
+        code = worst_exit_code(played)
         return Sweep(
             path, plan.swept, index, reading.rank, self._baseline, found, compared, changed, code, missing
         )

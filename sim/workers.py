@@ -72,6 +72,12 @@ class Played:
         return EXIT_CODES[self.verdict]
 
 
+def worst_exit_code(played: Sequence[Played]) -> int:
+    """That of many runs together: bad settings, then a failure, then what is undecided; 0 when all passed."""
+    codes = [each.exit_code for each in played]
+    return next((code for code in (2, 1, 3) if code in codes), 0)
+
+
 Told = Callable[[Played], None]
 Note = Callable[[str], None]
 TOGETHER = (

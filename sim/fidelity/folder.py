@@ -19,6 +19,7 @@ from sim.fidelity.bench import CaseResult
 from sim.fidelity.cases import CASES
 from sim.fidelity.settings import FidelitySettings
 from sim.folder import claim
+from sim.machine import processor
 
 PARTIAL = ".partial"
 INCIDENTAL = ("folder", "resume", "plots")  # settings that change no figure
@@ -154,14 +155,6 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
     }
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def fingerprint(settings: FidelitySettings) -> str:

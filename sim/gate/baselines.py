@@ -12,8 +12,9 @@ from typing import Any
 
 from engine.clock import utc_now
 from engine.errors import BadSettings
-from sim.gate.environment import commit, processor
+from sim.gate.environment import commit
 from sim.gate.rows import Figure
+from sim.machine import processor
 
 HOME = Path(__file__).parent / "baselines"
 VERSION = 1

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from engine.command.compiling import compiled
+from sim.machine import processor
 
 ROOT = Path(__file__).parents[2]
-CPU_INFO = Path("/proc/cpuinfo")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 NO_CPU_FEATURES = "-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-FMA,-FMA4,-BMI2,-ERMS,-FSRM,-MOVBE,-RTM"
 """The ways of copying and of exp and log that glibc has for some processors only."""
@@ -101,12 +101,6 @@ def source() -> dict[str, Any]:
         "numpy": version("numpy"),
         "commit": "unknown" if found["commit"] is None else f"{found['commit']}{changed}",
     }
-
-
-def processor() -> str:
-    """What the processor calls itself."""
-    named = [line.partition(":")[2].strip() for line in _text(CPU_INFO).splitlines() if "model name" in line]
-    return next(iter(named), "") or platform.processor() or platform.machine()
 
 
 def commit() -> dict[str, Any]:

@@ -4,13 +4,12 @@ import os
 import platform
 from hashlib import sha256
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
 from engine.execution.profile_file import MAX_TEXT, Scalar
+from sim.machine import processor
 
-CPU_INFO = Path("/proc/cpuinfo")
 ID_LENGTH = 16
 
 
@@ -29,16 +28,6 @@ def fingerprint(device: str) -> dict[str, Scalar]:
     }
     text = "\n".join(f"{name}={value}" for name, value in found.items())
     return {"id": sha256(text.encode()).hexdigest()[:ID_LENGTH], **found}
-
-
-def processor() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = CPU_INFO.read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(iter(named), "") or platform.processor() or platform.machine()
 
 
 def memory_gib() -> float | None:

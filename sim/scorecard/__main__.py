@@ -19,7 +19,7 @@ from engine.clock import utc_now
 from engine.errors import BadSettings
 from engine.settings import at_least, require
 from sim.config import typed
-from sim.profile.machine import processor
+from sim.machine import processor
 from sim.scorecard.caching import caching
 from sim.scorecard.control import quota, routing
 from sim.scorecard.latency import latency
