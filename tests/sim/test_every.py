@@ -99,7 +99,10 @@ def test_the_ten_are_there():
     ],
 )
 def test_a_failure_is_worse_than_what_is_undecided(verdicts, code, tmp_path):
-    assert worst_exit_code([Played(n, tmp_path, 1, verdict, "", {}) for n, verdict in enumerate(verdicts)]) == code
+    assert (
+        worst_exit_code([Played(n, tmp_path, 1, verdict, "", {}) for n, verdict in enumerate(verdicts)])
+        == code
+    )
 
 
 def test_ours_stands_before_what_was_published():
