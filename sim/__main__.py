@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from engine.errors import BadSettings
 from sim import every, multirun
 from sim.checks import table
-from sim.config import SECTIONS, choices, explained, settle
+from sim.config import SECTIONS, choices, explained, interrupted, settle
 from sim.play import play
 from sim.runs import Run
 
@@ -44,7 +44,8 @@ def main() -> None:
     try:
         job()
     except (HydraException, OmegaConfBaseException) as error:
-        exit_codes.append(complain(explained(error, sys.argv[1:])))
+        told = INTERRUPTED if interrupted(error) else complain(explained(error, sys.argv[1:]))
+        exit_codes.append(told)
     except KeyboardInterrupt:
         exit_codes.append(INTERRUPTED)
     sys.exit(exit_codes[-1])

@@ -146,8 +146,10 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
             return compose("config", overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise explained(error, overrides) from error
+    except Exception as error:
+        if isinstance(error, HydraException | OmegaConfBaseException) or interrupted(error):
+            raise explained(error, overrides) from error
+        raise
     finally:
         GlobalHydra.instance().hydra = of_the_caller
 
@@ -214,8 +216,18 @@ def typed(cls: type[T], values: Any, key: str) -> T:
     return made
 
 
+def interrupted(error: BaseException) -> bool:
+    """Whether Ctrl-C is behind it: what Hydra tidies up in the middle of its work can fail in its place."""
+    below = [error.__cause__, error.__context__]
+    return isinstance(error, KeyboardInterrupt) or any(
+        interrupted(each) for each in below if each is not None
+    )
+
+
 def explained(error: Exception, overrides: Sequence[str]) -> BadSettings:
-    """Hydra's complaint in one sentence of ours."""
+    """Hydra's complaint in one sentence of ours. Raises KeyboardInterrupt where that is behind it."""
+    if interrupted(error):
+        raise KeyboardInterrupt from error
     missing = error if isinstance(error, MissingConfigException) else error.__cause__
     if isinstance(missing, MissingConfigException) and missing.missing_cfg_file:
         group, _, name = missing.missing_cfg_file.rpartition("/")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
 
 import conf
 from engine.errors import BadSettings, UnknownName
@@ -52,6 +53,19 @@ def test_a_program_that_uses_hydra_itself_keeps_its_own():
     with initialize_config_module("conf", version_base="1.3"):
         read(ROOFLINE)
         assert compose("config", overrides=ROOFLINE).seed == 1
+
+
+@pytest.mark.parametrize("kind", [HydraException, AttributeError])
+def test_ctrl_c_stays_ctrl_c_where_hydra_makes_another_error_of_it(kind, monkeypatch):
+    def interrupted(*_args, **_named):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise kind
+
+    monkeypatch.setattr("sim.config.compose", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        read(["scenario=steady"])
 
 
 def test_replicas_may_be_named_one_by_one():
