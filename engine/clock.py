@@ -106,6 +106,9 @@ class Clock(Protocol):
     def spawn(self, work: Coroutine[Any, Any, Any]) -> object:
         """Run `work` beside the caller. An exception that leaves it ends the program: it is a defect."""
 
+    def launch(self, work: Coroutine[Any, Any, Any]) -> None:
+        """The same where nobody ever waits for its end. On a virtual clock a third of the price."""
+
     async def compute(self, work: Callable[[], T]) -> tuple[T, int]:
         """Do blocking `work`; its result and how long it took, in ns.
 
@@ -191,6 +194,9 @@ class WallClock:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
+
+    def launch(self, work: Coroutine[Any, Any, Any]) -> None:
+        self.spawn(work)
 
     async def compute(self, work: Callable[[], T]) -> tuple[T, int]:
         def timed() -> tuple[T, int]:

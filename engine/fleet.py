@@ -359,7 +359,7 @@ class Fleet:
             self._health.probed(replica.name, True, self._clock.now_ns())
             self._look_later(replica)
         else:
-            self._clock.spawn(self._probe(replica))
+            self._clock.launch(self._probe(replica))
 
     async def _probe(self, replica: Replica) -> None:
         """Ask a replica for a token, and look again later."""

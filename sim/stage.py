@@ -17,6 +17,7 @@ from engine.telemetry import Event
 from sim.audit import Census, audit
 from sim.faults import Fault, check_replica
 from sim.loading import drawn_load_times
+from sim.points import Points
 from sim.recorder import Recorder
 from sim.traffic import Trace
 from sim.traffic.trace import Lengths
@@ -25,8 +26,6 @@ from sim.world import SimClock
 SAMPLES = 1000  # of each time series over the arrivals, unless a run says how far apart
 LEAST_SAMPLE_S = 0.25
 EVENTS_A_LOOK = 512  # how often the loop looks up from its events to show progress and to see whether to stop
-
-USED_RATIO = "modelyard:quota_used_ratio"
 
 Watcher = Callable[[int, int, int], bool]
 """Told now and then: now_ns, requests ended, events; its answer is whether to stop."""
@@ -96,6 +95,7 @@ class Stage:
         except BaseException:
             self.engine.close()
             raise
+        self._points = Points(self.engine)
         self.events = 0
         self.stopped = False
         self.answers: dict[int, list[int]] | None = None  # of completed requests, where somebody wants them
@@ -217,27 +217,4 @@ class Stage:
     def sample(self) -> None:
         """Take a point of each time series, and look whether the books agree at this moment."""
         self.census.check(self.engine)
-        now_ns, engine, note = self.clock.now_ns(), self.engine, self.recorder.sample
-        for name, replica in engine.replicas.items():
-            note(now_ns, name, "preemptions", replica.num_preemptions)
-            note(now_ns, name, "running", replica.num_running)
-            note(now_ns, name, "waiting", replica.num_waiting)
-            note(now_ns, name, "tokens_in_flight", engine.router.tokens_in_flight(name))
-            note(now_ns, name, "is_healthy", engine.is_available(name))
-        note(now_ns, "models", "loaded", len(engine.fleet.homes))
-        note(now_ns, "models", "weights_bytes", engine.lifecycle.used_bytes)
-        note(now_ns, "cache", "bytes", engine.cache.used_bytes)
-        note(now_ns, "cache", "capacity_bytes", engine.cache.capacity_bytes)
-        note(now_ns, "cache", "blocks", len(engine.cache))
-        for tier in engine.cache.tiers:
-            note(now_ns, f"tier {tier.name}", "bytes", tier.used_bytes)
-            note(now_ns, f"tier {tier.name}", "capacity_bytes", tier.capacity_bytes)
-            for holder in engine.cache.holders:
-                note(now_ns, f"tier {tier.name}", f"bytes of {holder.key}", holder.held_bytes[tier.rank])
-        note(now_ns, "quota", "in_service", engine.quotas.in_service)
-        note(now_ns, "quota", "waiting", engine.quotas.num_waiting)
-        note(now_ns, "quota", "limit", engine.settings.quotas.max_concurrent_requests)
-        for figure in engine.quotas.figures():
-            if figure.name == USED_RATIO:
-                for (model, tenant, kind), share in figure.values.items():
-                    note(now_ns, f"quota of {' and '.join(filter(None, (model, tenant)))}", kind, share)
+        self.recorder.sample_all(self.clock.now_ns(), *self._points.take())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from engine.cache.allocation import allocation
 from engine.cache.blocks import namespace
 from engine.cache.holders import Counts, Holder, Space
+from engine.cache.integrity import Books
 from engine.cache.limits import Limits, Rule
 from engine.cache.names import BlockNames
 from engine.cache.orders import NOWHERE
@@ -471,42 +472,16 @@ class PrefixCache:
 
     def check_integrity(self) -> None:
         """Raise AssertionError when the books do not add up: bytes, capacities, both rules, orders, namespaces."""
-        table = self.table
-        used, blocks = [0] * len(self.tiers), [0] * len(self.tiers)
-        held: dict[tuple[int, int], int] = {}
-        kids: list[dict[int, int]] = [{} for _ in self.tiers]
-        for key, slot in table.slots.items():
-            home, parent = table.home[slot], table.parent[slot]
-            assert table.keys[slot] == key
-            assert not parent or (table.keys[parent] is not None and table.home[parent] <= home)
-            kids[home][parent] = kids[home].get(parent, 0) + 1
-            blocks[home] += 1
-            for tier in self.tiers:
-                if tier.rank == home or slot in tier.copies:
-                    assert tier.rank >= home
-                    size = tier.copies[slot] if slot in tier.copies else self._size(slot, tier)
-                    used[tier.rank] += size
-                    place = (table.space[slot], tier.rank)
-                    held[place] = held.get(place, 0) + size
-        for tier in self.tiers:
-            assert tier.used_bytes == used[tier.rank] <= tier.capacity_bytes
-            assert tier.num_blocks == blocks[tier.rank]
-            assert set(tier.copies) <= set(table.slots.values())
-            assert tier.copied_bytes == sum(tier.copies.values())
-            for slot in table.slots.values():
-                assert table.kids[tier.rank][slot] == kids[tier.rank].get(slot, 0)
-                if table.home[slot] == tier.rank and not tier.busy(slot):
-                    assert table.links.after[slot] or slot in self._stuck, "a block that nobody can evict"
-        for space in self.spaces.values():
-            assert space.held_bytes == [held.get((space.index, rank), 0) for rank in range(len(self.tiers))]
+        Books(self.table, self.tiers, self.spaces.values()).check(self._stuck)
         for holder in self.holders:
             mine = [space.held_bytes for space in self.spaces.values() if space.holder is holder]
             assert holder.held_bytes == [sum(column) for column in zip(*mine, strict=True)] or not mine
         for rule in self.limits.rules:
             of_rule = [space for space in self.spaces.values() if rule in space.rules]
             assert rule.held_bytes == sum(space.held_bytes[rule.rank] for space in of_rule)
-        assert all(count > 0 and table.keys[slot] is not None for slot, count in self.pins.items())
-        assert all(table.keys[slot] is not None for slot in self.hollow)
+        names = self.table.keys
+        assert all(count > 0 and names[slot] is not None for slot, count in self.pins.items())
+        assert all(names[slot] is not None for slot in self.hollow)
 
     # time
 

@@ -382,20 +382,26 @@ class Quotas:
 
     # figures
 
-    def figures(self) -> Iterator[Figure]:
-        """What is used of limits, modes, refusals and lines. Tenants without a rule of their own stand as "*"."""
+    def used_ratios(self) -> Values:
+        """The used share of each limit, by model, tenant and kind; the largest of those that stand as one."""
         used: Values = {}
-        modes: Values = {}
-        crossed: Values = {}
         for book in self._books():
             names = self._labels(book)
-            modes[names] = max(modes.get(names, 0.0), float(book.mode))
             for window, total in _windows(book):
                 kind = (*names, f"{window.kind}_{total.name}")
                 used[kind] = max(used.get(kind, 0.0), window.used(total.spent) / window.limit)
             if book.max_in_service < UNBOUNDED:
                 kind = (*names, "concurrent_requests")
                 used[kind] = max(used.get(kind, 0.0), book.in_service / book.max_in_service)
+        return used
+
+    def figures(self) -> Iterator[Figure]:
+        """What is used of limits, modes, refusals and lines. Tenants without a rule of their own stand as "*"."""
+        modes: Values = {}
+        crossed: Values = {}
+        for book in self._books():
+            names = self._labels(book)
+            modes[names] = max(modes.get(names, 0.0), float(book.mode))
             for share, number in book.num_crossed.items():
                 label = (*names, f"{share:g}")
                 crossed[label] = crossed.get(label, 0.0) + number
@@ -404,7 +410,7 @@ class Quotas:
             "modelyard:quota_used_ratio",
             "Used share of a limit.",
             (*whose, "kind"),
-            used,
+            self.used_ratios(),
             is_gauge=True,
             largest=True,
         )

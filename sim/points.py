@@ -1,0 +1,62 @@
+"""What is looked at of an engine again and again: a point of each time series, and what each of them is called."""
+
+from collections.abc import Iterable
+
+from engine.engine import Engine
+
+Name = tuple[str, str]
+"""Whose series it is, and what of it: a replica's `running`, a tier's `bytes`."""
+
+OF_A_REPLICA = ("preemptions", "running", "waiting", "tokens_in_flight", "is_healthy")
+OF_MODELS = ("loaded", "weights_bytes")
+OF_THE_CACHE = ("bytes", "capacity_bytes", "blocks")
+OF_THE_QUOTA = ("in_service", "waiting", "limit")
+
+
+class Points:
+    """Looks at one engine. Names are put together anew only when others are there than the last time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._who: tuple[object, ...] = ()
+        self._names: tuple[Name, ...] = ()
+
+    def take(self) -> tuple[tuple[Name, ...], list[float]]:
+        """The names of all series and their values now, in the same order."""
+        engine = self._engine
+        router, cache, quotas, values = engine.router, engine.cache, engine.quotas, list[float]()
+        for name, replica in engine.replicas.items():
+            values += (
+                replica.num_preemptions,
+                replica.num_running,
+                replica.num_waiting,
+                router.tokens_in_flight(name),
+                engine.is_available(name),
+            )
+        values += (len(engine.fleet.homes), engine.lifecycle.used_bytes)
+        values += (cache.used_bytes, cache.capacity_bytes, len(cache))
+        for tier in cache.tiers:
+            rank = tier.rank
+            values += (tier.used_bytes, tier.capacity_bytes)
+            values += [holder.held_bytes[rank] for holder in cache.holders]
+        values += (quotas.in_service, quotas.num_waiting, engine.settings.quotas.max_concurrent_requests)
+        used = quotas.used_ratios()
+        values += used.values()
+        who = (*engine.replicas, len(cache.holders), *used)
+        if who != self._who:
+            self._who, self._names = who, tuple(self._called(used))
+        return self._names, values
+
+    def _called(self, limits: Iterable[tuple[str, ...]]) -> list[Name]:
+        """The names of all series, in the order in which `take` has their values."""
+        cache = self._engine.cache
+        names = [(name, metric) for name in self._engine.replicas for metric in OF_A_REPLICA]
+        names += [("models", metric) for metric in OF_MODELS]
+        names += [("cache", metric) for metric in OF_THE_CACHE]
+        for tier in cache.tiers:
+            metrics = ["bytes", "capacity_bytes", *[f"bytes of {holder.key}" for holder in cache.holders]]
+            names += [(f"tier {tier.name}", metric) for metric in metrics]
+        names += [("quota", metric) for metric in OF_THE_QUOTA]
+        for model, tenant, kind in limits:
+            names.append((f"quota of {' and '.join(filter(None, (model, tenant)))}", kind))
+        return names
