@@ -17,10 +17,6 @@ SOON = 1
 LATE = 1_000
 """Behind all priorities of SimPy: for what has to wait until everything else at a nanosecond has happened."""
 
-METHOD: Any = types.MethodType
-COMPILED_METHOD: Any = types.BuiltinMethodType
-"""What a callback in the queue is."""
-
 
 @types.coroutine
 def occurs(event: Any) -> Generator[Any, Any, Any]:
@@ -28,10 +24,24 @@ def occurs(event: Any) -> Generator[Any, Any, Any]:
     return (yield event)
 
 
+class Call:
+    """A callback in the queue. One that is cancelled stays there, and is empty."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
 class World(simpy.Environment):
     """SimPy's own queue of events, in which our own are bare callbacks: a third of what an event costs."""
 
     is_over = False  # whether what happens now is the last thing to happen
+    late_ns = -1  # when a late call was made last
+    late_priority = -1  # the highest of those that were made then
 
     def advance(self, most: int) -> int:
         """Process up to `most` events, and say how many there were. `step` for each, without its detours."""
@@ -39,9 +49,13 @@ class World(simpy.Environment):
         for count in range(most):
             if not queue or self.is_over:
                 return count
-            self._now, _, _, event = heappop(queue)
-            if type(event) is METHOD or type(event) is COMPILED_METHOD:
-                event()
+            self._now, priority, _, event = heappop(queue)
+            if type(event) is Call:
+                callback = event.callback
+                if callback is not None:
+                    if priority >= LATE:
+                        self._note_late(priority)
+                    callback()
                 continue
             callbacks, event.callbacks = event.callbacks, None
             for callback in callbacks:
@@ -53,18 +67,32 @@ class World(simpy.Environment):
     def step(self) -> None:
         """Process the next event. Raises EmptySchedule when there is none."""
         queue: list[Any] = self._queue
-        if queue and type(queue[0][3]) in (METHOD, COMPILED_METHOD):
-            self._now, _, _, event = heappop(queue)
-            event()
+        if queue and type(queue[0][3]) is Call:
+            self._now, priority, _, call = heappop(queue)
+            if call.callback is not None:
+                if priority >= LATE:
+                    self._note_late(priority)
+                call.callback()
         else:
             super().step()
 
-    def put(self, callback: Callable[[], None], at_ns: int, priority: int) -> None:
-        """Have a method called at a time."""
-        heappush(self._queue, (at_ns, priority, next(self._eid), callback))  # type: ignore[misc]
+    def call(self, delay_ns: int, callback: Callable[[], None], priority: int) -> Call:
+        """Have something called later."""
+        call = Call(callback)
+        heappush(self._queue, (self._now + delay_ns, priority, next(self._eid), call))  # type: ignore[misc]
+        return call
+
+    def put(self, event: Any, delay_ns: int = 0) -> None:
+        """Let an event happen later, or what looks like one."""
+        heappush(self._queue, (self._now + delay_ns, SOON, next(self._eid), event))  # type: ignore[misc]
 
     def moment(self) -> int:
         return self._now  # type: ignore[return-value]  # stays an int while every delay is one
+
+    def _note_late(self, priority: int) -> None:
+        """A late call of that priority is made now."""
+        if self.late_ns != self._now or priority > self.late_priority:
+            self.late_ns, self.late_priority = self.moment(), priority
 
 
 class Happening:
@@ -77,13 +105,6 @@ class Happening:
 
     def __init__(self) -> None:
         self.callbacks: list[Callable[[Any], None]] | None = []
-
-    def happen(self) -> None:
-        """Let all who wait go on, in the order of coming."""
-        callbacks, self.callbacks = self.callbacks, None
-        assert callbacks is not None
-        for callback in callbacks:
-            callback(self)
 
 
 class SimSignal(Happening):
@@ -100,50 +121,13 @@ class SimSignal(Happening):
         if not self.is_set:
             self.is_set = True
             if self.callbacks:
-                self._world.put(self.happen, self._world.moment(), SOON)
+                self._world.put(self)
             else:
                 self.callbacks = None
 
     async def wait(self) -> None:
         if self.callbacks is not None:
             await occurs(self)
-
-
-class Call:
-    """A callback that may be cancelled: it stays in the queue then, and is empty."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, callback: Callable[[], None]) -> None:
-        self._call: Callable[[], None] | None = callback
-
-    def cancel(self) -> None:
-        self._call = None
-
-    def fire(self) -> None:
-        """The time has come."""
-        if self._call is not None:
-            self._call()
-
-
-class LateCall:
-    """The same, which also leaves word at the clock that it was made."""
-
-    __slots__ = ("_call", "_clock", "_rank")
-
-    def __init__(self, clock: "SimClock", callback: Callable[[], None], rank: int) -> None:
-        self._call: Callable[[], None] | None = callback
-        self._clock = clock
-        self._rank = rank
-
-    def cancel(self) -> None:
-        self._call = None
-
-    def fire(self) -> None:
-        """The time has come."""
-        if self._call is not None:
-            self._clock.passed(self._rank)
-            self._call()
 
 
 class Task:
@@ -184,8 +168,6 @@ class SimClock:
         self.now_ns = self.env.moment
         self._running: dict[int, Coroutine[Any, Any, Any]] = {}
         self._spawned = 0
-        self._late_ns = -1  # when a late call was made last
-        self._late_rank = -1  # the highest of those that were made then
 
     @property
     def epoch_ns(self) -> int:
@@ -195,27 +177,18 @@ class SimClock:
         if delay_ns < 0:
             raise ValueError(f"the delay is {delay_ns} ns, but must be at least 0")
         event = Happening()
-        self.env.put(event.happen, self.env.moment() + delay_ns, SOON)
+        self.env.put(event, delay_ns)
         await occurs(event)
 
     def call_later(self, delay_ns: int, callback: Callable[[], None]) -> Timer:
-        call = Call(callback)
-        self.env.put(call.fire, self.env.moment() + delay_ns, SOON)
-        return call
+        return self.env.call(delay_ns, callback, SOON)
 
     def call_last(self, delay_ns: int, callback: Callable[[], None], rank: int) -> Timer:
-        call = LateCall(self, callback, rank)
-        self.env.put(call.fire, self.env.moment() + delay_ns, LATE + rank)
-        return call
+        return self.env.call(delay_ns, callback, LATE + rank)
 
     def is_past(self, rank: int) -> bool:
-        return self._late_rank >= rank and self._late_ns == self.now_ns()
-
-    def passed(self, rank: int) -> None:
-        """A late call of that rank is made now."""
-        now_ns = self.now_ns()
-        self._late_rank = max(self._late_rank, rank) if self._late_ns == now_ns else rank
-        self._late_ns = now_ns
+        world = self.env
+        return world.late_priority >= LATE + rank and world.late_ns == world.moment()
 
     def signal(self) -> Signal:
         return SimSignal(self.env)

@@ -863,9 +863,10 @@ class PrefixCache:
         """
         table = self.table
         space = self._space_of[table.space[slot]]
-        run = self._run(tier, slot, space, needed_bytes, demander)
-        if len(run) > 1 and self._send_run(tier, run, space):
-            return
+        if self._may_go_together(tier, space, needed_bytes):
+            run = self._run(tier, slot, space, needed_bytes, demander)
+            if len(run) > 1 and self._send_run(tier, run, space):
+                return
         if self._demote(tier, slot, space):
             return
         if table.has_kids(slot):
@@ -878,7 +879,7 @@ class PrefixCache:
         """Send a block down to the next tier that takes it; False when none does."""
         for lower in self._below[tier.rank]:
             if slot in lower.copies:
-                self._sink_to_copy(tier, lower, slot, space)
+                self._sink_to_copies(tier, lower, [slot], space)
                 return True
             size = self._size_there(space, lower)
             if self._make_way(lower, space, [slot], size):
@@ -896,14 +897,21 @@ class PrefixCache:
         size = self._size_there(self.space_of(slot), lower)
         return slot in lower.copies or lower.used_bytes + size <= lower.capacity_bytes
 
+    def _may_go_together(self, tier: Tier, space: Space, needed_bytes: int) -> bool:
+        """Whether more than one block is asked for, and the way down has room for one of that namespace at all."""
+        if needed_bytes <= space.holder.block_bytes[tier.rank] or space.rules:
+            return False
+        below = self._below[tier.rank]
+        if not below or self.mover is None or below[0].copies:
+            return True
+        return self.mover.accepts(below[0], space.holder.block_bytes[below[0].rank])
+
     def _run(
         self, tier: Tier, slot: int, space: Space, needed_bytes: int, demander: Holder | None
     ) -> list[int]:
         """A victim and those before it that would be the next ones: from the tail up, as many as are needed."""
         rank, holder = tier.rank, space.holder
         size = holder.block_bytes[rank]
-        if needed_bytes <= size or space.rules:
-            return [slot]
         count = -(-needed_bytes // size)
         if holder is not demander:  # others keep what they are sure of
             count = min(count, tier.spare_blocks(holder, size))
@@ -929,6 +937,9 @@ class PrefixCache:
             return True
         lower = below[0]
         if lower.copies:  # what is written there already goes in another way
+            if run[0] in lower.copies and not tier.is_divided:
+                self._sink_to_copies(tier, lower, self._written(lower, run), space)
+                return True
             written = next((index for index, slot in enumerate(run) if slot in lower.copies), len(run))
             if written <= 1:
                 return False
@@ -974,26 +985,43 @@ class PrefixCache:
             for slot in run:
                 if slot in tier.payloads:
                     lower.payloads[slot] = tier.payloads.pop(slot)
-        if self._stuck:
-            self._unstick(table.parent[run[-1]])
+        parent = table.parent[run[-1]]
+        if parent in self._stuck:
+            self._unstick(parent)
 
-    def _sink_to_copy(self, tier: Tier, lower: Tier, slot: int, space: Space) -> None:
-        """It is written there already."""
-        key = self._leave(tier, [slot], space)
-        size = lower.copies.pop(slot)
-        lower.copied_bytes -= size
-        if size != space.holder.block_bytes[lower.rank]:
-            lower.sizes[slot] = size
-        self.table.move(slot, lower.rank)
-        lower.num_blocks += 1
-        lower.add(slot, key, space.holder)
-        space.stats.demoted_blocks[lower.rank] += 1
-        if self.mover is not None:
-            self.mover.dropped(slot, tier)
-        elif slot in tier.payloads:
-            lower.payloads[slot] = tier.payloads.pop(slot)
-        if self._stuck:
-            self._unstick(self.table.parent[slot])
+    def _written(self, lower: Tier, run: list[int]) -> list[int]:
+        """As many of a run, from the tail up, as are written in a colder tier already: of those who stand in a row.
+
+        Who was stuck stands elsewhere in its order as soon as it is not any more.
+        """
+        copies, stuck = lower.copies, self._stuck
+        for index, slot in enumerate(run):
+            if slot not in copies or (index and slot in stuck):
+                return run[:index]
+        return run
+
+    def _sink_to_copies(self, tier: Tier, lower: Tier, run: list[int], space: Space) -> None:
+        """Blocks of a chain, from the tail up, are written in that tier already: their copies are the blocks now."""
+        table, rank, holder = self.table, lower.rank, space.holder
+        self._leave(tier, run, space)
+        table.sink(run, rank)
+        for slot in run:
+            size = lower.copies.pop(slot)
+            lower.copied_bytes -= size
+            if size != holder.block_bytes[rank]:
+                lower.sizes[slot] = size
+            lower.add(slot, table.keys[slot] or b"", holder)
+        lower.num_blocks += len(run)
+        space.stats.demoted_blocks[rank] += len(run)
+        if self.mover is not None or tier.payloads:
+            for slot in run:
+                if self.mover is not None:
+                    self.mover.dropped(slot, tier)
+                elif slot in tier.payloads:
+                    lower.payloads[slot] = tier.payloads.pop(slot)
+        parent = table.parent[run[-1]]
+        if parent in self._stuck:
+            self._unstick(parent)
 
     def _leave(self, tier: Tier, run: list[int], space: Space) -> bytes:
         """Take blocks of a chain, from the tail up, out of a tier; the one before them takes their place.
@@ -1042,7 +1070,7 @@ class PrefixCache:
             self._discard(tier, run)
         parent = table.parent[run[-1]]
         table.remove(run)
-        if parent and self._stuck:
+        if parent in self._stuck:
             self._unstick(parent)
 
     def _discard(self, tier: Tier, run: list[int]) -> None:
@@ -1081,11 +1109,10 @@ class PrefixCache:
 
         One on which another of its tier hangs takes that one's place later: they may just be leaving together.
         """
-        if slot in self._stuck:
-            self._stuck.discard(slot)
-            tier = self.tiers[self.table.home[slot]]
-            if not tier.busy(slot):
-                tier.touch(slot, self._holder_of(slot))
+        self._stuck.discard(slot)
+        tier = self.tiers[self.table.home[slot]]
+        if not tier.busy(slot):
+            tier.touch(slot, self._holder_of(slot))
 
     def _sound(self, keys: list[bytes], count: int) -> int:
         """How many of the first `count` resident blocks have their payload."""

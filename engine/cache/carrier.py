@@ -145,7 +145,10 @@ class Tally:
 
 
 class Carrier:
-    """Implements `Mover` for the cache, and brings prefixes to where the executor takes them from."""
+    """Implements `Mover` for the cache, and brings prefixes to where the executor takes them from.
+
+    Without payloads it leaves the first to `Sizes`.
+    """
 
     def __init__(
         self,
@@ -174,30 +177,17 @@ class Carrier:
         self._compacting: set[int] = set()
         self._troubles: deque[tuple[int, OSError | None]] = deque()  # from worker threads; None: it went well
         if len(cache.tiers) > 1:
-            cache.mover = self
+            cache.mover = self if self._sizes is None else self._sizes
 
     # what the cache tells
 
     def accepts(self, tier: Tier, size_bytes: int) -> bool:
-        way = self.ways[tier.rank]
-        return way.queued_bytes + size_bytes <= way.queue_bytes or not way.queued_bytes
+        return self.ways[tier.rank].accepts(size_bytes)
 
     def size_bytes(self, space: Space, tier: Tier, *, compress: bool) -> int:
-        holder = space.holder
-        return (
-            min(holder.block_bytes[tier.rank], holder.form_bytes("int8"))
-            if compress
-            else holder.block_bytes[tier.rank]
-        )
+        return space.holder.bytes_in(tier.rank, compress=compress)
 
     def moved(self, slots: list[int], source: Tier, target: Tier, size_bytes: int) -> None:
-        if self._sizes is not None:
-            writers = self._sizes.writers
-            if above := writers[source.rank].staged:
-                for slot in slots:
-                    above.pop(slot, None)
-            writers[target.rank].write(self._cache.space_of(slots[0]), slots, size_bytes)
-            return
         staged, keys = self._staged[target.rank], self._cache.table.keys
         for slot in slots:
             key = keys[slot]
@@ -206,9 +196,6 @@ class Carrier:
         self._write(slots, target, size_bytes)
 
     def copied(self, slots: list[int], target: Tier, size_bytes: int) -> None:
-        if self._sizes is not None:
-            self._sizes.writers[target.rank].write(self._cache.space_of(slots[0]), slots, size_bytes)
-            return
         staged = self._staged[target.rank]
         keys, payloads, ready = self._cache.table.keys, self._cache.tiers[0].payloads, []
         for slot in slots:
@@ -223,9 +210,6 @@ class Carrier:
             self._write(ready, target, size_bytes)
 
     def dropped(self, slot: int, tier: Tier) -> None:
-        if self._sizes is not None:
-            self._sizes.writers[tier.rank].staged.pop(slot, None)
-            return
         self._staged[tier.rank].pop(slot, None)
         tier.payloads.pop(slot, None)
         place = self._places[tier.rank].pop(slot, None)

@@ -41,6 +41,11 @@ class Holder:
             return max(1, self.raw_bytes)
         return max(1, round(self.raw_bytes * smaller / self.value_bytes))
 
+    def bytes_in(self, tier: int, *, compress: bool) -> int:
+        """What a block takes in a tier; `compress`: as int8, whatever the tier's own form."""
+        usual = self.block_bytes[tier]
+        return min(usual, self.form_bytes("int8")) if compress else usual
+
     def density(self, tier: int) -> float:
         """What computing its blocks again costs, in ns a byte of that tier."""
         return self.recompute_ns / self.block_bytes[tier]

@@ -125,10 +125,11 @@ class Writer:
 
 
 class Sizes:
-    """All transfers between tiers in modelled time."""
+    """All transfers between tiers in modelled time. Implements `Mover` for the cache."""
 
     def __init__(self, cache: PrefixCache, ways: list[Way], clock: Clock) -> None:
         names = [tier.name for tier in cache.tiers]
+        self._cache = cache
         self._has_gpu = names[:1] == ["gpu"]
         self._names = names
         self._ways = ways
@@ -136,6 +137,24 @@ class Sizes:
         self.writers = [
             Writer(tier, ways, clock, is_below_gpu=self._has_gpu and tier.rank == 1) for tier in cache.tiers
         ]
+
+    def accepts(self, tier: Tier, size_bytes: int) -> bool:
+        return self._ways[tier.rank].accepts(size_bytes)
+
+    def size_bytes(self, space: Space, tier: Tier, *, compress: bool) -> int:
+        return space.holder.bytes_in(tier.rank, compress=compress)
+
+    def moved(self, slots: list[int], source: Tier, target: Tier, size_bytes: int) -> None:
+        if above := self.writers[source.rank].staged:
+            for slot in slots:
+                above.pop(slot, None)
+        self.copied(slots, target, size_bytes)
+
+    def copied(self, slots: list[int], target: Tier, size_bytes: int) -> None:
+        self.writers[target.rank].write(self._cache.space_of(slots[0]), slots, size_bytes)
+
+    def dropped(self, slot: int, tier: Tier) -> None:
+        self.writers[tier.rank].staged.pop(slot, None)
 
     def is_staged(self, slot: int, rank: int) -> bool:
         """Whether a block is booked in that tier and not written yet: it is in memory."""

@@ -65,7 +65,7 @@ class Tier:
         self._options = cache.options
         self._heap: list[tuple[Rank, int]] = []
         self._between = getattr(orders.find(cache.eviction), "between", None)
-        self._is_divided = False
+        self.is_divided = False
         self._allocation: Allocation
 
     def divide(self, allocation: Allocation, *, by_model: bool) -> None:
@@ -74,30 +74,30 @@ class Tier:
         `by_model`: keep the blocks of each model apart although the allocation would not.
         """
         self._allocation = allocation
-        self._is_divided = by_model or allocation.is_divided or self._between is not None
-        if not self._is_divided:
+        self.is_divided = by_model or allocation.is_divided or self._between is not None
+        if not self.is_divided:
             self.parts.append(Part(0, self._make_order(), None))
 
     def admit(self, holder: Holder) -> None:
         """Make room in the books for a new model."""
-        if self._is_divided:
+        if self.is_divided:
             self.parts.append(Part(holder.index, self._make_order(), holder))
 
     def part_of(self, holder: Holder) -> Part:
-        return self.parts[holder.index if self._is_divided else 0]
+        return self.parts[holder.index if self.is_divided else 0]
 
     def order_of(self, holder: Holder) -> Order:
-        return self.parts[holder.index if self._is_divided else 0].order
+        return self.parts[holder.index if self.is_divided else 0].order
 
     def add(self, slot: int, key: bytes, holder: Holder) -> None:
         """A block that may leave one day stands in its order from now on."""
-        part = self.parts[holder.index if self._is_divided else 0]
+        part = self.parts[holder.index if self.is_divided else 0]
         part.order.add(slot, key, holder.density(self.rank))
         if not part.is_queued:
             self.queue(part)
 
     def touch(self, slot: int, holder: Holder) -> None:
-        part = self.parts[holder.index if self._is_divided else 0]
+        part = self.parts[holder.index if self.is_divided else 0]
         part.order.touch(slot)
         if not part.is_queued:
             self.queue(part)
@@ -108,13 +108,13 @@ class Tier:
 
     def spare_blocks(self, holder: Holder, size_bytes: int) -> int:
         """How many blocks a model can give in one go before somebody else might have to."""
-        if not self._is_divided:
+        if not self.is_divided:
             return self.num_blocks
         return max(1, -(-(holder.held_bytes[self.rank] - self.parts[holder.index].sure_bytes) // size_bytes))
 
     def rebalance(self, sure_bytes: Sequence[int]) -> None:
         """Take over what each model is sure of."""
-        if self._is_divided:
+        if self.is_divided:
             for part, sure in zip(self.parts, sure_bytes, strict=True):
                 part.sure_bytes = sure
             self._heap.clear()
@@ -127,7 +127,7 @@ class Tier:
         Those who hold more than they are sure of give, the least rank first. `holder` itself is one of them when the
         new bytes would take it beyond that.
         """
-        if not self._is_divided:
+        if not self.is_divided:
             return self.parts[0].order.victim()
         own = self.parts[holder.index]
         giver, least = self._giver(tick)
@@ -142,7 +142,7 @@ class Tier:
 
     def borrowed(self, tick: int) -> int:
         """The block that leaves next of those who hold more than they are sure of; NOWHERE where nobody does."""
-        if not self._is_divided:
+        if not self.is_divided:
             return self.parts[0].order.victim()
         giver, _ = self._giver(tick)
         return NOWHERE if giver is None else giver.order.victim()
@@ -170,7 +170,7 @@ class Tier:
     def queue(self, part: Part) -> None:
         """Let a model be asked again: its true rank is found when its turn comes."""
         part.is_queued = True
-        if self._is_divided:
+        if self.is_divided:
             heappush(self._heap, (UNKNOWN, part.index))
 
     def _rank(self, part: Part, slot: int, tick: int) -> Rank:

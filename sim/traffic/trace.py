@@ -103,14 +103,14 @@ class Trace:
 
     def request(self, index: int) -> Request:
         """The request of that index; its tokens are drawn when somebody looks at them. Raises IndexError."""
-        if not 0 <= index < len(self):
+        if not 0 <= index < len(self.arrival_ns):
             raise IndexError(f"there is no request {index} in a trace of {len(self)}")
         return Request(
             id=index,
             model=self.model if self.model_of is None else self.models[self.model_of[index]],
-            prompt_tokens=cast("Tokens", Drawn(self, index, int(self.prompt_tokens[index]))),
-            max_output_tokens=int(self.output_tokens[index]),
-            arrival_ns=int(self.arrival_ns[index]),
+            prompt_tokens=cast("Tokens", Drawn(self, index, self.prompt_tokens.item(index))),
+            max_output_tokens=self.output_tokens.item(index),
+            arrival_ns=self.arrival_ns.item(index),
             tenant=self.tenant if self.tenant_of is None else self.tenants[self.tenant_of[index]],
             session=None if self.session is None else self._session(int(self.session[index])),
             vocab=self.vocab,
@@ -177,6 +177,15 @@ class Trace:
         own = tokens(self._content, source, length - len(template), self.vocab)
         return np.concatenate((template, own))
 
+    def own_tokens(self, index: int, start: int, end: int) -> Tokens | None:
+        """Tokens `start` to `end` (exclusive) of a prompt, where all of them are its own; None where they are not."""
+        prefix = self.prefix.item(index)
+        before = len(self.prefixes[prefix]) if prefix >= 0 else 0
+        if self.block_ids is not None or not before <= start <= end <= self.prompt_tokens.item(index):
+            return None
+        source = index if self.session is None else self.session.item(index)
+        return tokens(self._content, source, end - before, self.vocab, start - before)
+
     def origins(self, index: int) -> list[Origin]:
         """What the prompt of that request is drawn from, stretch by stretch: equal names, equal tokens."""
         length = int(self.prompt_tokens[index])
@@ -228,6 +237,10 @@ class Drawn:
         return whole.copy() if copy else whole
 
     def __getitem__(self, index: Any) -> Any:
+        if self._tokens is None and isinstance(index, slice) and index.step is None:
+            start, end, _ = index.indices(self._length)
+            if (own := self._trace.own_tokens(self._index, start, end)) is not None:
+                return own  # a few are looked at where stretches meet: the others need not be drawn
         return self._all()[index]
 
     def __getattr__(self, name: str) -> Any:
@@ -248,15 +261,17 @@ class Drawn:
         return self._tokens
 
 
-def tokens(key: int, index: int, count: int, vocab: int) -> Tokens:
+def tokens(key: int, index: int, count: int, vocab: int, start: int = 0) -> Tokens:
     """`count` tokens below `vocab`, a function of `key` (64 bits) and `index` alone; int32, one dimension.
+
+    Those before `start` are left out.
 
     SplitMix64 as a counter hash (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
     OOPSLA 2014): 10 us for 1,000 tokens where a generator seeded anew for each request takes 14, and the same
     tokens under every version of numpy. A longer answer begins with the shorter one.
     """
     first = index << COUNTER_BITS
-    return _mixed(np.arange(first, first + count, dtype=np.uint64), key, vocab)
+    return _mixed(np.arange(first + start, first + count, dtype=np.uint64), key, vocab)
 
 
 def _mixed(bits: npt.NDArray[np.uint64], key: int, vocab: int) -> Tokens:

@@ -63,9 +63,26 @@ def test_close_runs_the_finally_of_what_still_runs_and_of_nothing_else():
 
 def test_a_method_written_in_c_is_a_callback_too():
     clock, told = SimClock(), [1, 2]
-    clock.env.put(told.clear, 5, 1)
-    clock.env.put(told.copy, 7, 1)
+    clock.call_later(5, told.clear)
+    clock.call_later(7, told.copy)
     clock.env.run(until=6)
     assert told == []
     assert clock.env.advance(9) >= 1
     assert clock.now_ns() == 7
+
+
+@pytest.mark.parametrize("by_step", [True, False])
+def test_a_late_call_is_past_when_it_is_made_and_not_when_it_was_cancelled(by_step):
+    clock, past = SimClock(), []
+    look = lambda: past.append([clock.is_past(rank) for rank in (0, 1, 2)])  # noqa: E731
+    clock.call_last(5, look, 1)
+    clock.call_last(5, look, 2).cancel()
+    clock.call_last(5, look, 0)
+    clock.call_later(5, look)
+    clock.call_later(6, look)
+    if by_step:
+        clock.env.run()
+    else:
+        assert clock.env.advance(9) == 5
+    none = [False, False, False]
+    assert past == [none, [True, False, False], [True, True, False], none]

@@ -11,7 +11,7 @@ from engine.execution.replica import Work
 from engine.execution.roofline import RooflineOptions
 from engine.request import Stream
 from engine.settings import Architecture, HardwareSettings, ModelSettings
-from sim.world import SimClock
+from sim.world import LATE, SimClock
 
 SHAPE = Architecture(
     layers=2, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=16, vocab=400, context_tokens=4096
@@ -158,12 +158,13 @@ def test_steps_that_are_over_are_counted_from_their_formula_as_one_by_one(seed):
         loop._steps_ahead = draw.randrange(1, 257)
         ends_ns = [loop._after(steps) >> 24 for steps in range(1, loop._steps_ahead + 1)]
         for at_ns in {loop._at >> 24, *draw.choices(ends_ns, k=4), draw.choice(ends_ns) + 1, ends_ns[-1] + 9}:
-            world.clock.env._now = at_ns
+            clock = world.clock.env
+            clock._now = at_ns
             for is_late in (False, True):
-                world.clock._late_ns, world.clock._late_rank = (at_ns, 0) if is_late else (-1, -1)
+                clock.late_ns, clock.late_priority = (at_ns, LATE) if is_late else (-1, -1)
                 over = sum(end < at_ns or (is_late and end == at_ns) for end in ends_ns)
                 assert loop._num_over() == over
-    world.clock._late_ns = -1
+    clock.late_ns = -1
     world.clock.close()
 
 
