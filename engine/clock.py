@@ -119,11 +119,12 @@ class Clock(Protocol):
 
 
 class WallSignal:
-    """A signal on the running asyncio loop: most have one waiter or none, which costs less than an event."""
+    """A signal on an asyncio loop: most have one waiter or none, which costs less than an event."""
 
-    __slots__ = ("_is_set", "_waiters")
+    __slots__ = ("_is_set", "_loop", "_waiters")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._is_set = False
         self._waiters: list[asyncio.Future[None]] | None = None
 
@@ -142,7 +143,7 @@ class WallSignal:
     async def wait(self) -> None:
         if self._is_set:
             return
-        waiter = asyncio.get_running_loop().create_future()
+        waiter = self._loop.create_future()
         if self._waiters is None:
             self._waiters = [waiter]
         else:
@@ -184,7 +185,7 @@ class WallClock:
         return False
 
     def signal(self) -> Signal:
-        return WallSignal()
+        return WallSignal(self._loop)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> object:
         if self._is_closed:

@@ -478,7 +478,7 @@ class Engine:
         """Prefix, execute, settle: one try on one replica."""
         request, chain, stream, end = job.request, job.chain, job.stream, story.end
         end.replica = stream.replica = replica.name
-        end.attempts, end.tried_ns = end.attempts + 1, self.clock.now_ns()
+        end.attempts, end.tried_ns = end.attempts + 1, (now_ns := self.clock.now_ns())
         tokens, num_tokens = request.prompt_tokens, request.num_prompt_tokens
         num_before = stream.num_tokens
         if num_before:
@@ -486,12 +486,13 @@ class Engine:
             tokens = np.concatenate([tokens, np.asarray(stream.tokens, dtype=np.int32)])
         keys = chain.keys if chain is not None else []
         space = job.space
-        found = None if space is None else self.cache.find(space, keys, num_tokens, self.clock.now_ns())
+        found = None if space is None else self.cache.find(space, keys, num_tokens, now_ns)
         with found or NO_PREFIX as prefix:
             decision = None
             if found is not None and self.cache.mover is not None:
                 decision = await self.carrier.bring(found, job.home.executor, num_tokens)
-            end.queued_ns = self.clock.now_ns()
+                now_ns = self.clock.now_ns()
+            end.queued_ns = now_ns
             if found is not None and (found.num_blocks or self.telemetry.wants(PrefixFound)):
                 self._found(found, job, story, decision)
             work = Work(
@@ -515,15 +516,15 @@ class Engine:
             finally:
                 if chain is not None:
                     chain.follow(stream, num_before)
-            end.started_ns = answer.started_ns
+            end.started_ns, now_ns = answer.started_ns, self.clock.now_ns()
             if chain is not None and space is not None:
                 known = chain.keys[: answer.computed_tokens // self.cache.block_tokens]
-                self.cache.keep(space, known, answer.blocks, self.clock.now_ns())
+                self.cache.keep(space, known, answer.blocks, now_ns)
         if decision is not None and stream.first_token_ns is not None and not num_before:
             self.carrier.judge(decision, stream.first_token_ns - answer.started_ns)
         if job.chain is not None and request.session is not None:
             self._prefetch(job)
-        self._observe(replica, story, stream, num_before)
+        self._observe(replica, story, stream, num_before, now_ns)
         if job.reader is not None:
             job.reader.finish()
         usage = Usage(request.num_prompt_tokens, stream.num_tokens, end.cached_tokens)
@@ -534,7 +535,7 @@ class Engine:
             end.attempts,
             stream,
             usage,
-            self.clock.now_ns(),
+            now_ns,
             "stop" if answer.is_stopped else "length",
         )
         return story.completed(completion)
@@ -544,9 +545,8 @@ class Engine:
         if self._watched is not None:
             self._watched.failed(replica, self.clock.now_ns())
 
-    def _observe(self, replica: Replica, story: Story, stream: Stream, num_before: int) -> None:
+    def _observe(self, replica: Replica, story: Story, stream: Stream, num_before: int, now_ns: int) -> None:
         """Note how well a replica has served: for its health, and for those who route by latency."""
-        now_ns = self.clock.now_ns()
         if self._watched is not None:
             self._watched.served(replica.name, now_ns)
         first_ns, last_ns, num = stream.first_token_ns, stream.last_token_ns, stream.num_tokens

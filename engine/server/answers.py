@@ -134,13 +134,13 @@ class Writer(Protocol):
 class Head:
     """What all events of a streamed answer begin with, encoded once: when the first of them is written."""
 
-    __slots__ = ("_end", "_start", "created", "id", "model", "object", "tells_usage")
+    __slots__ = ("_start", "created", "end", "id", "model", "object", "tells_usage")
 
     def __init__(self, answer_id: str, kind: str, created: int, model: str, *, tells_usage: bool) -> None:
         self.id, self.object, self.created, self.model = answer_id, kind, created, model
         self.tells_usage = tells_usage
         self._start = b""
-        self._end = b'],"usage":null}\n\n' if tells_usage else b"]}\n\n"
+        self.end = b'],"usage":null}\n\n' if tells_usage else b"]}\n\n"
 
     def by(self, model: str) -> "Head":
         """The same, answered by that model."""
@@ -152,7 +152,11 @@ class Head:
 
     def event(self, choice: bytes) -> bytes:
         """One choice's news."""
-        return (self._start or self._begin()) + choice + self._end
+        return self.begin(choice) + self.end
+
+    def begin(self, choice: bytes) -> bytes:
+        """An event up to where the news of a choice so begun go on; `end` is what comes after them."""
+        return (self._start or self._begin()) + choice
 
     def usage(self, usage: Usage) -> bytes:
         return (self._start or self._begin()) + b'],"usage":' + encode(usage) + b"}\n\n"
@@ -166,19 +170,22 @@ class Head:
 class ChatWriter:
     """Chunks of a chat."""
 
-    __slots__ = ("_head",)
+    __slots__ = ("_begun", "_head")
 
     def __init__(self, head: Head) -> None:
         self._head = head
+        self._begun: dict[int, bytes] = {}  # events with a piece of a choice
 
     def opening(self, index: int) -> bytes:
         delta = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
         return self._head.event(delta % index)
 
     def piece(self, index: int, text: str, logprobs: dict[str, Any] | None) -> bytes:
+        begun = self._begun.get(index)
+        if begun is None:
+            begun = self._begun[index] = self._head.begin(b'{"index":%d,"delta":{"content":' % index)
         told = b"null" if logprobs is None else encode(logprobs)
-        delta = b'{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":null}'
-        return self._head.event(delta % (index, encode(text), told))
+        return b'%b%b},"logprobs":%b,"finish_reason":null}%b' % (begun, encode(text), told, self._head.end)
 
     def calls(self, index: int, part: "CallPart") -> bytes:
         """The name of a function first, then its arguments as they come."""
@@ -200,18 +207,21 @@ class ChatWriter:
 class TextWriter:
     """Chunks of a completion."""
 
-    __slots__ = ("_head",)
+    __slots__ = ("_begun", "_head")
 
     def __init__(self, head: Head) -> None:
         self._head = head
+        self._begun: dict[int, bytes] = {}  # events with a piece of a choice
 
     def opening(self, index: int) -> bytes:  # a text has none
         return b""
 
     def piece(self, index: int, text: str, logprobs: dict[str, Any] | None) -> bytes:
+        begun = self._begun.get(index)
+        if begun is None:
+            begun = self._begun[index] = self._head.begin(b'{"index":%d,"text":' % index)
         told = b"null" if logprobs is None else encode(logprobs)
-        choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null}'
-        return self._head.event(choice % (index, encode(text), told))
+        return b'%b%b,"logprobs":%b,"finish_reason":null}%b' % (begun, encode(text), told, self._head.end)
 
     def calls(self, index: int, part: "CallPart") -> bytes:
         raise NotImplementedError("a text has no calls: its request cannot offer tools")

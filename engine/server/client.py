@@ -55,6 +55,13 @@ class Exchange(Protocol):
     def answer(self, status: int, headers: Headers, body: bytes) -> bool:
         """Send a whole answer, its length included. False: it has to wait, and goes the long way."""
 
+    @property
+    def has_room(self) -> bool:
+        """Whether an answer has begun that comes piece by piece, and its client takes another one."""
+
+    def put(self, data: bytes) -> None:
+        """Send a piece of it, not the last one and not empty."""
+
 
 class Client:
     """Who waits at the other end. `holder` is whose key it has shown."""
@@ -101,7 +108,8 @@ class Client:
         self._send = send
         self._tell: Callable[[], object] | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._exchange: Exchange | None = scope.get("modelyard.exchange")
+        # taken out of it: what it belongs to has the scope, and in a ring they would wait for the garbage collector
+        self._exchange: Exchange | None = scope.pop("modelyard.exchange", None)
         self._is_over = False
 
     @property
@@ -215,6 +223,7 @@ class Client:
 
     def stop_watching(self) -> None:
         """The work is done."""
+        self._tell = None
         if self._exchange is not None:
             self._exchange.tell = None
         if self._watch is not None:
@@ -250,6 +259,17 @@ class Client:
         self.sent_bytes += len(data)
         self._is_over = not more
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a piece can be `put`."""
+        return self._exchange is not None and self._exchange.has_room
+
+    def put(self, data: bytes) -> None:
+        """Send a piece of the body, not the last one, to a client that `has_room`: nobody has to wait."""
+        assert self._exchange is not None, "it has room"
+        self.sent_bytes += len(data)
+        self._exchange.put(data)
 
     async def refuse(self, error: EngineError, headers: Headers = ()) -> None:  # type: ignore[assignment]
         """Answer with an error in OpenAI's shape."""

@@ -62,28 +62,29 @@ class Choice:
         """All of its text."""
         return "".join(self.stream.text)
 
-    def news(self, writer: Writer) -> Iterator[bytes]:
+    def news(self, writer: Writer) -> list[bytes]:
         """The events of what has come since the last time."""
-        stream = self.stream
+        stream, events = self.stream, []
         if not self._is_open and (stream.num_tokens or self.completion is not None):
             self._is_open = True
-            yield writer.opening(self.index)
+            events.append(writer.opening(self.index))
         pieces = stream.text
         if len(pieces) > self._told_pieces:
             logprobs = self.logprobs(writer)
             for piece in pieces[self._told_pieces :]:
                 if (reading := self.reading) is not None:
-                    yield from self._said(reading.push(piece), writer, logprobs)
+                    events += self._said(reading.push(piece), writer, logprobs)
                 else:
-                    yield writer.piece(self.index, piece, logprobs)
+                    events.append(writer.piece(self.index, piece, logprobs))
                 logprobs = None
                 self._told_characters += len(piece)
             self._told_pieces = len(pieces)
         if self.completion is not None and not self._is_closed:
             self._is_closed = True
             if self._reading is not None:
-                yield from self._said(self._reading.finish(), writer, None)
-            yield writer.finish(self.index, self.finish_reason)
+                events += self._said(self._reading.finish(), writer, None)
+            events.append(writer.finish(self.index, self.finish_reason))
+        return events
 
     @property
     def reading(self) -> Reading | None:
@@ -139,6 +140,13 @@ class Out(Protocol):
         """Send some events. Returns when the client has room for more."""
 
     @property
+    def has_room(self) -> bool:
+        """Whether events can be sent that nobody has to wait for: `put`."""
+
+    def put(self, data: bytes) -> None:
+        """Send some events, to a client that `has_room`."""
+
+    @property
     def is_gone(self) -> bool:
         """Whether the client has left."""
 
@@ -161,7 +169,8 @@ class Generation:
     async def run(self, engine: Engine) -> None:
         """Let the engine answer all of them. Raises the first EngineError, the others are cancelled then."""
         if len(self.choices) == 1:
-            await self.choices[0].run(engine)
+            (choice,) = self.choices
+            choice.completion = await engine.serve(choice.request, choice.stream)
             return
         try:
             async with asyncio.TaskGroup() as group:
@@ -175,17 +184,19 @@ class Generation:
 
         Raises an EngineError when not even a first token came.
         """
-        wake = _Wake()
+        work = asyncio.create_task(self.run(engine))
+        wake = _Wake(lambda: not work.done() and self._tell_at_once(out))
         out.when_gone(wake.hurry)
         for choice in self.choices:
             choice.stream.listener = wake.set
-        work = asyncio.create_task(self.run(engine))
         work.add_done_callback(wake.hurry)
         try:
             await wake.wait()
             while not await self._tell(work, out, tells_usage=tells_usage):
                 await wake.wait()
         finally:
+            for choice in self.choices:
+                choice.stream.listener = None
             if not work.done():
                 work.cancel()
                 await asyncio.wait([work])
@@ -203,7 +214,7 @@ class Generation:
                 return False
             self._writer = self._writer_for(out.model_of(first))
             await out.begin(first)
-        data = b"".join([event for choice in self.choices for event in choice.news(self._writer)])
+        data = self._news(self._writer)
         is_over = True
         if error is not None:
             data += failure_event(error) + DONE
@@ -214,6 +225,19 @@ class Generation:
         if data:
             await out.write(data)
         return is_over
+
+    def _tell_at_once(self, out: Out) -> bool:
+        """Send what has come in the middle of an answer, as most of it does; False: that takes a `_tell`."""
+        if self._writer is None or not out.has_room:
+            return False
+        if data := self._news(self._writer):
+            out.put(data)
+        return True
+
+    def _news(self, writer: Writer) -> bytes:
+        if len(self.choices) == 1:
+            return b"".join(self.choices[0].news(writer))
+        return b"".join([event for choice in self.choices for event in choice.news(writer)])
 
     def usage(self) -> Usage:
         """What it cost."""
@@ -251,35 +275,41 @@ PACE_S = 0.002
 
 
 class _Wake:
-    """Wakes the one who waits, however often it is told in between, and at most once in `PACE_S`."""
+    """Has news told, however often it is heard of in between, and at most once in `PACE_S`.
 
-    __slots__ = ("_is_set", "_is_urgent", "_loop", "_next_s", "_timer", "_waiter")
+    Told by `tell_at_once`, straight from the loop; where that says False, by the one who waits, who is woken then.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_is_set", "_is_urgent", "_loop", "_next_s", "_tell_at_once", "_timer", "_waiter")
+
+    def __init__(self, tell_at_once: Callable[[], bool]) -> None:
         self._loop = asyncio.get_running_loop()
+        self._tell_at_once = tell_at_once
         self._is_set = False
         self._is_urgent = False
         self._next_s = 0.0
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
 
     def set(self) -> None:
         """There is news: now, or when it is time for the next."""
         self._is_set = True
         if self._waiter is not None and self._timer is None:
-            self._wake_in(self._next_s - self._loop.time())
+            self._tell_in(self._next_s - self._loop.time())
 
     def hurry(self, *_: object) -> None:
         """There is news that nobody should wait for."""
         self._is_set = self._is_urgent = True
-        self._wake()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def wait(self) -> None:
+        """Return when there is news that is not told yet."""
         left_s = 0.0 if self._is_urgent or not self._is_set else self._next_s - self._loop.time()
         if not self._is_set or left_s > 0:
             self._waiter = self._loop.create_future()
             if self._is_set:
-                self._wake_in(left_s)
+                self._tell_in(left_s)
             try:
                 await self._waiter
             finally:
@@ -287,15 +317,25 @@ class _Wake:
                 if self._timer is not None:
                     self._timer.cancel()
                     self._timer = None
+        self._is_told()
+
+    def _tell_in(self, left_s: float) -> None:
+        loop = self._loop  # with the next turn of which all of this token is there, its text too
+        self._timer = loop.call_later(left_s, self._tell) if left_s > 0 else loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._timer = None
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        try:
+            if self._tell_at_once():
+                self._is_told()
+            else:
+                waiter.set_result(None)
+        except Exception as error:  # noqa: BLE001  a defect is the business of whoever waits
+            waiter.set_exception(error)
+
+    def _is_told(self) -> None:
         self._is_set = self._is_urgent = False
         self._next_s = self._loop.time() + PACE_S
-
-    def _wake_in(self, left_s: float) -> None:
-        if left_s > 0:
-            self._timer = self._loop.call_later(left_s, self._wake)
-        else:
-            self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -82,8 +83,8 @@ class Public:
     def routes(self) -> dict[tuple[str, str], Handler]:
         """By method and path."""
         return {
-            ("POST", "/v1/chat/completions"): self.chat,
-            ("POST", "/v1/completions"): self.complete,
+            ("POST", "/v1/chat/completions"): partial(self._generate, CHATS),
+            ("POST", "/v1/completions"): partial(self._generate, TEXTS),
             ("GET", "/v1/models"): self.models,
             ("GET", "/metrics"): self.metrics,
             ("GET", "/health"): self.health,
@@ -98,12 +99,6 @@ class Public:
 
     # generation
 
-    async def chat(self, client: Client) -> None:
-        await self._generate(client, CHATS)
-
-    async def complete(self, client: Client) -> None:
-        await self._generate(client, TEXTS)
-
     async def ask(self, path: str, raw: bytes, holder: Holder) -> tuple[int, dict[str, str], bytes]:
         """What a line of a batch of that holder is answered, without a connection: status, headers, body."""
         kind = {"/v1/chat/completions": CHATS, "/v1/completions": TEXTS}[path]
@@ -117,7 +112,7 @@ class Public:
             return answer.status, answer.headers, encode(answer.body)
         return 200, {}, self._body(generation, kind)
 
-    async def _generate(self, client: Client, kind: Kind) -> None:
+    async def _generate(self, kind: Kind, client: Client) -> None:
         if self.is_draining:
             raise NoReplica("the server is shutting down")
         raw = await client.body()
@@ -171,10 +166,10 @@ class Public:
                 for words in prompts_of(body)
             ]
             logprobs = body.logprobs
-        self._check_model(body.model, holder)
+        meant = self._meant(body.model, holder)
         if len(raw) > LONG_BYTES:
-            await self._word_aside(prompts, body.model)
-        made = self._requests(body, prompts, logprobs, holder, headers)
+            await self._word_aside(prompts, meant)
+        made = self._requests(body, meant, prompts, logprobs, holder, headers)
         created = (self._clock.epoch_ns + self._clock.now_ns()) // NS_PER_S
         name = f"{kind.prefix}-{self._instance}-{made[0].request.id:x}"
         options = body.stream_options
@@ -194,6 +189,7 @@ class Public:
     def _requests(
         self,
         body: ChatBody | CompletionBody,
+        meant: list[str],
         prompts: list[Prompt],
         logprobs: int | None,
         holder: Holder,
@@ -206,7 +202,7 @@ class Public:
         most = self._settings.default_max_tokens if output is None else output
         if self._limits.max_output_tokens is not None:
             most = min(most, self._limits.max_output_tokens)
-        home = self._home(body.model)  # that will probably serve it, so that the router knows its prompt
+        home = self._home(meant)  # that will probably serve it, so that the router knows its prompt
         made: list[Choice] = []
         for prompt in prompts:
             tokens, vocab, room = prompt.estimate() if home is None else prompt.tokens(home.text), None, most
@@ -232,23 +228,20 @@ class Public:
                 made.append(Choice(len(made), prompt, request))
         return made
 
-    async def _word_aside(self, prompts: list[Prompt], name: str) -> None:
+    async def _word_aside(self, prompts: list[Prompt], meant: list[str]) -> None:
         """Work out the tokens of long prompts in a thread: others are served meanwhile."""
-        home = self._home(name)
+        home = self._home(meant)
         if home is not None:
             for prompt in prompts:
                 await asyncio.to_thread(prompt.tokens, home.text)
 
-    def _home(self, name: str) -> Home | None:
-        """The first model in memory that a name means; None where none is."""
-        engine = self._engine
-        if not engine.targets.is_group(name):
-            return engine.fleet.homes.get(engine.registry.find(name).key)
-        homes = (engine.fleet.homes.get(card.key) for card in engine.targets.members(name))
-        return next((home for home in homes if home is not None), None)
+    def _home(self, meant: list[str]) -> Home | None:
+        """The first of these models that is in memory; None where none is."""
+        homes = self._engine.fleet.homes
+        return next((homes[key] for key in meant if key in homes), None)
 
-    def _check_model(self, name: str, holder: Holder) -> None:
-        """Raise NotFound for a model that nobody knows, Forbidden for one that the key is not for."""
+    def _meant(self, name: str, holder: Holder) -> list[str]:
+        """The models that a name means. Raises NotFound, and Forbidden where the key is not for it."""
         engine = self._engine
         if engine.targets.is_group(name):
             meant = [card.key for card in engine.targets.members(name)]
@@ -257,6 +250,7 @@ class Public:
         if not holder.may_use(name) and not all(map(holder.may_use, meant)):
             allowed = ", ".join(sorted(holder.models or ()))
             raise Forbidden(f"model {name!r} is not one that this key may use: {allowed}")
+        return meant
 
     def _able(self) -> list[str]:
         """Models in memory that take tools."""
@@ -392,7 +386,7 @@ class Public:
 
     def model_json(self, name: str, holder: Holder) -> str:
         """One model. Raises NotFound, Forbidden."""
-        self._check_model(name, holder)
+        self._meant(name, holder)
         registry = self._engine.registry
         return registry.model_json(registry.find(name))
 
@@ -447,6 +441,13 @@ class _Out:
 
     async def write(self, data: bytes) -> None:
         await self._client.write(data)
+
+    @property
+    def has_room(self) -> bool:
+        return self._client.has_room
+
+    def put(self, data: bytes) -> None:
+        self._client.put(data)
 
     @property
     def is_gone(self) -> bool:

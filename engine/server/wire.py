@@ -107,6 +107,21 @@ class Exchange:
         cycle.on_response()
         return True
 
+    @property
+    def has_room(self) -> bool:
+        """Whether an answer has begun that comes in chunks, and its client takes another one."""
+        cycle = self._cycle
+        return (
+            bool(cycle.chunked_encoding)
+            and not cycle.flow.write_paused
+            and not cycle.disconnected
+            and not cycle.response_complete
+        )
+
+    def put(self, data: bytes) -> None:
+        """Send a chunk of it, not the last one and not empty."""
+        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
 
 class Bounded(HttpToolsProtocol):
     """One connection. `limits` are set by the class that `bounded` makes."""

@@ -5,6 +5,8 @@ from collections.abc import Collection, Sequence
 
 from engine.text.tokenizer import Tokenizer
 
+Utf8 = codecs.getincrementaldecoder("utf-8")
+
 
 class Detokenizer:
     """Turns one token after the other into text. The pieces together are `Tokenizer.decode` of all tokens.
@@ -27,20 +29,22 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._hidden: Collection[int] = tokenizer.control - shown if skip_special else ()
         self._strip = tokenizer.strips_space and (len(after) == 0 or after[-1] in tokenizer.control)
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._utf8: codecs.IncrementalDecoder | None = None  # where something but ASCII has come
 
     def push(self, token: int) -> str:
         """The characters that this token completes, often none or several."""
         if token in self._hidden:
             return ""
         data = self._tokenizer.token_bytes(token)
-        if data.isascii() and not self._utf8.getstate()[0]:
-            return self._stripped(data.decode())
+        if self._utf8 is None:
+            if data.isascii():
+                return self._stripped(data.decode())
+            self._utf8 = Utf8("replace")
         return self._stripped(self._utf8.decode(data))
 
     def flush(self) -> str:
         """The end: bytes that no token completed, as U+FFFD."""
-        return self._stripped(self._utf8.decode(b"", final=True))
+        return "" if self._utf8 is None else self._stripped(self._utf8.decode(b"", final=True))
 
     def _stripped(self, text: str) -> str:
         if not self._strip or not text:

@@ -8,10 +8,10 @@ from engine.server import generation
 from engine.server.generation import PACE_S, _Wake
 
 
-def played(play):
+def played(play, tell_at_once=lambda: False):
     async def run():
         async with asyncio.timeout(60):
-            return await play(_Wake(), asyncio.get_running_loop())
+            return await play(_Wake(tell_at_once), asyncio.get_running_loop())
 
     return asyncio.run(run())
 
@@ -80,3 +80,31 @@ def test_who_stops_waiting_leaves_no_timer():
         return timer.cancelled(), wake._timer
 
     assert played(play) == (True, None)
+
+
+def test_what_is_told_at_once_wakes_nobody():
+    told = []
+
+    async def play(wake, _):
+        waiting = asyncio.ensure_future(wake.wait())
+        for _ in range(3):
+            await asyncio.sleep(2 * PACE_S)
+            wake.set()
+            wake.set()  # the same token's text
+        await asyncio.sleep(0)
+        is_waiting = not waiting.done()
+        wake.hurry()
+        await waiting
+        return is_waiting
+
+    assert played(play, lambda: told.append(len(told)) is None)
+    assert told == [0, 1, 2]
+
+
+def test_a_defect_in_telling_is_raised_where_somebody_waits():
+    async def play(wake, loop):
+        loop.call_soon(wake.set)
+        with pytest.raises(ZeroDivisionError):
+            await wake.wait()
+
+    played(play, lambda: 1 / 0)

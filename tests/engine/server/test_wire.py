@@ -1,10 +1,13 @@
 """Whole answers, straight on the connection: what HTTP wants of each, and when the connection ends."""
 
+import gc
+import json
 import time
 
 import pytest
 
 from engine.server.settings import LimitsSettings
+from engine.server.wire import Exchange
 from tests.engine.server.conftest import modelled
 from tests.engine.server.raw import HELLO, answers_from, asked, connected, head, is_closed, one, post, quiet
 
@@ -76,3 +79,52 @@ def test_no_name_of_ours_can_end_a_header(serving):
         answer = one(running.server.port, post())
         assert (answer.status, answer.error["code"]) == (500, "internal_error")
         assert "x-more" not in answer.headers
+
+
+@pytest.mark.parametrize("body", [HELLO, {**HELLO, "stream": True}], ids=["whole", "streamed"])
+def test_what_was_answered_does_not_wait_for_the_garbage_collector(held, body):
+    gc.collect()
+    gc.disable()
+    before = num_exchanges()
+    try:
+        with connected(held.server.port) as sock:
+            for _ in range(9):
+                sock.sendall(post(body))
+                answers_from(sock)
+            left = num_exchanges() - before
+    finally:
+        gc.enable()
+    assert left <= 2  # the connection's last
+
+
+def num_exchanges():
+    return sum(isinstance(each, Exchange) for each in gc.get_objects())
+
+
+@pytest.fixture(scope="module")
+def paced(serving):
+    """A step takes longer than news are held back, so that each token is told by itself."""
+    with serving(modelled(overhead_us=5_000), quiet()) as found:
+        yield found
+
+
+def events(running, monkeypatch, *, has_room):
+    """The events of an answer without what is another's in each, and in how many chunks they came at once."""
+    chunks, put = [], Exchange.put
+    monkeypatch.setattr(Exchange, "put", lambda self, data: (chunks.append(data), put(self, data)))
+    if not has_room:
+        monkeypatch.setattr(Exchange, "has_room", False)
+    asked_for = {**HELLO, "stream": True, "max_tokens": 9, "stream_options": {"include_usage": True}}
+    told = one(running.server.port, post(asked_for)).body.decode().split("\n\n")
+    monkeypatch.undo()
+    whole = [json.loads(each.removeprefix("data: ")) for each in told if each.startswith("data: {")]
+    return [{**each, "id": "", "created": 0} for each in whole], told[-2:], len(chunks)
+
+
+def test_events_are_the_same_where_nobody_waits_and_where_somebody_has_to(paced, monkeypatch):
+    events(paced, monkeypatch, has_room=True)  # from now on, its prompt is in the cache
+    *short, at_once = events(paced, monkeypatch, has_room=True)
+    *long, none = events(paced, monkeypatch, has_room=False)
+    assert short == long
+    assert at_once > 0
+    assert none == 0
