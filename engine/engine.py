@@ -785,18 +785,22 @@ class Engine:
     def _routed(self, choice: Choice) -> None:
         if not self.telemetry.wants(Routed):
             return
+        names = tuple([row[NAME] for row in choice.seen])
+        loads = tuple([row[LOAD] for row in choice.seen])
+        chosen = choice.chosen
+        model = choice.seen[names.index(chosen)][MODEL] if chosen in names else ""
         self.telemetry.emit(
             Routed(
                 choice.at_ns,
                 choice.request_id,
                 choice.attempt,
                 choice.strategy,
-                choice.chosen,
-                tuple([row[NAME] for row in choice.seen]),
-                tuple([row[LOAD] for row in choice.seen]),
+                chosen,
+                names,
+                loads,
                 choice.pool,
                 choice.reason,
-                next((row[MODEL] for row in choice.seen if row[NAME] == choice.chosen), ""),
+                model,
             )
         )
 
