@@ -260,16 +260,15 @@ class Client:
         self._is_over = not more
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
-    @property
-    def has_room(self) -> bool:
-        """Whether a piece can be `put`."""
-        return self._exchange is not None and self._exchange.has_room
-
-    def put(self, data: bytes) -> None:
-        """Send a piece of the body, not the last one, to a client that `has_room`: nobody has to wait."""
-        assert self._exchange is not None, "it has room"
-        self.sent_bytes += len(data)
-        self._exchange.put(data)
+    def put(self, piece: Callable[[], bytes]) -> bool:
+        """Send a piece of the body, not the last one, if there is room for it now; False: it is not asked for."""
+        exchange = self._exchange
+        if exchange is None or not exchange.has_room:
+            return False
+        if data := piece():
+            self.sent_bytes += len(data)
+            exchange.put(data)
+        return True
 
     async def refuse(self, error: EngineError, headers: Headers = ()) -> None:  # type: ignore[assignment]
         """Answer with an error in OpenAI's shape."""

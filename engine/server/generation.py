@@ -139,12 +139,8 @@ class Out(Protocol):
     async def write(self, data: bytes) -> None:
         """Send some events. Returns when the client has room for more."""
 
-    @property
-    def has_room(self) -> bool:
-        """Whether events can be sent that nobody has to wait for: `put`."""
-
-    def put(self, data: bytes) -> None:
-        """Send some events, to a client that `has_room`."""
+    def put(self, news: Callable[[], bytes]) -> bool:
+        """Send the events that `news` gives, if the client has room for them now; False: it is not asked."""
 
     @property
     def is_gone(self) -> bool:
@@ -214,7 +210,7 @@ class Generation:
                 return False
             self._writer = self._writer_for(out.model_of(first))
             await out.begin(first)
-        data = self._news(self._writer)
+        data = self._news()
         is_over = True
         if error is not None:
             data += failure_event(error) + DONE
@@ -228,13 +224,11 @@ class Generation:
 
     def _tell_at_once(self, out: Out) -> bool:
         """Send what has come in the middle of an answer, as most of it does; False: that takes a `_tell`."""
-        if self._writer is None or not out.has_room:
-            return False
-        if data := self._news(self._writer):
-            out.put(data)
-        return True
+        return self._writer is not None and out.put(self._news)
 
-    def _news(self, writer: Writer) -> bytes:
+    def _news(self) -> bytes:
+        writer = self._writer
+        assert writer is not None, "something has come"
         if len(self.choices) == 1:
             return b"".join(self.choices[0].news(writer))
         return b"".join([event for choice in self.choices for event in choice.news(writer)])

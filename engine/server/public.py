@@ -237,8 +237,10 @@ class Public:
 
     def _home(self, meant: list[str]) -> Home | None:
         """The first of these models that is in memory; None where none is."""
-        homes = self._engine.fleet.homes
-        return next((homes[key] for key in meant if key in homes), None)
+        for key in meant:
+            if (home := self._engine.fleet.homes.get(key)) is not None:
+                return home
+        return None
 
     def _meant(self, name: str, holder: Holder) -> list[str]:
         """The models that a name means. Raises NotFound, and Forbidden where the key is not for it."""
@@ -442,12 +444,8 @@ class _Out:
     async def write(self, data: bytes) -> None:
         await self._client.write(data)
 
-    @property
-    def has_room(self) -> bool:
-        return self._client.has_room
-
-    def put(self, data: bytes) -> None:
-        self._client.put(data)
+    def put(self, news: Callable[[], bytes]) -> bool:
+        return self._client.put(news)
 
     @property
     def is_gone(self) -> bool:

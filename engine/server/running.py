@@ -32,6 +32,9 @@ from engine.telemetry import Sink
 
 LAG_EVERY_S = 0.1
 BACKLOG = 2048
+GARBAGE_EVERY = 10_000
+"""Objects more than before at which the garbage collector looks for rings. A request leaves none; with Python's 700,
+a dozen requests at a time would have it look without end."""
 
 
 class Listener(uvicorn.Server):
@@ -248,6 +251,7 @@ async def serve(server: Server, say: Callable[[str], None]) -> None:
     await server.start()
     gc.collect()
     gc.freeze()  # what is there by now stays: nobody needs to look through it again and again
+    gc.set_threshold(GARBAGE_EVERY, *gc.get_threshold()[1:])
     say(f"clients: http://{_address(server.settings.host, server.port)}/v1")
     if server.admin_port is not None:
         say(f"operators: http://{_address(server.settings.admin_host, server.admin_port)}/admin/status")
