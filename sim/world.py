@@ -49,12 +49,13 @@ class World(simpy.Environment):
         for count in range(most):
             if not queue or self.is_over:
                 return count
-            self._now, priority, _, event = heappop(queue)
+            now_ns, priority, _, event = heappop(queue)
+            self._now = now_ns
             if type(event) is Call:
                 callback = event.callback
                 if callback is not None:
-                    if priority >= LATE:
-                        self._note_late(priority)
+                    if priority >= LATE and (self.late_ns != now_ns or priority > self.late_priority):
+                        self.late_ns, self.late_priority = now_ns, priority
                     callback()
                 continue
             callbacks, event.callbacks = event.callbacks, None
@@ -68,10 +69,11 @@ class World(simpy.Environment):
         """Process the next event. Raises EmptySchedule when there is none."""
         queue: list[Any] = self._queue
         if queue and type(queue[0][3]) is Call:
-            self._now, priority, _, call = heappop(queue)
+            now_ns, priority, _, call = heappop(queue)
+            self._now = now_ns
             if call.callback is not None:
-                if priority >= LATE:
-                    self._note_late(priority)
+                if priority >= LATE and (self.late_ns != now_ns or priority > self.late_priority):
+                    self.late_ns, self.late_priority = now_ns, priority
                 call.callback()
         else:
             super().step()
@@ -88,11 +90,6 @@ class World(simpy.Environment):
 
     def moment(self) -> int:
         return self._now  # type: ignore[return-value]  # stays an int while every delay is one
-
-    def _note_late(self, priority: int) -> None:
-        """A late call of that priority is made now."""
-        if self.late_ns != self._now or priority > self.late_priority:
-            self.late_ns, self.late_priority = self.moment(), priority
 
 
 class Happening:

@@ -573,10 +573,9 @@ class PrefixCache:
         tier.num_blocks += blocks
         space.held_bytes[rank] += size_bytes
         space.holder.held_bytes[rank] += size_bytes
-        if space.rules:
-            for rule in space.rules:
-                if rule.rank == rank:
-                    rule.held_bytes += size_bytes
+        for rule in space.rules:
+            if rule.rank == rank:
+                rule.held_bytes += size_bytes
 
     # coming in
 
@@ -797,7 +796,8 @@ class PrefixCache:
             order.forget(slot)
         self._charge(source, space, -total, -len(run))
         if not self._make_room(hot, holder, needed):
-            self._make_room(source, holder, total)  # of those who left above, some may have come here
+            if not self._make_room(source, holder, total):  # of those who left above, some may have come here
+                self._clear(source, total)
             self._charge(source, space, total, len(run))
             self._touch_all(source, run, holder)
             return False
@@ -841,8 +841,9 @@ class PrefixCache:
             return True
         if needed_bytes > capacity:
             return False
-        spare = min(int(self.settings.headroom * capacity), capacity - needed_bytes)
-        most = capacity - needed_bytes - spare
+        most = capacity - needed_bytes
+        if self.settings.headroom:
+            most -= min(int(self.settings.headroom * capacity), most)
         while tier.used_bytes > most:
             if tier.copies and tier.drops_copies_first:
                 self._drop_copy(tier)
@@ -853,6 +854,12 @@ class PrefixCache:
             else:
                 break
         return tier.used_bytes + needed_bytes <= capacity
+
+    def _clear(self, tier: Tier, needed_bytes: int) -> None:
+        """Let blocks leave until `needed_bytes` fit that have nowhere else to be, whoever is sure of what leaves."""
+        for part in tier.parts:
+            while tier.used_bytes + needed_bytes > tier.capacity_bytes and (slot := part.order.victim()):
+                self._send_away(tier, slot)
 
     def _send_away(
         self, tier: Tier, slot: int, needed_bytes: int = 1, demander: Holder | None = None
@@ -1033,11 +1040,12 @@ class PrefixCache:
         assert key is not None
         usual = holder.block_bytes[rank]
         size = sum([tier.sizes.pop(each, usual) for each in run]) if tier.sizes else usual * len(run)
-        part = tier.part_of(holder)
+        part = tier.parts[holder.index if tier.is_divided else 0]
         parent = table.parent[run[-1]]
         if parent:
             used = table.used
-            used[parent] = max(used[parent], used[slot])
+            if used[parent] < used[slot]:
+                used[parent] = used[slot]
             if table.home[parent] == rank and table.kids[rank][parent] == 1 and parent not in self.pins:
                 part.order.inherit(parent, slot)
                 if not part.is_queued:

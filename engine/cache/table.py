@@ -95,18 +95,21 @@ class Table:
         free += run
 
     def sink(self, run: list[int], tier: int) -> None:
-        """Note that blocks of a chain, all of one tier, lie in another one now."""
-        parents, home = self.parent, self.home
+        """Note that blocks of a chain, from the tail up, all of one tier, lie in another one now."""
+        home = self.home
         above, below = self.kids[home[run[0]]], self.kids[tier]
         for slot in run:
-            parent = parents[slot]
+            home[slot] = tier
+        for parent in run[1:]:
             above[parent] -= 1
             below[parent] += 1
-            home[slot] = tier
+        parent = self.parent[run[-1]]
+        above[parent] -= 1
+        below[parent] += 1
 
     def rise(self, run: list[int]) -> None:
         """Note that blocks of a chain, from the head, all of one tier, lie in the hottest one now."""
-        self.sink(run, 0)
+        self.sink(run[::-1], 0)
 
     def move(self, slot: int, tier: int) -> None:
         """Note that a block lies in another tier now."""

@@ -29,17 +29,15 @@ class Way:
         self.num_reads = 0
         self.num_writes = 0
         self._clock = clock
-        self._latency_s = settings.latency_s
-        self._bytes_per_s = settings.gib_per_s * GIB
-        # what is expected of a read
         self._latency_ns = float(to_ns(settings.latency_s))
-        self._ns_per_byte = NS_PER_S / self._bytes_per_s
+        self._ns_per_byte = NS_PER_S / (settings.gib_per_s * GIB)
         self._reads: deque[Callable[[], None]] = deque()
         self._writes: deque[Callable[[], None]] = deque()
 
     def modelled_ns(self, size_bytes: int) -> int:
         """What a transfer takes by the settings: latency_s + bytes / gib_per_s."""
-        return round((self._latency_s + size_bytes / self._bytes_per_s) * NS_PER_S)
+        settings = self.settings
+        return round((settings.latency_s + size_bytes / (settings.gib_per_s * GIB)) * NS_PER_S)
 
     def accepts(self, size_bytes: int) -> bool:
         """Whether so much more may wait to be written: something may always."""

@@ -293,16 +293,16 @@ class Leaping(Loop):
             self._make_way(batch.preempted)
         else:
             batch = scheduler.next_batch(now_ns)
+        if not batch.chunks and not batch.decodes:
+            self._timer = None
+            return
         self._at_ns = now_ns
         if self._at >> TICK_BITS != now_ns:  # after a pause
             self._at = now_ns << TICK_BITS
         if batch.chunks:
             self._foresee_prefill(batch, now_ns)
-        elif batch.decodes:
-            self._foresee_decode(batch, now_ns)
         else:
-            self._timer = None
-            return
+            self._foresee_decode(batch, now_ns)
         self._batch = batch
         self._timer = self._clock.call_last(self._look_ahead() - now_ns, self._land, self._rank)
 
@@ -350,7 +350,11 @@ class Leaping(Loop):
         """When the last of the steps ahead is over, in ns."""
         if self._ends_ns is not None:
             return self._ends_ns[-1]
-        self._ends = ends = self._after(self._steps_ahead)
+        steps, growth, ends = self._steps_ahead, self._growth, self._at
+        ends += steps * self._first
+        if growth:
+            ends += growth * (steps * (steps - 1) >> 1)
+        self._ends = ends
         return ends >> TICK_BITS
 
     def _after(self, steps: int) -> int:

@@ -1,5 +1,7 @@
 """Who is sure of what, who gives when room is needed, and what was learned of how soon blocks are wanted again."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -218,3 +220,28 @@ def test_what_came_back_was_not_given_up():
     for _ in range(90):
         late.returned(100, 200)
     assert late.hazard(150) > early.hazard(150)
+
+
+@pytest.mark.parametrize("dividing", ["fair", "proportional", "priority", "dynamic"])
+@pytest.mark.parametrize("seed", [4, 5, 35, 38, 56])
+def test_who_finds_no_room_above_has_its_own_again_although_others_have_come_there(dividing, seed):
+    """Blocks of three sizes; those that are read stay, whoever is sure of the room that they need."""
+    draw = random.Random(seed)  # noqa: S311
+    tiers = {"gpu": TierSettings(gib=30 / GIB), "ram": TierSettings(gib=40 / GIB)}
+    cache = PrefixCache(CacheSettings(**tiers, allocation=dividing, block_tokens=1))
+    spaces = [cache.space(model, "w", "", size) for model, size in (("a", 2), ("b", 3), ("c", 7))]
+    chains = [
+        [[b"%d/%d/%d" % (model, chain, block) for block in range(draw.randint(1, 5))] for chain in range(4)]
+        for model in range(3)
+    ]
+    reading = []
+    for _ in range(400):
+        model = draw.randrange(3)
+        keys = draw.choice(chains[model])
+        if draw.random() < 0.4:
+            cache.keep(spaces[model], keys)
+        else:
+            reading.append(cache.find(spaces[model], keys, len(keys) + 1))
+        while len(reading) > draw.randint(0, 3):
+            reading.pop(draw.randrange(len(reading))).__exit__()
+        cache.check_integrity()
