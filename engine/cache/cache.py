@@ -1044,7 +1044,7 @@ class PrefixCache:
         parent = table.parent[run[-1]]
         if parent:
             used = table.used
-            if used[parent] < used[slot]:
+            if used[parent] < used[slot]:  # noqa: PLR1730  a call more on every path
                 used[parent] = used[slot]
             if table.home[parent] == rank and table.kids[rank][parent] == 1 and parent not in self.pins:
                 part.order.inherit(parent, slot)

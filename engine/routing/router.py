@@ -406,13 +406,14 @@ class Router:
     def _route_with_care(
         self, pool_name: str, request: Request, tokens: int, now_ns: int, tried: Sequence[Seat] = ()
     ) -> Seat:
-        self._refresh(now_ns)
+        if self._refresh_ns:
+            self._refresh(now_ns)
         pool, candidates, guards = self._candidates(pool_name, tried)
-        is_logged = self._is_logged(request)
         decision = None
-        if is_logged:
+        if self._log_below and self._is_logged(request):
             decision = self._record(pool, request, candidates, guards, len(tried) + 1, now_ns)
-        self._earn(pool, now_ns)
+        if self._ramping:
+            self._earn(pool, now_ns)
         seat, reason = self._choose(pool, request, candidates, tried, now_ns)
         if self.overrule is not None:
             seat, reason = self._overruled(pool, request, candidates, tried, now_ns, seat, reason)
@@ -544,11 +545,11 @@ class Router:
 
     def _is_logged(self, request: Request) -> bool:
         """By a hash of its id: the same requests in every run, and all tries of one."""
-        return self._log_below > 0 and (request.id * GOLDEN & WORD) < self._log_below
+        return (request.id * GOLDEN & WORD) < self._log_below
 
     def _refresh(self, now_ns: int) -> None:
         """Where loads are seen only now and then: see them, if it is time."""
-        if self._refresh_ns and now_ns >= self._refreshed_ns + self._refresh_ns:
+        if now_ns >= self._refreshed_ns + self._refresh_ns:
             self._refreshed_ns = now_ns - now_ns % self._refresh_ns
             for seat in self._seats.values():
                 seat.tokens_in_flight, seat.requests_in_flight = seat.true_tokens, seat.true_requests
