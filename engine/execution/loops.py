@@ -350,11 +350,7 @@ class Leaping(Loop):
         """When the last of the steps ahead is over, in ns."""
         if self._ends_ns is not None:
             return self._ends_ns[-1]
-        steps, growth, ends = self._steps_ahead, self._growth, self._at
-        ends += steps * self._first
-        if growth:
-            ends += growth * (steps * (steps - 1) >> 1)
-        self._ends = ends
+        self._ends = ends = self._after(self._steps_ahead)
         return ends >> TICK_BITS
 
     def _after(self, steps: int) -> int:
