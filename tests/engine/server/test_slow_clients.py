@@ -129,10 +129,13 @@ def test_who_leaves_in_the_middle_is_served_no_longer(slow, body, how):
 
 
 def test_who_leaves_before_anything_was_generated_costs_nothing(slow):
-    before, num = books(slow), len(slow.heard.ended)
+    before, num, num_answered = books(slow), len(slow.heard.ended), len(slow.heard.answered)
     for _ in range(20):
         with connected(slow.server.port) as sock:
             sock.sendall(post({**LONG, "stream": True}))
+    assert until(lambda: len(slow.heard.answered) == num_answered + 20), (
+        "each has been seen, and seen to leave"
+    )
     assert_nothing_is_held(slow, before)
     assert {event.outcome for event in slow.heard.ended[num:]} <= {"cancelled"}
     assert lets_in(slow)
