@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
+from functools import cache
 from importlib import import_module
 from itertools import count, islice, product
 from pathlib import Path
@@ -208,11 +209,19 @@ def typed(cls: type[T], values: Any, key: str) -> T:
                 f"no setting is called {f'{key}.{name}'!r}; the settings of {key} are {_names(cls)}"
             )
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(cls), values)
+        merged = OmegaConf.merge(_schema(cls), values)
         made = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise BadSettings(_sentence(error, key)) from error
     assert isinstance(made, cls)
+    return made
+
+
+@cache
+def _schema(cls: type) -> DictConfig:
+    """What OmegaConf makes of a dataclass, which takes longer than merging; who merges into it copies it."""
+    made = OmegaConf.structured(cls)
+    assert isinstance(made, DictConfig)
     return made
 
 

@@ -1,5 +1,6 @@
 """A virtual clock, and a small fleet of three on the roofline executor: what most tests of the engine start from."""
 
+import gc
 import signal
 
 import pytest
@@ -33,6 +34,14 @@ def pytest_configure():
 def pytest_collection_modifyitems(items):
     """The longest first: what begins last keeps one core waiting for the other."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_collection_finish(session):
+    """What is imported stays, so the collector need not look at it; benchmarks are left with what users have."""
+    if "benchmark" not in session.config.option.markexpr.replace("not benchmark", ""):
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture

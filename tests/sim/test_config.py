@@ -17,14 +17,35 @@ GROUPS = sorted(
 CHOICES = [(group.name, path.stem) for group in GROUPS for path in sorted(group.glob("*.yaml"))]
 
 
-@pytest.mark.parametrize(("group", "name"), CHOICES)
-def test_every_yaml_there_is_composes(group, name):
-    overrides = [f"{group}={name}"]
-    overrides += ["workload.path=trace.csv"] if name in ("azure", "servegen", "trace") else []
-    overrides += [] if group == "executor" else ["executor=roofline"]
-    overrides += [] if group == "scenario" else ["scenario=steady"]
+ALONE = (
+    "executor",
+    "fleet",
+    "scenario",
+    "workload",
+)  # of the others, which do not ask for each other, one of each
+BY_GROUP = {
+    group: [name for other, name in CHOICES if other == group] for group, _ in CHOICES if group not in ALONE
+}
+ROUNDS = [
+    {group: names[turn % len(names)] for group, names in BY_GROUP.items()}
+    for turn in range(max(map(len, BY_GROUP.values())))
+]
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [*({group: name} for group, name in CHOICES if group in ALONE), *ROUNDS],
+    ids=lambda it: "-".join(it.values()),
+)
+def test_every_yaml_there_is_composes(chosen):
+    overrides = [f"{group}={name}" for group, name in chosen.items()]
+    overrides += (
+        ["workload.path=trace.csv"] if chosen.get("workload") in ("azure", "servegen", "trace") else []
+    )
+    overrides += [] if "executor" in chosen else ["executor=roofline"]
+    overrides += [] if "scenario" in chosen else ["scenario=steady"]
     settings = read(overrides)
-    assert settings.config[group] is not None
+    assert all(settings.config[group] is not None for group in chosen)
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
