@@ -28,6 +28,7 @@ transformers = pytest.importorskip("transformers", reason="the other side is the
 pytestmark = [pytest.mark.benchmark(group="inference"), pytest.mark.torch]
 
 THREADS, ROUNDS, KV_TOKENS = 2, 2, 100_000
+NEW = 40
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 HARDWARE = HardwareSettings(
     name="x", flops=1, memory_bytes=1, memory_bytes_per_s=1, link_bytes_per_s=1, source="none"
@@ -193,13 +194,13 @@ def test_sixteen_requests_on_a_stand_in(report, tmp_path):
     (path,) = make_stand_ins(tmp_path, ["Llama-3.3-70B-Instruct"], formats=("safetensors",))
     ours, theirs, prompts = Ours(path), Theirs(path), prompts_of(256, 256, 16)
     together, one_by_one, static = best(
-        lambda: ours(prompts, 64),
-        lambda: 4 * theirs.one_by_one(prompts[:4], 64),  # each costs the same, and they cost the most
-        lambda: theirs(prompts, 64),
+        lambda: ours(prompts, NEW),
+        lambda: 4 * theirs.one_by_one(prompts[:4], NEW),  # each costs the same, and they cost the most
+        lambda: theirs(prompts, NEW),
         rounds=3,
     )
     report(
-        tokens_per_s=16 * 64 / together,
+        tokens_per_s=16 * NEW / together,
         times_one_by_one=one_by_one / together,
         goal_times_one_by_one=6,
         times_static_batch=static / together,

@@ -187,9 +187,9 @@ def test_replications_on_two_cores(report, tmp_path):
     for turn in range(MOST_TURNS):
         took_s = {}
         for name, count, workers in (
-            ("alone", 2_500, 1),
+            ("alone", 1_800, 1),
             ("start", 10, WORKERS),
-            ("together", 2_500, WORKERS),
+            ("together", 1_800, WORKERS),
         ):
             took_s[name], played = replicated(tmp_path / f"{turn}-{name}", count, workers)
             digests |= {played} if count > 10 else set()
@@ -275,7 +275,7 @@ def test_memory_of_a_million_requests(report):
 
     From 100,000 and 300,000 it comes out at the same, within a fiftieth.
     """
-    lengths = (30_000, 90_000)
+    lengths = (20_000, 60_000)
     used_mib = [memory_mib(count) for count in lengths]
     each_bytes = (used_mib[1] - used_mib[0]) * 2**20 / (lengths[1] - lengths[0])
     million_mib = used_mib[0] + each_bytes * (1_000_000 - lengths[0]) / 2**20
@@ -293,7 +293,7 @@ def memory_mib(count):
 def test_import_and_set_up(report, pace):
     """From nothing to the first event, in a process of its own; beside a bare interpreter with numpy and pandas."""
     lines = ("scenario=steady", "executor=roofline", *W, "workload.requests=1000")
-    rounds = [(seconds_of(SET_UP, *lines), seconds_of("import numpy, pandas")) for _ in range(3)]
+    rounds = [(seconds_of(SET_UP, *lines), seconds_of("import numpy, pandas")) for _ in range(2)]
     whole_s, bare_s = (min(seconds) for seconds in zip(*rounds, strict=True))
     report(seconds=whole_s, goal=SET_UP_GOAL_S, beside_numpy_and_pandas=whole_s / bare_s)
     assert whole_s * min(1.0, pace()) < SET_UP_GOAL_S

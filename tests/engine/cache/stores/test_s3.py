@@ -1,5 +1,6 @@
 """A bucket on a real server that checks signatures."""
 
+import os
 import signal
 
 import pytest
@@ -114,6 +115,7 @@ def test_server_that_hangs_is_a_timeout(s3_server, records):
     opened(address).write(MODEL, records)
     store = ExtentStore(S3Backend("kv", "some/where", endpoint=address, timeout_s=1.0))
     server.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, server.pid, os.WSTOPPED)  # on a busy machine it may answer once more before it stops
     with pytest.raises(StoreFault) as caught:
         store.write(MODEL, [record(9)])
     assert caught.value.kind == "timeout"
