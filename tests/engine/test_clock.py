@@ -155,6 +155,23 @@ def test_spawned_work_runs_beside_the_caller(run):
     assert run(main) == ["caller", "beside"]
 
 
+def test_launched_work_goes_on_beside_the_caller(run):
+    async def main(clock):
+        steps, done = [], clock.signal()
+
+        async def beside():
+            await clock.sleep(MS)
+            steps.append("beside")
+            done.set()
+
+        clock.launch(beside())
+        steps.append("caller")
+        await done.wait()
+        return steps
+
+    assert run(main) == ["caller", "beside"]
+
+
 def test_closing_runs_the_finally_of_what_still_runs(run):
     left = []
 
