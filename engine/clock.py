@@ -107,7 +107,7 @@ class Clock(Protocol):
         """Run `work` beside the caller. An exception that leaves it ends the program: it is a defect."""
 
     def launch(self, work: Coroutine[Any, Any, Any]) -> None:
-        """The same where nobody ever waits for its end; it may begin at once. On a virtual clock a third of the price."""
+        """The same where nobody waits for its end; it may begin at once. A third of the price on a virtual clock."""
 
     async def compute(self, work: Callable[[], T]) -> tuple[T, int]:
         """Do blocking `work`; its result and how long it took, in ns.
