@@ -209,7 +209,7 @@ def typed(cls: type[T], values: Any, key: str) -> T:
                 f"no setting is called {f'{key}.{name}'!r}; the settings of {key} are {_names(cls)}"
             )
     try:
-        merged = OmegaConf.merge(_schema(cls), values)
+        merged = OmegaConf.merge(_schema(cls), values)  # type: ignore[arg-type]  # classes are hashable
         made = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise BadSettings(_sentence(error, key)) from error
