@@ -37,10 +37,10 @@ def test_a_day_leaves_nothing_behind(play):
 
 @pytest.mark.slow
 def test_twin_that_remembers_every_request_and_finds_ever_less(play, monkeypatch):
-    def observe(self, replica, story, stream, num_before):
+    def observe(self, replica, story, *rest):
         kept = vars(self).setdefault("remembered", [])
         kept.append([story.end.request_id, story.end.arrival_ns])
-        observed(self, replica, story, stream, num_before)
+        observed(self, replica, story, *rest)
 
     def find(self, space, keys, num_tokens, now_ns):
         is_blind = keys[-1][0] < 256 * now_ns / 86_400e9
