@@ -88,7 +88,7 @@ def test_identical_code_passes_twenty_times_and_twice_the_memory_is_caught():
     assert list(verdicts(1, ["cache_find"])) == ["fail", "pass"]
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark(group="gate")  # so that nothing runs beside it
 def test_identical_code_never_fails_by_its_ratio_and_twice_the_time_does():
     """Verdicts that the noise of this moment makes impossible are no verdicts."""
     kind, name, other = Ratios(samples=31), "C/quota_check", "C/registry_lookup"
