@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from engine.errors import BadSettings
 from sim import every, multirun
 from sim.checks import table
-from sim.config import SECTIONS, choices, explained, interrupted, settle
+from sim.config import SECTIONS, choices, explained, keeping_ctrl_c, settle
 from sim.play import play
 from sim.runs import Run
 
@@ -42,10 +42,10 @@ def main() -> None:
         exit_codes.append(play_and_show(config, list(HydraConfig.get().overrides.task)))
 
     try:
-        job()
+        with keeping_ctrl_c():
+            job()
     except (HydraException, OmegaConfBaseException) as error:
-        told = INTERRUPTED if interrupted(error) else complain(explained(error, sys.argv[1:]))
-        exit_codes.append(told)
+        exit_codes.append(complain(explained(error, sys.argv[1:])))
     except KeyboardInterrupt:
         exit_codes.append(INTERRUPTED)
     sys.exit(exit_codes[-1])

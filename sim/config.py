@@ -140,6 +140,26 @@ def read(overrides: Sequence[str]) -> RunSettings:
     return settle(composed(overrides), overrides)
 
 
+@contextmanager
+def keeping_ctrl_c() -> Iterator[None]:
+    """Raise KeyboardInterrupt for an error that hides it: what OmegaConf tidies up halfway can fail in its place."""
+    try:
+        yield
+    except Exception as error:
+        if _is_interrupted(error):
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _is_interrupted(error: BaseException | None) -> bool:
+    return error is not None and (
+        isinstance(error, KeyboardInterrupt)
+        or _is_interrupted(error.__cause__)
+        or _is_interrupted(error.__context__)
+    )
+
+
+@keeping_ctrl_c()
 def composed(overrides: Sequence[str]) -> DictConfig:
     """What Hydra makes of the override lines. Raises BadSettings."""
     hydra = GlobalHydra.instance()
@@ -147,14 +167,13 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
             return compose("config", overrides=list(overrides))
-    except Exception as error:
-        if isinstance(error, HydraException | OmegaConfBaseException) or interrupted(error):
-            raise explained(error, overrides) from error
-        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explained(error, overrides) from error
     finally:
         GlobalHydra.instance().hydra = of_the_caller
 
 
+@keeping_ctrl_c()
 def settle(config: DictConfig, overrides: Sequence[str]) -> RunSettings:
     """The composed configuration as plain dataclasses, of the size that it asks for. Raises BadSettings."""
     parts = _plain(config, overrides)
@@ -225,18 +244,8 @@ def _schema(cls: type) -> DictConfig:
     return made
 
 
-def interrupted(error: BaseException) -> bool:
-    """Whether Ctrl-C is behind it: what Hydra tidies up in the middle of its work can fail in its place."""
-    below = [error.__cause__, error.__context__]
-    return isinstance(error, KeyboardInterrupt) or any(
-        interrupted(each) for each in below if each is not None
-    )
-
-
 def explained(error: Exception, overrides: Sequence[str]) -> BadSettings:
-    """Hydra's complaint in one sentence of ours. Raises KeyboardInterrupt where that is behind it."""
-    if interrupted(error):
-        raise KeyboardInterrupt from error
+    """Hydra's complaint in one sentence of ours."""
     missing = error if isinstance(error, MissingConfigException) else error.__cause__
     if isinstance(missing, MissingConfigException) and missing.missing_cfg_file:
         group, _, name = missing.missing_cfg_file.rpartition("/")

@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from engine.errors import BadSettings
-from sim.config import CONFIG_MODULE, explained, settle
+from sim.config import CONFIG_MODULE, explained, keeping_ctrl_c, settle
 from sim.experiments import own_settings, resumed
 from sim.plan import planned
 from sim.sweep import OWN, WIDTH, Sweeping, carried_out, console_of
@@ -151,6 +151,7 @@ class Launching:
         self._seeds = tuple(seeds)
         return self
 
+    @keeping_ctrl_c()
     def _composed(self, hydra: Any, lines: Sequence[str]) -> DictConfig:
         try:
             composed: DictConfig = hydra.compose_config(

@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.errors import BadSettings
-from sim.config import CONFIG_MODULE, RunSettings, explained, read
+from sim.config import CONFIG_MODULE, RunSettings, explained, keeping_ctrl_c, read
 from sim.workers import Job
 
 MOST_RUNS = 100_000
@@ -115,6 +115,7 @@ def chosen(text: str, swept: Mapping[str, Sequence[str]]) -> Combination:
     return found
 
 
+@keeping_ctrl_c()
 def _parsed(lines: Sequence[str]) -> list[Override]:
     hydra = GlobalHydra.instance()
     of_the_caller, hydra.hydra = hydra.hydra, None

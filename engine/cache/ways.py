@@ -37,7 +37,7 @@ class Way:
     def modelled_ns(self, size_bytes: int) -> int:
         """What a transfer takes by the settings: latency_s + bytes / gib_per_s."""
         settings = self.settings
-        return round((settings.latency_s + size_bytes / (settings.gib_per_s * GIB)) * NS_PER_S)
+        return to_ns(settings.latency_s + size_bytes / (settings.gib_per_s * GIB))
 
     def accepts(self, size_bytes: int) -> bool:
         """Whether so much more may wait to be written: something may always."""

@@ -139,32 +139,20 @@ def test_a_timer_calls_once_unless_it_is_cancelled_before(run):
     assert run(main) == ["kept"]
 
 
-def test_spawned_work_runs_beside_the_caller(run):
+@pytest.mark.parametrize(("how", "pause_ns"), [("spawn", 0), ("launch", MS)])
+def test_work_runs_beside_the_caller(run, how, pause_ns):
+    """What is launched may begin at once, and goes on beside; what is spawned begins later."""
+
     async def main(clock):
         steps, done = [], clock.signal()
 
         async def beside():
+            if pause_ns:
+                await clock.sleep(pause_ns)
             steps.append("beside")
             done.set()
 
-        clock.spawn(beside())
-        steps.append("caller")
-        await done.wait()
-        return steps
-
-    assert run(main) == ["caller", "beside"]
-
-
-def test_launched_work_goes_on_beside_the_caller(run):
-    async def main(clock):
-        steps, done = [], clock.signal()
-
-        async def beside():
-            await clock.sleep(MS)
-            steps.append("beside")
-            done.set()
-
-        clock.launch(beside())
+        getattr(clock, how)(beside())
         steps.append("caller")
         await done.wait()
         return steps

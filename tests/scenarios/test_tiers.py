@@ -26,7 +26,7 @@ def test_each_tier_finds_more_and_costs_nobody_time(play):
 
 @pytest.mark.slow
 def test_real_files_are_written_read_and_removed(play):
-    run = play("executor=torch", "size=small", "workload.requests=60")
+    run = play("executor=torch", "size=small")
     found = verdicts(run)
     assert [found[name] for name in (MORE, ALL, "requests that did not complete")] == ["pass"] * 3
     assert list(run.manifest["cache"]["tiers"]) == ["gpu", "ram", "ssd", "network"]

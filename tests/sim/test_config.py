@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 import conf
 from engine.errors import BadSettings, UnknownName
@@ -17,12 +18,8 @@ GROUPS = sorted(
 CHOICES = [(group.name, path.stem) for group in GROUPS for path in sorted(group.glob("*.yaml"))]
 
 
-ALONE = (
-    "executor",
-    "fleet",
-    "scenario",
-    "workload",
-)  # of the others, which do not ask for each other, one of each
+# Of the others, which do not ask for each other, one of each is composed at a time.
+ALONE = ("executor", "fleet", "scenario", "workload")
 BY_GROUP = {
     group: [name for other, name in CHOICES if other == group] for group, _ in CHOICES if group not in ALONE
 }
@@ -76,17 +73,18 @@ def test_a_program_that_uses_hydra_itself_keeps_its_own():
         assert compose("config", overrides=ROOFLINE).seed == 1
 
 
-@pytest.mark.parametrize("kind", [HydraException, AttributeError])
-def test_ctrl_c_stays_ctrl_c_where_hydra_makes_another_error_of_it(kind, monkeypatch):
+@pytest.mark.parametrize("where", ["compose", "OmegaConf.merge", "OmegaConf.to_container"])
+@pytest.mark.parametrize("kind", [HydraException, OmegaConfBaseException, AttributeError])
+def test_ctrl_c_stays_ctrl_c_where_another_error_comes_of_it(kind, where, monkeypatch):
     def interrupted(*_args, **_named):
         try:
             raise KeyboardInterrupt
         finally:
             raise kind
 
-    monkeypatch.setattr("sim.config.compose", interrupted)
+    monkeypatch.setattr(f"sim.config.{where}", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        read(["scenario=steady"])
+        read(ROOFLINE)
 
 
 def test_replicas_may_be_named_one_by_one():

@@ -74,7 +74,10 @@ def test_a_method_written_in_c_is_a_callback_too():
 @pytest.mark.parametrize("by_step", [True, False])
 def test_a_late_call_is_past_when_it_is_made_and_not_when_it_was_cancelled(by_step):
     clock, past = SimClock(), []
-    look = lambda: past.append([clock.is_past(rank) for rank in (0, 1, 2)])  # noqa: E731
+
+    def look():
+        past.append([clock.is_past(rank) for rank in (0, 1, 2)])
+
     clock.call_last(5, look, 1)
     clock.call_last(5, look, 2).cancel()
     clock.call_last(5, look, 0)

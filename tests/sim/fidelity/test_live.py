@@ -21,7 +21,7 @@ from sim.fidelity.wire import HEAD, frame, news, request_of
 QUICK = [
     "--quick",
     "simulated=twin_steps",
-    "requests=20",
+    "requests=30",
     "repeats=2",
     "capacity_requests=20",
     "calibration_requests=20",
@@ -159,7 +159,7 @@ def test_a_comparison_runs_both_worlds_is_interrupted_and_goes_on(tmp_path, caps
     before, poisson = whole["cases"]
     assert [case["name"] for case in whole["cases"]] == ["poisson85", "poisson70"]
     assert before["rate"] / 0.85 == pytest.approx(poisson["rate"] / 0.7)
-    assert (poisson["requests"], poisson["repeats"]) == (20, 2)
+    assert (poisson["requests"], poisson["repeats"]) == (30, 2)
     shares = {share["name"]: share["value"] for share in poisson["shares"]}
     assert (shares["replica"], shares["outcome"], shares["refused"]) == (1.0, 1.0, 0.0)
     known = [cell for cell in poisson["cells"] if cell["statistic"] != "p99"]
