@@ -23,7 +23,7 @@ from engine.settings import require
 
 SCANNED = 16
 SAMPLED = 4
-COSTED = 8  # candidates that a blend of many looks at
+COSTED = 8  # of many candidates that a blend draws
 CARED = 8  # decisions between two looks at what changes slowly
 
 
@@ -573,6 +573,23 @@ class CacheAware:
     def eased(self, seat: Seat) -> None:
         self._others.eased(seat)
 
+    def keepers(self, request: Request, seats: Sequence[Seat]) -> list[Seat]:
+        """Up to `SAMPLED` of those who hold the longest prefix; of seats that share a cache the least loaded."""
+        matches, keys = self._matches, request.prefix_keys
+        if seats is not matches.seen:
+            matches.follow(seats)
+        if not keys or matches.are_alike:
+            return []
+        index = matches.index
+        found: list[Seat] = []
+        depth = index.depth_of(keys, matches.all_bits, index.match(keys))
+        mask = index.holders(keys[depth - 1]) & matches.all_bits if depth else 0
+        while mask and len(found) < SAMPLED:
+            lowest = mask & -mask
+            mask ^= lowest
+            found.append(matches.least_of(matches.of_bit[lowest]))
+        return found
+
     def costs(self, request: Request, seats: Sequence[Seat], now_ns: int) -> list[float]:
         _, saved = self.depths(request, seats)
         return [
@@ -606,16 +623,19 @@ class Cost:
     A prompt token takes what the executor's cost model says, an output token what was seen of late. To be prefilled
     are the tokens that no cached block saves; in front of them is what the replica has in flight, as if it were
     prefill: a bound from below where others decode. (NVIDIA's KV router and llm-d's scorers count this in blocks.)
+    Of many candidates some are compared: drawn ones, and those who hold most of the prefix.
     """
 
     def __init__(self, tools: Tools) -> None:
         self._cache = CacheAware(tools)
-        self._sampled = Sampled(tools, SCANNED, COSTED)
+        self._sampled = Sampled(tools, SCANNED, SAMPLED)
         self._tokens = tools.block_tokens
 
     def pick(self, request: Request, seats: Sequence[Seat], now_ns: int) -> Seat:
         among = self._sampled.of(seats) if len(seats) > SCANNED else seats
         if request.prefix_keys:
+            if among is not seats:
+                among = [*among, *self._cache.keepers(request, seats)]
             costs = self.costs(request, among, now_ns)
             return among[costs.index(min(costs))]
         prompt, output = request.num_prompt_tokens, request.max_output_tokens
@@ -639,6 +659,10 @@ class Cost:
             for seat, blocks in zip(seats, saved, strict=True)
         ]
 
+    def keepers(self, request: Request, seats: Sequence[Seat]) -> list[Seat]:
+        """Up to `SAMPLED` of those who hold the longest prefix."""
+        return self._cache.keepers(request, seats)
+
     def chosen(self, request: Request, seat: Seat) -> None:
         self._cache.chosen(request, seat)
 
@@ -654,7 +678,7 @@ class Cost:
 class Blend:
     """Several strategies at once: their costs, each spread over 0 to 1 among the candidates, in a weighted sum.
 
-    Beyond `COSTED` times two candidates it looks at `COSTED` of them.
+    Beyond `SCANNED` candidates it looks at `COSTED` drawn ones, and at those who hold most of the prefix.
     """
 
     def __init__(self, tools: Tools, terms: Sequence[tuple[float, str, Strategy]]) -> None:
@@ -663,11 +687,14 @@ class Blend:
         self._place = 0
         self._told = [part.chosen for _, _, part in self.terms if hasattr(part, "chosen")]
         self._lookers = [part.look for _, _, part in self.terms if hasattr(part, "look")]
+        self._keepers = [part.keepers for _, _, part in self.terms if hasattr(part, "keepers")]
 
     def pick(self, request: Request, seats: Sequence[Seat], now_ns: int) -> Seat:
         for look in self._lookers:
             look(seats, now_ns)
         among = self._sampled.of(seats)
+        if among is not seats:
+            among = [*among, *(seat for keepers in self._keepers for seat in keepers(request, seats))]
         costs = self.costs(request, among, now_ns)
         self._place += 1
         count = len(among)

@@ -404,6 +404,27 @@ def test_cost_is_the_expected_time_to_the_last_token(ask, chain):
     assert chooser.costs(ask(prompt=100, output=10, keys=keys), seats, 0)[1] == 10 * (100 - 96) + 5000
 
 
+@pytest.mark.parametrize("name", ["cost", BLEND, "0.9 cost + 0.1 least_loaded"])
+@pytest.mark.parametrize("holders", ["each its own", "two share one"])
+def test_among_many_the_keeper_of_the_prefix_is_looked_at(ask, chain, name, holders):
+    pair = (lambda number: f"pair {number // 2}") if holders == "two share one" else (lambda _: "")
+    chooser, seats = made(name), [Seat(f"r{number}", "llama", pair(number)) for number in range(1000)]
+    for seat in seats:
+        seat.prefill_ns, seat.tokens_in_flight = 10.0, 100
+    keys = chain("p", 32)
+    remember(chooser, ask, keys[:20], seats[123])
+    remember(chooser, ask, keys, seats[654])
+    seats[654].tokens_in_flight = 120
+    picked = {chooser.pick(ask(prompt=600, keys=keys), seats, 0).name for _ in range(20)}
+    assert picked == {"r654" if holders == "each its own" else "r655"}
+    seats[654].tokens_in_flight = seats[655].tokens_in_flight = 5000
+    assert chooser.pick(ask(prompt=600, keys=keys), seats, 0).name not in ("r654", "r655")
+    assert chooser.pick(ask(prompt=600, keys=chain("q", 4)), seats, 0) in seats
+    few = [*seats[:500], *seats[660:]]
+    picked = {chooser.pick(ask(prompt=600, keys=keys), few, 0).name for _ in range(20)}
+    assert picked <= {"r122", "r123"}, "the longest prefix among those that are left"
+
+
 def test_a_blend_weighs_its_parts_and_one_part_alone_decides_as_itself(ask):
     seats, random = fleet(6), Random(5)  # noqa: S311  seeded
     blend, alone = made("1.0 least_loaded + 0.000001 latency_based"), made("least_loaded")
