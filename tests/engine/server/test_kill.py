@@ -156,12 +156,11 @@ def load(url, seed, given, over):
             try:
                 ask = streamed if draw.random() < 0.5 else whole
                 ask(http, prompt, tenant, given)
+            except httpx.ConnectError:  # it is gone, and this one was not in service
+                time.sleep(0.005)
             except httpx.TransportError:
-                if over.is_set():
-                    return
                 with given.lock:
                     given.cut += 1
-                time.sleep(0.005)
 
 
 def whole(http, prompt, tenant, given):
