@@ -365,12 +365,12 @@ def _no_progress_bars() -> Iterator[None]:
     from transformers.utils import logging  # noqa: PLC0415
 
     was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         if was_on:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()
 
 
 def _sentence(error: Exception) -> str:

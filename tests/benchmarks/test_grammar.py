@@ -76,5 +76,5 @@ def test_choose(measure, grammars, held):
         sequence.follower = compiled.follow() if row < held else None
         wishes.append(Wish(Sampling(), row, sequence))
     sampler = Sampler()
-    choices = measure(lambda: sampler.choose(scores, wishes), calls=1, rounds=20, units=ROWS)
+    choices = measure(lambda: sampler.choose(scores, wishes), calls=1, rounds=10, units=ROWS)
     assert all(choice.error is None for choice in choices)

@@ -9,7 +9,7 @@ import pytest
 
 from engine.cache.orders import Links, orders
 
-REQUESTS = 100_000
+REQUESTS = 50_000
 ROUNDS = 3  # the best counts, and all take turns: the machine is shared
 FAST = ("lru", "fifo", "sieve")
 GOAL_MOPS = 1.0  # at the pace of the machine that goals were set for; and half of libcachesim's

@@ -68,7 +68,7 @@ def decisions(router, requests):
 def test_route_and_release(measure, name, replicas):
     router, _ = make(replicas, name)
     requests = [ask(number, keys=keys_of(name)) for number in range(64)]
-    rounds = 20 if replicas > 16 else 50
+    rounds = 10 if replicas > 16 else 25
     seat = measure(decisions(router, requests), with_p99=True, rounds=rounds)
     assert seat in router.seats()
 
