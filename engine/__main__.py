@@ -14,6 +14,7 @@ from engine.command.jobs import add_jobs
 from engine.command.status import add_status
 from engine.command.top import add_top
 from engine.errors import BadSettings, EngineError
+from engine.pipes import let_readers_leave
 
 if TYPE_CHECKING:
     from engine.request import Sampling
@@ -272,4 +273,5 @@ def _typed() -> str | None:
 
 
 if __name__ == "__main__":
+    let_readers_leave()
     sys.exit(main())

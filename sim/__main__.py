@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.errors import BadSettings
+from engine.pipes import let_readers_leave
 from sim import every, multirun
 from sim.checks import table
 from sim.config import SECTIONS, choices, explained, keeping_ctrl_c, settle
@@ -49,6 +50,12 @@ def main() -> None:
     except KeyboardInterrupt:
         exit_codes.append(INTERRUPTED)
     sys.exit(exit_codes[-1])
+
+
+def console() -> None:
+    """`main` for a process of its own: whoever reads what it prints may leave."""
+    let_readers_leave()
+    main()
 
 
 def play_and_show(config: DictConfig, overrides: list[str]) -> int:
@@ -101,4 +108,4 @@ def complain(error: BadSettings) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    console()

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.errors import BadSettings
+from engine.pipes import let_readers_leave
 from sim import metrics
 from sim.beside import ITSELF
 from sim.callables import callable_as
@@ -294,4 +295,5 @@ def show_rows(title: str, rows: Sequence[Row], out: Console) -> None:
 callable_as(__name__, compare)
 
 if __name__ == "__main__":
+    let_readers_leave()
     sys.exit(main())

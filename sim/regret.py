@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.errors import BadSettings
+from engine.pipes import let_readers_leave
 from sim.callables import callable_as
 from sim.config import read
 from sim.counterfactual import Counterfactual, counterfactual
@@ -137,4 +138,5 @@ def _write(found: Counterfactual, parent: str, scenario: str, lines: Sequence[st
 callable_as(__name__, regret)
 
 if __name__ == "__main__":
+    let_readers_leave()
     sys.exit(main())

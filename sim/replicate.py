@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.errors import BadSettings
+from engine.pipes import let_readers_leave
 from engine.settings import at_least, require
 from sim import metrics
 from sim.callables import callable_as
@@ -371,4 +372,5 @@ def show(found: Replications, out: Console) -> None:
 callable_as(__name__, replicate)
 
 if __name__ == "__main__":
+    let_readers_leave()
     sys.exit(main())

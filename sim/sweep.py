@@ -15,6 +15,7 @@ import pandas as pd
 from rich.console import Console
 
 from engine.errors import BadSettings
+from engine.pipes import let_readers_leave
 from sim.callables import callable_as
 from sim.compare import Row, show_rows
 from sim.experiments import (
@@ -369,4 +370,5 @@ def show_sweep(found: Sweep, out: Console) -> None:
 callable_as(__name__, sweep)
 
 if __name__ == "__main__":
+    let_readers_leave()
     sys.exit(main())

@@ -6,7 +6,9 @@ nothing ran. 3: undecided: the budget ended before it was sure. 130: interrupted
 
 import sys
 
+from engine.pipes import let_readers_leave
 from sim.advise.command import main
 
 if __name__ == "__main__":
+    let_readers_leave()
     sys.exit(main())

@@ -16,6 +16,7 @@ from rich.status import Status
 
 from engine.errors import BadSettings
 from engine.execution import executors
+from engine.pipes import let_readers_leave
 from engine.settings import require
 from sim.fidelity import report
 from sim.fidelity.bench import Bench, CaseResult, systems_of
@@ -150,4 +151,5 @@ def show(result: CaseResult, out: Console) -> None:
 
 
 if __name__ == "__main__":
+    let_readers_leave()
     sys.exit(main())

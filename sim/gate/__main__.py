@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import BadSettings, EngineError
+from engine.pipes import let_readers_leave
 from engine.settings import require
 from sim.experiments import complain, own_settings, whole_number
 from sim.gate.baselines import HOME
@@ -145,4 +146,5 @@ def environment(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    let_readers_leave()
     sys.exit(main())

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from engine.errors import BadSettings, LoadFailed
 from engine.execution.profile_file import Profile, read_profile
+from engine.pipes import let_readers_leave
 from engine.settings import EngineSettings, above, at_least, require
 from sim.config import read as read_run
 from sim.config import typed
@@ -158,4 +159,5 @@ def bar(visits: list[int]) -> Iterator[Told]:
 
 
 if __name__ == "__main__":
+    let_readers_leave()
     sys.exit(main())

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from engine.errors import BadSettings
+from engine.pipes import let_readers_leave
 from sim.config import typed
 from sim.intervals import Interval
 from sim.replay.compare import (
@@ -169,4 +170,5 @@ def _published(row: str) -> str:
 
 
 if __name__ == "__main__":
+    let_readers_leave()
     sys.exit(main())

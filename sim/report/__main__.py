@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from engine.errors import BadSettings
+from engine.pipes import let_readers_leave
 from sim import plots
 from sim.experiments import complain
 from sim.folder import put
@@ -119,4 +120,5 @@ def _put(path: Path, text: str) -> Path:
 
 
 if __name__ == "__main__":
+    let_readers_leave()
     sys.exit(main())

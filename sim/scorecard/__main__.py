@@ -17,6 +17,7 @@ from rich.console import Console
 
 from engine.clock import utc_now
 from engine.errors import BadSettings
+from engine.pipes import let_readers_leave
 from engine.settings import at_least, require
 from sim.config import typed
 from sim.machine import processor
@@ -108,4 +109,5 @@ def measured(settings: ScorecardSettings, folder: Path, shown: Console) -> list[
 
 
 if __name__ == "__main__":
+    let_readers_leave()
     sys.exit(main())

@@ -20,6 +20,7 @@ from rich.table import Table
 from yaml import YAMLError
 
 from engine.errors import BadSettings, UnknownName
+from engine.pipes import let_readers_leave
 from engine.settings import require
 from sim.config import CONFIG_MODULE, choices, typed
 from sim.traffic import ServeGenWorkload, Trace, TraceWorkload, Workload, draw, workloads
@@ -307,4 +308,5 @@ def _status(text: str) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
+    let_readers_leave()
     sys.exit(main())

@@ -15,6 +15,7 @@ import numpy as np
 
 from engine.clock import NS_PER_S
 from engine.errors import BadSettings
+from engine.pipes import let_readers_leave
 from engine.settings import require
 from sim.streams import stream
 from sim.traffic.azure import HEADER
@@ -87,4 +88,5 @@ def _lengths(seed: int, name: str, count: int, mu: float, sigma: float, most: in
 
 
 if __name__ == "__main__":
+    let_readers_leave()
     sys.exit(main())
