@@ -18,18 +18,32 @@ def apart(function: Callable[[Task], Result], tasks: Sequence[Task], workers: in
     """
     if workers <= 1 or len(tasks) <= 1:
         return [function(task) for task in tasks]
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    context = get_context("spawn")  # a fork would take along locks and threads in whatever state they are
-    with ProcessPoolExecutor(min(workers, len(tasks)), context, _begin, (threads,)) as pool:
+    with pool_of(min(workers, len(tasks))) as pool:
         futures = [pool.submit(function, task) for task in tasks]
         try:
             return [future.result() for future in futures]
         except BaseException:
-            for future in futures:
-                future.cancel()
-            for process in list(pool._processes.values()):  # noqa: SLF001  it would wait for what nobody wants
-                process.terminate()
+            end(pool)
             raise
+
+
+def pool_of(workers: int) -> ProcessPoolExecutor:
+    """Processes that share the cores among them. A fork would take along locks and threads in whatever state."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    return ProcessPoolExecutor(workers, get_context("spawn"), _begin, (threads,))
+
+
+def end(pool: ProcessPoolExecutor) -> None:
+    """At once: by itself a pool would wait for runs that nobody wants.
+
+    It cancels what has not begun itself, because it stumbles over futures that others have cancelled.
+    """
+    processes = list(pool._processes.values())  # noqa: SLF001  forgotten when it is shut down
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join()
 
 
 def _begin(threads: int) -> None:

@@ -2,21 +2,19 @@
 
 import errno
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import groupby
-from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from engine.errors import BadSettings
+from sim.apart import end, pool_of
 from sim.checks import Check, overall
 from sim.config import RunSettings, read
 
@@ -146,7 +144,7 @@ class Crew:
 
     def _side_by_side(self, together: Sequence[Sequence[Job]], told: Told) -> list[Job]:
         """Play batches in processes of their own; the jobs that were lost with a worker that was killed."""
-        pool = self._pool = self._pool or _pool(self._workers)
+        pool = self._pool = self._pool or pool_of(self._workers)
         lost: list[Job] = []
         futures: dict[Future[list[Played]], Sequence[Job]] = {}
         try:
@@ -162,7 +160,7 @@ class Crew:
                 except BrokenProcessPool:
                     lost += futures[future]
         except BaseException:
-            _end(pool, list(futures))
+            end(pool)
             raise
         if lost:
             self._dismiss()
@@ -173,14 +171,6 @@ class Crew:
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    context = get_context(
-        "spawn"
-    )  # a fork would take along locks and threads of torch, whatever state they are in
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    return ProcessPoolExecutor(workers, context, _begin, (threads,))
 
 
 def killed(job: Job) -> Played:
@@ -291,16 +281,3 @@ def _play(job: Job, settings: RunSettings | BadSettings) -> Played:
     shutil.rmtree(job.folder, ignore_errors=True)  # one that is torn cannot be read
     run.path.rename(job.folder)
     return Played(job.number, job.folder, seed, run.verdict, run.manifest["digest"], run.summary)
-
-
-def _begin(threads: int) -> None:
-    """A worker's first act: Ctrl-C is for who waits for it, and its threads must not fight those of the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-
-
-def _end(pool: ProcessPoolExecutor, futures: Sequence["Future[list[Played]]"]) -> None:
-    for future in futures:
-        future.cancel()
-    for process in list(pool._processes.values()):  # noqa: SLF001  the pool would wait for runs nobody wants
-        process.terminate()
