@@ -21,10 +21,15 @@ SOURCES = (
     "engine/execution/executor.py",
     "engine/execution/scheduler.py",
     "engine/execution/loops.py",
+    "engine/execution/serving.py",
+    "engine/execution/sharing.py",
     "engine/execution/replica.py",
     "engine/request.py",
 )
-"""What every request passes: limits, routing, telemetry, and the loop that serves it step by step."""
+"""What every request passes: limits, routing, telemetry, and the loop that serves it step by step.
+
+Whoever inherits from one of their classes has to be here too.
+"""
 
 CHECKS = """
 [mypy]

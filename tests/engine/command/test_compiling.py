@@ -99,6 +99,15 @@ for _ in range(2):
 print(json.dumps({"requests_per_s": max(rates), "digest": stage.recorder.digest()}))
 """
 
+QUEUES = """
+import sys
+import sim
+
+for discipline, batch in (("fifo", 1), ("preemptive", 2), ("ps", 64)):
+    lines = [f"fleet.discipline={discipline}", f"fleet.max_batch={batch}", "workload.requests=300", "report=tables"]
+    print(sim.run("queue", [*lines, f"report.folder={sys.argv[1]}"]).manifest["digest"])
+"""
+
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
@@ -153,6 +162,13 @@ def test_what_is_compiled_passes_the_same_tests_and_can_be_removed(copy, tmp_pat
     done = run(tmp_path / "again", "-m", "engine", "compile", "--remove")
     assert done.stdout.count("removed") == len(compiling.SOURCES) + 1
     assert compiling.compiled(tmp_path / "again") == []
+
+
+@pytest.mark.slow
+def test_compiled_every_kind_of_queue_has_the_same_bytes(copy, tmp_path):
+    plain, fast = (run(root, "-c", QUEUES, str(tmp_path)) for root in (ROOT, copy))
+    assert plain.stdout == fast.stdout, fast.stderr
+    assert len(set(plain.stdout.split())) == 3
 
 
 @pytest.mark.benchmark(group="simulation")
