@@ -240,6 +240,7 @@ def test_weights_that_are_cut_off_after_the_scan_fail_for_each_who_waits(made, t
     assert done.model == "gemma-2-9b-it@1.0.0"
 
 
+@pytest.mark.slow
 def test_a_budget_lets_models_come_and_go(made, new_world):
     sizes = new_world(made)
     for model in sizes.engine.registry.all():

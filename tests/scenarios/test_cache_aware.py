@@ -88,6 +88,7 @@ def test_twin_that_is_round_robin_itself_gains_nothing(play):
     assert GAIN in failed(play(*FEW, "strategy=round_robin", "beside.seeds=1"))
 
 
+@pytest.mark.slow
 def test_twin_that_thinks_too_long_is_seen(play, monkeypatch):
     price = Engine._price
 

@@ -14,6 +14,7 @@ ALL = "hit ratio gained by all below gpu"
 CHEAPER = "part of it saved by computing what is cheaper computed"
 
 
+@pytest.mark.slow
 def test_each_tier_finds_more_and_costs_nobody_time(play):
     fewer = ["~beside.runs.gpu_ram_ssd", "~beside.runs.gpu_ram_ssd_network"]
     run = play(*FEW, *fewer, "scenario.min_times_sooner=1.2", "scenario.max_fall=0.02")

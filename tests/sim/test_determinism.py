@@ -52,6 +52,7 @@ def changed(run, **parts):
     return replace(run, engine=replace(run.engine, **parts))
 
 
+@pytest.mark.slow
 def test_the_whole_engine_gives_the_same_digest_in_another_process(alone):
     """Five models, five tiers, prefixes, quotas, fifty tenants; and sets of words in another order."""
     code = f"from tests.sim.test_determinism import *; print(digest(read({MIX_B!r})))"

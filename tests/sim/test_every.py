@@ -55,6 +55,7 @@ def test_bad_settings_stop_all_of_them_and_leave_no_folder(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_what_was_interrupted_is_gone_on_with(tmp_path, monkeypatch, capsys):
     play_all = every.play_all
 

@@ -70,6 +70,7 @@ def assert_alike(one, other):
     assert len(list((one / "runs").iterdir())) == len(pd.read_csv(one / "index.csv"))
 
 
+@pytest.mark.slow
 def test_it_is_the_sweep_of_sim_sweep_by_another_launcher(lines, tmp_path, reference):
     out = Console(width=180, record=True, file=StringIO())
     assert multirun.main(["-m", "hydra/launcher=basic", *lines, *SWEPT], out) == 0

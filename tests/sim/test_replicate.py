@@ -49,6 +49,7 @@ def test_three_workers_write_the_same_bytes_as_one(lines):
     assert len(list((three.path / "runs").iterdir())) == len(three.runs)
 
 
+@pytest.mark.slow
 def test_enough_is_when_the_half_width_is_small_or_the_cap_is_reached(lines):
     early = sim.replicate("steady", lines, replications=2, workers=1, until={"mean_tpot_s": 0.5})
     assert (len(early.runs), early.stopped_by) == (2, "the half-widths that were asked for")

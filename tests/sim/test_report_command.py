@@ -71,6 +71,7 @@ def call(tmp_path, capsys):
     return called
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_that_was_played_with_tables_only_gets_its_report(two, call, tmp_path):
     folder = shutil.copytree(two[0].path, tmp_path / "run.partial")
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -96,6 +97,7 @@ def test_the_page_may_go_elsewhere_and_the_run_stays_as_it_is(make_run, call, tm
     assert sorted(run.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_two_runs_stand_beside_each_other_on_a_page_that_needs_nothing_else(two, call, tmp_path):
     folders = [
         shutil.copytree(run.path, tmp_path / "runs" / name) for run, name in zip(two, "ab", strict=True)

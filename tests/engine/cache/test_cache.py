@@ -214,6 +214,7 @@ def test_the_integrity_check_sees_each_breach(breach):
         cache.check_integrity()
 
 
+@pytest.mark.slow
 def test_lru_hits_as_often_as_theory_says():
     """Che's approximation for Zipf(1.0) over 10,000 objects and 500 places: .58674."""
     objects, places, requests, warmup = 10_000, 500, 100_000, 10_000

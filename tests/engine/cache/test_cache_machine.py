@@ -156,6 +156,7 @@ def zipf(number, count, seed, exponent=1.0):
     return np.random.default_rng(seed).choice(number, count, p=weights / weights.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(50,), (20, 80), (50, 200, 400), (10, 20, 40, 80, 160)])
 def test_tiers_are_one_lru_stack_request_by_request(sizes):
     """With single blocks and LRU, tiers of C1, C2, ... hit where stacks of C1, C1 + C2, ... do."""

@@ -371,6 +371,7 @@ def test_replicas_of_a_model_share_weights_and_other_models_have_others(clock):
     assert len(seeds) == 8
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_tokens_in_another_process(clock, executor):
     code = (
         f"import runpy; m = runpy.run_path({__file__!r}); clock = m['SimClock']();"
@@ -521,6 +522,7 @@ def answers(*, cached, dies=False):
     return [stream.tokens for stream in streams], ends
 
 
+@pytest.mark.slow
 def test_neither_a_cached_prefix_nor_a_lost_replica_changes_an_answer():
     expected, _ = answers(cached=False)
     assert len({tuple(tokens) for tokens in expected}) == 3

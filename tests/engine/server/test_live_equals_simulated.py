@@ -307,6 +307,7 @@ def patient(monkeypatch):
     monkeypatch.setattr(carrier, "MIN_PATIENCE_NS", carrier.LONG_PATIENCE_NS)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("patient")
 def test_five_hundred_requests_are_decided_alike(serving):
     trace = traffic()
@@ -393,6 +394,7 @@ def computed(models, folder, strategy="cache_aware"):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.usefixtures("patient")
 def test_real_passes_are_decided_alike_live_and_on_the_virtual_clock(serving, stand_ins, tmp_path):

@@ -81,6 +81,7 @@ def test_no_name_of_ours_can_end_a_header(serving):
         assert "x-more" not in answer.headers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", [HELLO, {**HELLO, "stream": True}], ids=["whole", "streamed"])
 def test_what_was_answered_does_not_wait_for_the_garbage_collector(held, body):
     gc.collect()

@@ -41,6 +41,7 @@ def lines(tmp_path):
     return [*LINES, f"report.folder={tmp_path}"]
 
 
+@pytest.mark.slow
 def test_the_least_memory_that_meets_the_goal_is_found_verified_and_told(lines, tmp_path):
     out = Console(width=170, record=True, file=StringIO())
     assert main([*lines, SIZES, *OWN, "ttft_s=0.04", "budget=8"], out) == 0

@@ -25,6 +25,7 @@ HEALTHY = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_healthy_run_has_none_and_says_so(played):
     assert played.findings == sim.findings(played) == []
     assert json.loads((played.path / "findings.json").read_text()) == []

@@ -95,6 +95,7 @@ def interrupted(make_case, monkeypatch):
     return bench
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_keeps_what_is_finished_and_goes_on_there(interrupted, tmp_path, capsys):
     given = ["cases=poisson50,poisson70", f"folder={tmp_path}", "simulated=twin_steps", "plots=false"]
     assert main(given) == 130

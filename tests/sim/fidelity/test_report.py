@@ -61,6 +61,7 @@ def test_a_case_without_marks_is_shown_whole_and_held_against_nothing(make_case)
     assert "+200.00 %" in "\n".join(tables([case]))
 
 
+@pytest.mark.slow
 def test_a_folder_holds_the_report_in_every_form_and_can_be_shown_again(make_case, tmp_path):
     cases = [make_case("poisson50"), make_case("poisson70", factor=0.9)]
     cases[0].points, cases[0].residuals = cases[0].points.iloc[:0], cases[0].residuals.iloc[:0]

@@ -44,6 +44,7 @@ def test_what_is_looked_up_is_there():
     }
 
 
+@pytest.mark.slow
 def test_memory_that_results_hold_is_counted_and_doubled_with_the_work():
     kind = OPERATIONS["cache_find"]
     assert blocks(kind, 2) - 2 * blocks(kind) < 20

@@ -80,6 +80,7 @@ def test_a_configuration_costs_nothing_against_itself(tmp_path, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_a_head_that_is_worse_in_every_way_fails_by_every_name(capsys):
     limits = ["may_cost=goodput_per_s:3%,mean_ttft_s:10%", "slo_ttft_s=0.2", "seeds=3", "workers=1"]
     assert main([*FEW, *limits, "--", "--", "fleet.max_batch=1", "fleet.queue_capacity=2"]) == 1

@@ -35,6 +35,7 @@ def test_the_profile_that_comes_along_can_be_shown(capsys):
         assert words in said
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_a_cost_model_is_measured_even_after_an_interruption_and_shown(tmp_path, capsys, monkeypatch):
     whole, seen = Rig.observe, []

@@ -45,6 +45,7 @@ def test_an_endless_cache_finds_what_was_published(mix, ideal):
     assert found == pytest.approx(ideal, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("zipf", "shares", "published"),
     [
