@@ -16,6 +16,7 @@ CALLS = 1_000  # of one round: a mean below a microsecond is not seen by a clock
 SINGLES = 10_000  # calls timed one by one, for p99
 JOBS = 20_000
 ROOM = 2.0  # times a goal of microseconds: what misses it by so much fails
+TRIES = 3
 JOBS_PER_S = 120_000  # of the queue below, on the machine for which goals of simulated requests are set
 
 FIGURES = pytest.StashKey[list]()
@@ -122,17 +123,23 @@ def pace():
 def within(pace, report):
     """Medians beside their goals, in microseconds; it fails where the best of the rounds is beyond `room` times one.
 
-    The best, at the pace of the machine that the goals were set for: what else uses the cores can only add to it.
+    The best, at the pace of the machine that the goals were set for: what else uses the cores can only add to it. It
+    may turn between the rounds, which `measured` makes, and the look at that pace: what fails is measured again.
     """
 
-    def told(each_ns, p99_ns, goals_us, room=ROOM):
-        at_pace, figures = pace(), {}
-        for name, rounds_ns, goal_us in zip(("us", "p99_us"), (each_ns, p99_ns), goals_us, strict=True):
-            best = {f"best_{name}": min(rounds_ns) / 1e3, f"goal_{name}": goal_us}
-            figures |= {name: median(rounds_ns) / 1e3, **best}
+    def told(measured, goals_us, room=ROOM):
+        for _ in range(TRIES):
+            figures, beyond = {}, []
+            rounds_ns = measured()
+            at_pace = pace()
+            for name, each_ns, goal_us in zip(("us", "p99_us"), rounds_ns, goals_us, strict=True):
+                best_us = min(each_ns) / 1e3
+                figures |= {name: median(each_ns) / 1e3, f"best_{name}": best_us, f"goal_{name}": goal_us}
+                beyond += [name] if best_us * min(1.0, at_pace) >= room * goal_us else []
+            if not beyond:
+                break
         report(**figures, pace=at_pace)
-        for name in ("us", "p99_us"):
-            assert figures[f"best_{name}"] * min(1.0, at_pace) < room * figures[f"goal_{name}"]
+        assert beyond == [], figures
 
     return told
 

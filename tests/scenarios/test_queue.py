@@ -34,6 +34,7 @@ def test_one_server_is_as_slow_as_theory_says(tmp_path, lines):
     assert verdicts(play(tmp_path, *lines)) == {"requests that did not complete": "pass", FORMULA: "pass"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
@@ -117,6 +118,7 @@ def test_several_servers_are_not_held_against_a_formula_that_is_not_theirs(tmp_p
     assert set(run.requests["replica"]) == {"a", "b", "c"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lines",
     [

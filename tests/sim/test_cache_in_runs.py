@@ -35,6 +35,7 @@ def test_hits_are_told_by_tier_and_add_up(steady):
     assert "modelyard:cache_hit_tokens_total" in (over_five.path / "metrics.prom").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allocation", ["shared", "fair", "proportional", "priority", "dynamic"])
 def test_each_allocation_runs_with_each_model_s_share_over_time(steady, allocation):
     fleet = ["fleet=reference_five", "hardware=h100", "workload.model_zipf=1.0", "tiers.ram.gib=3"]

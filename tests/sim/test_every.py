@@ -28,6 +28,7 @@ def played(tmp_path, *lines):
     return code, (tmp_path / "told").read_text()
 
 
+@pytest.mark.slow
 def test_a_row_each_and_the_worst_exit_code(tmp_path):
     code, told = played(tmp_path)
     assert code == 0
@@ -41,6 +42,7 @@ def test_a_row_each_and_the_worst_exit_code(tmp_path):
     assert sorted(sim.load(folder / "runs" / "*")["scenario"]) == ["failover", "steady"]
 
 
+@pytest.mark.slow
 def test_a_check_that_fails_is_said_and_the_others_go_on(tmp_path):
     code, told = played(tmp_path, "routing.max_attempts=1")
     assert code == 1

@@ -38,6 +38,7 @@ def test_what_the_host_takes_for_each_step_is_in_every_answer():
     assert np.median(slow - plain) > 20e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cost", [{"begin_ns": 3e6}, {"leave_ns": 3e6}, {"keep_ns": 3e4}, {"wake_ns": 3e6}])
 def test_each_other_cost_of_the_host_makes_answers_later(cost):
     assert e2e_ns(played(host=HostCosts(**cost))).mean() > e2e_ns(played()).mean()

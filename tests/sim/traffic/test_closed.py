@@ -29,6 +29,7 @@ def throughput(users, think_s, service_s=1.0):
     return rate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("users", "think_s"), [(5, 4.0), (20, 10.0)])
 def test_a_closed_network_brings_what_mean_value_analysis_says(users, think_s):
     lines = ["scenario=queue", "workload=closed", f"workload.users={users}", f"workload.think_s={think_s}"]

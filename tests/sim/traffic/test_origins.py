@@ -40,6 +40,7 @@ TRACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_tokens", [7, 16, 64])
 @pytest.mark.parametrize("name", TRACES)
 def test_names_by_origin_are_the_same_where_names_by_tokens_are(name, block_tokens):
