@@ -17,7 +17,8 @@ from engine.errors import BadSettings
 from engine.pipes import let_readers_leave
 from sim import every, multirun
 from sim.checks import table
-from sim.config import SECTIONS, choices, explained, keeping_ctrl_c, settle
+from sim.composing import keeping_ctrl_c
+from sim.config import SECTIONS, choices, explained, settle
 from sim.play import play
 from sim.runs import Run
 

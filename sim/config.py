@@ -8,16 +8,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from itertools import count, islice, product
-from pathlib import Path
 from string import ascii_lowercase
 from types import ModuleType
 from typing import Any, TypeVar
 
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -42,12 +39,12 @@ from engine.settings import (
     require,
 )
 from sim.beside import BesideSettings
+from sim.composing import composed_by_hydra, config_folder, keeping_ctrl_c
 from sim.faults import Crash, Fault, Recover
 from sim.sizes import sized
 from sim.ties import FIRST_COME, TIES
 from sim.traffic import Trace, Workload, draw, workloads
 
-CONFIG_MODULE = "conf"
 SECTIONS = (
     "executor",
     "hardware",
@@ -140,37 +137,13 @@ def read(overrides: Sequence[str]) -> RunSettings:
     return settle(composed(overrides), overrides)
 
 
-@contextmanager
-def keeping_ctrl_c() -> Iterator[None]:
-    """Raise KeyboardInterrupt for an error that hides it: what OmegaConf tidies up halfway can fail in its place."""
-    try:
-        yield
-    except Exception as error:
-        if _is_interrupted(error):
-            raise KeyboardInterrupt from error
-        raise
-
-
-def _is_interrupted(error: BaseException | None) -> bool:
-    return error is not None and (
-        isinstance(error, KeyboardInterrupt)
-        or _is_interrupted(error.__cause__)
-        or _is_interrupted(error.__context__)
-    )
-
-
 @keeping_ctrl_c()
 def composed(overrides: Sequence[str]) -> DictConfig:
     """What Hydra makes of the override lines. Raises BadSettings."""
-    hydra = GlobalHydra.instance()
-    of_the_caller, hydra.hydra = hydra.hydra, None  # a program that uses Hydra itself keeps its own
     try:
-        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            return compose("config", overrides=list(overrides))
+        return composed_by_hydra(overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise explained(error, overrides) from error
-    finally:
-        GlobalHydra.instance().hydra = of_the_caller
 
 
 @keeping_ctrl_c()
@@ -228,12 +201,26 @@ def typed(cls: type[T], values: Any, key: str) -> T:
                 f"no setting is called {f'{key}.{name}'!r}; the settings of {key} are {_names(cls)}"
             )
     try:
-        merged = OmegaConf.merge(_schema(cls), values)  # type: ignore[arg-type]  # classes are hashable
-        made = OmegaConf.to_object(merged)
+        made = OmegaConf.to_object(_merged(cls, _Values(repr(values), values)))  # type: ignore[arg-type]  # each is its own, and checked
     except OmegaConfBaseException as error:
         raise BadSettings(_sentence(error, key)) from error
     assert isinstance(made, cls)
     return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """What is given for a dataclass; the same if it is written the same, for 1 == True == 1.0."""
+
+    text: str
+    values: dict[str, Any] = field(compare=False)
+
+
+@lru_cache(128)
+def _merged(cls: type, given: _Values) -> DictConfig:
+    merged = OmegaConf.merge(_schema(cls), given.values)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 @cache
@@ -292,8 +279,7 @@ def _check_sections(parts: dict[str, Any]) -> None:
 
 def choices(name: str) -> list[str]:
     """The choices of a configuration group; none for a setting that is no group."""
-    folder = import_module(CONFIG_MODULE).__path__[0]
-    return sorted(path.stem for path in Path(folder, name).glob("*.yaml"))
+    return sorted(path.stem for path in (config_folder() / name).glob("*.yaml"))
 
 
 def _options(names: Iterable[str] | None) -> str:

@@ -30,7 +30,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from engine.errors import BadSettings
-from sim.config import CONFIG_MODULE, explained, keeping_ctrl_c, settle
+from sim.composing import CONFIG_MODULE, keeping_ctrl_c
+from sim.config import explained, settle
 from sim.experiments import own_settings, resumed
 from sim.plan import planned
 from sim.sweep import OWN, WIDTH, Sweeping, carried_out, console_of

@@ -19,7 +19,8 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.errors import BadSettings
-from sim.config import CONFIG_MODULE, RunSettings, explained, keeping_ctrl_c, read
+from sim.composing import CONFIG_MODULE, keeping_ctrl_c
+from sim.config import RunSettings, explained, read
 from sim.workers import Job
 
 MOST_RUNS = 100_000

@@ -22,7 +22,8 @@ from yaml import YAMLError
 from engine.errors import BadSettings, UnknownName
 from engine.pipes import let_readers_leave
 from engine.settings import require
-from sim.config import CONFIG_MODULE, choices, typed
+from sim.composing import CONFIG_MODULE
+from sim.config import choices, typed
 from sim.traffic import ServeGenWorkload, Trace, TraceWorkload, Workload, draw, workloads
 from sim.traffic.clients import figures
 from sim.traffic.describe import BLOCK_TOKENS, Description, describe

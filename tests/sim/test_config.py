@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import conf
 from engine.errors import BadSettings, UnknownName
+from sim import composing, config
 from sim.config import SECTIONS, read
 
 ROOFLINE = ["scenario=failover", "executor=roofline"]
@@ -73,7 +74,15 @@ def test_a_program_that_uses_hydra_itself_keeps_its_own():
         assert compose("config", overrides=ROOFLINE).seed == 1
 
 
-@pytest.mark.parametrize("where", ["compose", "OmegaConf.merge", "OmegaConf.to_container"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "composing.compose",
+        "composing.OmegaConf.update",
+        "config.OmegaConf.merge",
+        "config.OmegaConf.to_container",
+    ],
+)
 @pytest.mark.parametrize("kind", [HydraException, OmegaConfBaseException, AttributeError])
 def test_ctrl_c_stays_ctrl_c_where_another_error_comes_of_it(kind, where, monkeypatch):
     def interrupted(*_args, **_named):
@@ -82,9 +91,11 @@ def test_ctrl_c_stays_ctrl_c_where_another_error_comes_of_it(kind, where, monkey
         finally:
             raise kind
 
-    monkeypatch.setattr(f"sim.config.{where}", interrupted)
+    for kept in (composing._chosen, config._merged):
+        kept.cache_clear()
+    monkeypatch.setattr(f"sim.{where}", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        read(ROOFLINE)
+        read([*ROOFLINE, "seed=2"])
 
 
 def test_replicas_may_be_named_one_by_one():
