@@ -17,7 +17,7 @@ from engine.errors import BadSettings
 from engine.pipes import let_readers_leave
 from sim import every, multirun
 from sim.checks import table
-from sim.composing import keeping_ctrl_c
+from sim.composing import is_interrupted, keeping_ctrl_c, plainly_composed
 from sim.config import SECTIONS, choices, explained, settle
 from sim.play import play
 from sim.runs import Run
@@ -36,6 +36,18 @@ def main() -> None:
         sys.exit(every.main(sys.argv[1:]))
     if set(multirun.FLAGS) & set(sys.argv[1:]):
         sys.exit(multirun.main(sys.argv[1:]))
+    try:
+        with keeping_ctrl_c():
+            sys.exit(_one_run(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _one_run(arguments: list[str]) -> int:
+    """The exit code of a run, or of what else Hydra knows, such as `--cfg job`."""
+    config = plainly_composed(arguments)
+    if config is not None:
+        return play_and_show(config, arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing and exiting with 1
     exit_codes = [0]
 
@@ -44,13 +56,12 @@ def main() -> None:
         exit_codes.append(play_and_show(config, list(HydraConfig.get().overrides.task)))
 
     try:
-        with keeping_ctrl_c():
-            job()
+        job()
     except (HydraException, OmegaConfBaseException) as error:
-        exit_codes.append(complain(explained(error, sys.argv[1:])))
-    except KeyboardInterrupt:
-        exit_codes.append(INTERRUPTED)
-    sys.exit(exit_codes[-1])
+        if is_interrupted(error):
+            raise
+        return complain(explained(error, arguments))
+    return exit_codes[-1]
 
 
 def console() -> None:

@@ -55,10 +55,22 @@ def config_folder() -> Path:
 
 def composed_by_hydra(overrides: Sequence[str]) -> DictConfig:
     """The configuration that override lines make, the caller's to change. Raises what Hydra raises."""
+    with _left_to_the_caller():
+        return _on_what_is_kept(overrides) or _composed(overrides)
+
+
+def plainly_composed(arguments: Sequence[str]) -> DictConfig | None:
+    """The same of a command line; None where it is for Hydra's own: flags, settings of Hydra's, mistakes."""
+    with _left_to_the_caller():
+        return _on_what_is_kept(arguments)
+
+
+@contextmanager
+def _left_to_the_caller() -> Iterator[None]:
     hydra = GlobalHydra.instance()
     of_the_caller, hydra.hydra = hydra.hydra, None  # a program that uses Hydra itself keeps its own
     try:
-        return _on_what_is_kept(overrides) or _composed(overrides)
+        yield
     finally:
         GlobalHydra.instance().hydra = of_the_caller
 
