@@ -3,6 +3,7 @@
 0: within the marks. 1: one was missed. 2: the settings are no good, and nothing ran. 3: it could not be decided (a
 noise floor too large, too few requests, a load that was late). 130: interrupted; finished cases are kept, and
 `resume=FOLDER` goes on. `python -m sim.fidelity show FOLDER` prints the figures of a folder as Markdown.
+`python -m sim.fidelity rank` asks whether strategies and allocations come in the same order in both worlds.
 """
 
 import sys
@@ -18,7 +19,7 @@ from engine.errors import BadSettings
 from engine.execution import executors
 from engine.pipes import let_readers_leave
 from engine.settings import require
-from sim.fidelity import report
+from sim.fidelity import contest, report
 from sim.fidelity.bench import Bench, CaseResult, systems_of
 from sim.fidelity.cases import CASES, run_settings, traffic
 from sim.fidelity.compare import FAIL, INCONCLUSIVE, PASS
@@ -27,6 +28,7 @@ from sim.fidelity.live import Machine
 from sim.fidelity.settings import FidelitySettings, read
 
 USAGE = """usage: python -m sim.fidelity [--quick] [SETTING=VALUE ...] [OVERRIDE ...]
+       python -m sim.fidelity rank [SETTING=VALUE ...] [OVERRIDE ...]    the order of strategies and allocations
        python -m sim.fidelity show FOLDER
 
 Overrides are those of `python -m sim` and hold for both sides. Settings and what they are otherwise:"""
@@ -41,12 +43,14 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     given = list(sys.argv[1:] if arguments is None else arguments)
     out = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     if {"--help", "-h"} & set(given):
-        settings = OmegaConf.structured(FidelitySettings)
+        settings = OmegaConf.structured(contest.RankingSettings if "rank" in given else FidelitySettings)
         out.print(f"{USAGE}\n\n{OmegaConf.to_yaml(settings)}", highlight=False)
         return 0
     try:
         if given[:1] == ["show"]:
             return show_folder(given[1:])
+        if given[:1] == ["rank"]:
+            return contest.main(given[1:], out)
         settings = read(given)
         check(settings)
         return run(settings, out)

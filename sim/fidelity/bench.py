@@ -47,7 +47,7 @@ from sim.fidelity.device import HostCosts
 from sim.fidelity.live import LiveRun, Machine
 from sim.fidelity.profiles import PROFILE, Models, cost_models
 from sim.fidelity.server import LiveJob
-from sim.fidelity.settings import FidelitySettings
+from sim.fidelity.settings import FidelitySettings, Protocol
 from sim.fidelity.simulated import SimulatedRun, simulate
 from sim.fidelity.steps import fitted, models_of
 from sim.traffic import Trace
@@ -135,8 +135,67 @@ class Round:
     compared: pd.DataFrame  # the same of the real run: nothing was fitted to it
 
 
-class Bench:
+class Workbench:
     """A machine, its systems as far as they are measured, and the settings of the comparison."""
+
+    def __init__(
+        self,
+        settings: Protocol,
+        machine: Machine,
+        folder: Path,
+        told: Told,
+        capacities: dict[str, float] | None = None,
+    ) -> None:
+        """`folder` is for profiles that are measured; `capacities` are known from before an interruption."""
+        self._protocol = settings
+        self.systems: dict[str, System] = {}
+        self._machine = machine
+        self._folder = folder
+        self.told = told
+        self._capacities = capacities or {}
+
+    @property
+    def capacities(self) -> dict[str, float]:
+        """What each system that was measured can serve, in requests a second."""
+        return self._capacities | {name: system.capacity for name, system in self.systems.items()}
+
+    def measured(self, case: Case) -> System:
+        """Cost models, and the capacity from a burst."""
+        settings = self._protocol
+        run = run_settings(case, settings.capacity_requests, settings.overrides)
+        self.told(f"{case.system}: cost models")
+        models = cost_models(
+            self._machine, run.engine, settings.simulated, settings.profile, settings.profile_s, self._folder
+        )
+        capacity = self._capacities.get(case.system)
+        if capacity is None:
+            self.told(f"{case.system}: capacity")
+            seed = run.seed + CAPACITY_SEED
+            burst = at_once(traffic(case, run, settings.capacity_requests, 1.0, seed))
+            capacity = burst_rate(self.live(run, burst, []).tables.requests)
+        return System(name=case.system, capacity=capacity, models=models)
+
+    def calibration(self, case: Case, system: System, number: int) -> LiveRun:
+        """A run with traffic of the same kind that is compared with nothing: calm first, then a crowd."""
+        count, overrides = self._protocol.calibration_requests, self._protocol.overrides
+        calm, run = replace(case, cv=1.0), run_settings(case, count, overrides)
+        seed = run.seed + CALIBRATION_SEED + number
+        return self.live(
+            run, with_burst(traffic(calm, run, count, CALIBRATION_LOAD * system.capacity, seed)), []
+        )
+
+    def live(self, run: RunSettings, trace: Trace, struck: list[Any]) -> LiveRun:
+        """One real run, with a store of its own where the ssd tier has none."""
+        store = self._folder / "store"
+        job = LiveJob(settings=with_store(run.engine, store), count=len(trace), faults=struck)
+        try:
+            return self._machine.run(job, trace)
+        finally:
+            rmtree(store, ignore_errors=True)
+
+
+class Bench(Workbench):
+    """Where cases are compared, one after the other."""
 
     def __init__(
         self,
@@ -146,68 +205,33 @@ class Bench:
         told: Told,
         capacities: dict[str, float] | None = None,
     ) -> None:
-        """`folder` is for profiles that are measured; `capacities` are known from before an interruption."""
-        self.settings = settings
-        self.systems: dict[str, System] = {}
-        self._machine = machine
-        self._folder = folder
-        self._told = told
-        self._capacities = capacities or {}
-
-    @property
-    def capacities(self) -> dict[str, float]:
-        """What each system that was measured can serve, in requests a second."""
-        return self._capacities | {name: system.capacity for name, system in self.systems.items()}
+        super().__init__(settings, machine, folder, told, capacities)
+        self._settings = settings
 
     def results(self, names: list[str]) -> Iterator[CaseResult]:
         """One case after the other, each with the system that it needs. Raises BadSettings."""
         for name in names:
             case = CASES[name]
             if case.system not in self.systems:
-                self.systems[case.system] = self._measured(case)
+                self.systems[case.system] = self.measured(case)
             yield self._compared(name, case, self.systems[case.system])
-
-    def _measured(self, case: Case) -> System:
-        """Cost models, and the capacity from a burst."""
-        settings = self.settings
-        run = run_settings(case, settings.capacity_requests, settings.overrides)
-        self._told(f"{case.system}: cost models")
-        models = cost_models(
-            self._machine, run.engine, settings.simulated, settings.profile, settings.profile_s, self._folder
-        )
-        capacity = self._capacities.get(case.system)
-        if capacity is None:
-            self._told(f"{case.system}: capacity")
-            seed = run.seed + CAPACITY_SEED
-            burst = at_once(traffic(case, run, settings.capacity_requests, 1.0, seed))
-            capacity = burst_rate(self._live(run, burst, []).tables.requests)
-        return System(name=case.system, capacity=capacity, models=models)
-
-    def _calibration(self, case: Case, system: System, number: int) -> LiveRun:
-        """A run with traffic of the same kind that is compared with nothing: calm first, then a crowd."""
-        count, overrides = self.settings.calibration_requests, self.settings.overrides
-        calm, run = replace(case, cv=1.0), run_settings(case, count, overrides)
-        seed = run.seed + CALIBRATION_SEED + number
-        return self._live(
-            run, with_burst(traffic(calm, run, count, CALIBRATION_LOAD * system.capacity, seed)), []
-        )
 
     def _compared(self, name: str, case: Case, system: System) -> CaseResult:
         """Calibration and reality in turn, then the simulation of each real run from its two neighbours."""
-        settings, rate = self.settings, case.load * system.capacity
+        settings, rate = self._settings, case.load * system.capacity
         count = self.count(rate, case, system)
         run = run_settings(case, count, settings.overrides, rate)
         trace = traffic(case, run, count, rate, run.seed)
         struck = faults(case, run, trace)
         real, calibrations = [], []
         for number in range(settings.repeats):
-            self._told(f"{name}: {number + 1} of {settings.repeats}, {len(trace) / rate:.0f} s of real load")
-            calibrations.append(self._calibration(case, system, number))
-            real.append(self._live(run, trace, struck))
-        calibrations.append(self._calibration(case, system, settings.repeats))
+            self.told(f"{name}: {number + 1} of {settings.repeats}, {len(trace) / rate:.0f} s of real load")
+            calibrations.append(self.calibration(case, system, number))
+            real.append(self.live(run, trace, struck))
+        calibrations.append(self.calibration(case, system, settings.repeats))
         rounds = []
         for number, (live, around) in enumerate(zip(real, pairwise(calibrations), strict=True)):
-            self._told(f"{name}: simulation {number + 1} of {settings.repeats}")
+            self.told(f"{name}: simulation {number + 1} of {settings.repeats}")
             rounds.append(
                 simulated_round(run.engine, trace, struck, system.models, live, around, run.seed + number)
             )
@@ -215,13 +239,10 @@ class Bench:
 
     def count(self, rate: float, case: Case, system: System) -> int:
         """How many requests each run of a case has: its part of the time, less what goes before it."""
-        settings = self.settings
+        settings = self._settings
         if settings.requests is not None:
             return settings.requests
-        num_systems = len(systems_of(settings.cases))
-        round_s = (settings.minutes * 60 - num_systems * settings.profile_s) / (
-            len(settings.cases) * settings.repeats
-        )
+        round_s = (settings.minutes * 60 - self._before_s()) / (len(settings.cases) * settings.repeats)
         calm_s = settings.calibration_requests * 2 / 3 / (CALIBRATION_LOAD * system.capacity)
         calibration_s = calm_s + settings.calibration_requests / 3 / system.capacity + RUN_OVERHEAD_S
         run_s = round_s - RUN_OVERHEAD_S - calibration_s * (settings.repeats + 1) / settings.repeats
@@ -229,21 +250,13 @@ class Bench:
 
     def _before_s(self) -> float:
         """About what is measured before anything is compared: a profile for each model, a burst for each system."""
-        settings = self.settings
+        settings = self._settings
         models: set[str] = set()
         systems = systems_of(settings.cases)
         for case in {CASES[name].system: CASES[name] for name in settings.cases}.values():
             models.update(models_of(run_settings(case, 1, settings.overrides).engine))
         profiles_s = (settings.profile_s + LOAD_S) * len(models) if settings.simulated == PROFILE else 0.0
         return profiles_s + BURST_S * len(systems)
-
-    def _live(self, run: RunSettings, trace: Trace, struck: list[Any]) -> LiveRun:
-        store = self._folder / "store"
-        job = LiveJob(settings=with_store(run.engine, store), count=len(trace), faults=struck)
-        try:
-            return self._machine.run(job, trace)
-        finally:
-            rmtree(store, ignore_errors=True)
 
 
 def simulated_round(

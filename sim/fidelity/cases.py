@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from engine.clock import NS_PER_S
+from engine.routing.targets import AUTO
 from engine.settings import require
 from sim.config import RunSettings, TimedFault
 from sim.config import read as read_run
@@ -38,6 +39,13 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
         "workload.prefixes=3",
         *SMALL_TIERS,
         "tiers.ram.gib=0.008",
+    ),
+    "ranked": (
+        "fleet=reference_five",
+        "fleet.max_batch=8",
+        "workload.prefixes=12",
+        *SMALL_TIERS,
+        "tiers.ram.gib=0.006",
     ),
     "tiered": (
         "fleet=three_small",
@@ -77,6 +85,7 @@ class Case:
     system: str = "one"
     cv: float = 1.0  # of the gaps between arrivals: 1 is Poisson
     is_conversation: bool = False
+    is_for_any: bool = False  # who answers is the router's to say, of all models
     fails: bool = False  # a replica dies at half time and comes back after another quarter
     limit: float | None = None  # how much of its rate a tenant's limit lets in
 
@@ -113,6 +122,16 @@ CASES = {
     ),
 }
 
+RANKED = Case(
+    title="five models of which any may answer, cache pressure, ssd, 70 % load",
+    load=0.7,
+    marks=None,
+    system="ranked",
+    is_for_any=True,
+)
+"""What strategies and allocations are ranked on. Replicas of one model share the core, so it hardly matters which of
+them is chosen; models of several sizes do not answer alike."""
+
 
 def run_settings(case: Case, count: int, overrides: Sequence[str], rate: float | None = None) -> RunSettings:
     """What runs on both sides, with a workload of so many requests; with its limits if it comes at that `rate`.
@@ -132,7 +151,7 @@ def traffic(case: Case, run: RunSettings, count: int, rate: float, seed: int) ->
     if case.is_conversation:
         trace = conversations(count, seed, names[0], vocab=4096)
     else:
-        trace = draw(run.workload, seed, names)
+        trace = draw(run.workload, seed, [AUTO] if case.is_for_any else names)
         is_open = trace.after is None
         require("workload.kind", run.workload.kind, is_open, "one whose requests wait for no answer")
     return replace(trace, arrival_ns=arrivals(len(trace), rate, case.cv, seed))

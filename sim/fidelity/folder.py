@@ -17,7 +17,7 @@ from engine.errors import BadSettings
 from sim.fidelity import pictures, report
 from sim.fidelity.bench import CaseResult
 from sim.fidelity.cases import CASES
-from sim.fidelity.settings import FidelitySettings
+from sim.fidelity.settings import FidelitySettings, Protocol
 from sim.folder import claim
 from sim.machine import processor
 
@@ -25,16 +25,18 @@ PARTIAL = ".partial"
 INCIDENTAL = ("folder", "resume", "plots")  # settings that change no figure
 
 
-class FidelityFolder:
+class ComparisonFolder:
     """A new folder, or one that was interrupted and goes on."""
 
-    def __init__(self, settings: FidelitySettings) -> None:
+    kind, parts = "fidelity", "cases"
+
+    def __init__(self, settings: Protocol) -> None:
         """Raises BadSettings when it cannot be made, or is of other settings."""
-        self._settings = settings
+        self._resume, self._folder = settings.resume, settings.folder
         mark = fingerprint(settings)
         if settings.resume is None:
             stamp = utc_now().strftime("%Y%m%dT%H%M%SZ")
-            self.path = self._made(f"{stamp}_fidelity_{mark}", mark)
+            self.path = self._made(f"{stamp}_{self.kind}_{mark}", mark)
             return
         self.path = Path(settings.resume)
         try:
@@ -48,15 +50,15 @@ class FidelityFolder:
 
     def _made(self, name: str, mark: str) -> Path:
         """A new folder with what says to which settings it belongs."""
-        given = Path(self._settings.folder)
+        given = Path(self._folder)
         try:
             given.mkdir(parents=True, exist_ok=True)
             path = claim(given, name)
-            (path / "cases").mkdir()
+            (path / self.parts).mkdir()
             (path / "settings.sha256").write_text(mark + "\n")
         except OSError as error:
             raise BadSettings(
-                f"folder is {self._settings.folder!r}, but nothing can be written there: {error.strerror}"
+                f"folder is {self._folder!r}, but nothing can be written there: {error.strerror}"
             ) from error
         return path
 
@@ -66,6 +68,36 @@ class FidelityFolder:
         folder = self.path / "profiles"
         folder.mkdir(exist_ok=True)
         return folder
+
+    @property
+    def capacities(self) -> dict[str, float]:
+        """What systems were found to serve before the comparison was interrupted."""
+        path = self.path / "capacities.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def keep_capacities(self, capacities: dict[str, float]) -> None:
+        """What systems can serve: who goes on later compares at the same rates."""
+        write_json(self.path / "capacities.json", capacities)
+
+    def drop_if_empty(self) -> None:
+        """Leave nothing behind of a comparison that got nowhere."""
+        if self._resume is None and not any((self.path / self.parts).iterdir()):
+            rmtree(self.path)
+
+    def publish(self) -> None:
+        """Give it its final name: nothing is missing."""
+        final = self.path.with_name(self.path.name.removesuffix(PARTIAL))
+        if final != self.path:
+            self.path = self.path.rename(final)
+
+
+class FidelityFolder(ComparisonFolder):
+    """Of cases that are compared figure by figure."""
+
+    def __init__(self, settings: FidelitySettings) -> None:
+        """Raises BadSettings when it cannot be made, or is of other settings."""
+        super().__init__(settings)
+        self._settings = settings
 
     def finished(self) -> list[CaseResult]:
         """The cases that are here already, in the order of the settings."""
@@ -78,16 +110,6 @@ class FidelityFolder:
                 case.residuals = pd.read_parquet(residuals_beside(path))
                 found.append(case)
         return found
-
-    @property
-    def capacities(self) -> dict[str, float]:
-        """What systems were found to serve before the comparison was interrupted."""
-        path = self.path / "capacities.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-    def keep_capacities(self, capacities: dict[str, float]) -> None:
-        """What systems can serve: who goes on later compares at the same rates."""
-        write_json(self.path / "capacities.json", capacities)
 
     def keep(self, case: CaseResult) -> None:
         """A case that is finished; its figures last, so that what is there is whole."""
@@ -118,17 +140,6 @@ class FidelityFolder:
             report.html(results, made, settings, self.path), encoding="utf-8"
         )
 
-    def drop_if_empty(self) -> None:
-        """Leave nothing behind of a comparison that got nowhere."""
-        if self._settings.resume is None and not any((self.path / "cases").iterdir()):
-            rmtree(self.path)
-
-    def publish(self) -> None:
-        """Give it its final name: nothing is missing."""
-        final = self.path.with_name(self.path.name.removesuffix(PARTIAL))
-        if final != self.path:
-            self.path = self.path.rename(final)
-
 
 def read_cases(folder: Path) -> list[CaseResult]:
     """The cases of a folder, whole or interrupted, without single requests. Raises BadSettings."""
@@ -157,7 +168,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def fingerprint(settings: FidelitySettings) -> str:
+def fingerprint(settings: Protocol) -> str:
     """Eight digits that tell settings apart that lead to other figures."""
     values = {name: value for name, value in asdict(settings).items() if name not in INCIDENTAL}
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -14,7 +14,7 @@ from rich.table import Table
 from sim.fidelity.bench import CaseResult
 from sim.fidelity.compare import ALL_DECISIONS, FAIL, INCONCLUSIVE, LATENCIES, PASS, Cell, Distance, Share
 from sim.fidelity.pictures import CAPTIONS, kind_of
-from sim.fidelity.settings import FidelitySettings
+from sim.fidelity.settings import FidelitySettings, Protocol
 from sim.report import STYLE
 
 SCHEMA_VERSION = 2
@@ -39,10 +39,7 @@ LEGEND = (
     "more; where the floor is above so many marks as max_floor says, nothing passes. The last column: where the "
     "error of the p99 lies in 95 of 100 resamples of the requests, where a run has fewer than 5,000."
 )
-NOT_DONE = (
-    "Not done: the ranking of strategies (Kendall's tau, regret of the simulated winner) is not held against "
-    "reality."
-)
+NOT_HERE = "Not here: whether configurations come in the same order in both worlds (python -m sim.fidelity rank)."
 
 Rows = list[tuple[str, ...]]
 
@@ -292,7 +289,7 @@ def markdown(results: Sequence[CaseResult], pictures: Sequence[str], settings: F
         LEGEND,
         "",
     ]
-    parts += [NOT_DONE, "", "```bash", command(settings), "```", ""]
+    parts += [NOT_HERE, "", "```bash", command(settings), "```", ""]
     return "\n".join(parts)
 
 
@@ -321,7 +318,7 @@ def html(
         for name in (each for each in pictures if each.startswith(f"{result.name}_")):
             parts.append(html_picture(name, folder))
     parts += ["<h2>What others report of theirs</h2>", html_grid(PUBLISHED_HEADS, PUBLISHED)]
-    parts += [f"<p>{escape(text)}</p>" for text in (OTHERS, LEGEND, NOT_DONE)]
+    parts += [f"<p>{escape(text)}</p>" for text in (OTHERS, LEGEND, NOT_HERE)]
     parts.append(f"<h2>Run it again</h2><pre>{escape(command(settings))}</pre>")
     head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}{WIDER}</style>'
     body = "\n".join(parts)
@@ -350,16 +347,16 @@ def html_picture(name: str, folder: Path) -> str:
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
-def command(settings: FidelitySettings) -> str:
+def command(settings: Protocol, *words: str) -> str:
     """The line that compares again."""
     values = asdict(settings)
     own = [
-        f"{each.name}={','.join(value) if each.name == 'cases' else value}"
+        f"{each.name}={','.join(value) if isinstance(value, list) else value}"
         for each in fields(settings)
         if each.name not in ("overrides", "resume", "quick")
         and (value := values[each.name]) != default_of(each)
     ]
-    return shlex.join(["python", "-m", "sim.fidelity", *own, *settings.overrides])
+    return shlex.join(["python", "-m", "sim.fidelity", *words, *own, *settings.overrides])
 
 
 def default_of(field: "Field[Any]") -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,17 +24,15 @@ QUICK = {
 
 
 @dataclass(slots=True, kw_only=True)
-class FidelitySettings:
-    """Which cases, how long and how often the real system runs, and where the evidence goes.
+class Protocol:
+    """How long and how often the real system runs beside the simulated one, and where the evidence goes.
 
-    `minutes`, all that goes before included, are divided between the cases and their `repeats`, unless `requests`
-    says how many each run has. `simulated` is the executor of the simulated side. `profile` is a file that
-    `python -m sim.profile` has written; without one, each model is measured for `profile_s` first. A cell whose noise
-    floor is above `max_floor` marks passes nothing. `overrides` are lines as `python -m sim` takes them, and hold for
-    both sides.
+    `minutes`, all that goes before included, are divided between the real runs, unless `requests` says how many each
+    has. `simulated` is the executor of the simulated side. `profile` is a file that `python -m sim.profile` has
+    written; without one, each model is measured for `profile_s` first. `overrides` are lines as `python -m sim` takes
+    them, and hold for both sides.
     """
 
-    cases: list[str] = field(default_factory=lambda: list(CASES))
     minutes: float = 20.0
     repeats: int = 5
     requests: int | None = None
@@ -42,19 +41,14 @@ class FidelitySettings:
     simulated: str = "profile"
     profile: str | None = None
     profile_s: float = 20.0
-    max_floor: float = 2.0  # marks
     max_schedule_delay: float = 0.02  # its p99, as a share of the mean latency
     folder: str = "fidelity"
     resume: str | None = None
     plots: bool = True
-    quick: bool = False
     overrides: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        require("cases", self.cases, len(self.cases) > 0, f"some of {', '.join(CASES)}")
-        for name in self.cases:
-            require("cases", name, name in CASES, f"some of {', '.join(CASES)}")
-        for name in ("minutes", "profile_s", "max_floor", "max_schedule_delay"):
+        for name in ("minutes", "profile_s", "max_schedule_delay"):
             above(name, getattr(self, name), 0)
         at_least("repeats", self.repeats, 2)
         if self.requests is not None:
@@ -63,25 +57,44 @@ class FidelitySettings:
             at_least(name, getattr(self, name), 20)
 
 
-OWN = tuple(each.name for each in fields(FidelitySettings) if each.name != "overrides")
+@dataclass(slots=True, kw_only=True)
+class FidelitySettings(Protocol):
+    """Which cases are compared. A cell whose noise floor is above `max_floor` marks passes nothing."""
+
+    cases: list[str] = field(default_factory=lambda: list(CASES))
+    max_floor: float = 2.0  # marks
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        Protocol.__post_init__(self)
+        require("cases", self.cases, len(self.cases) > 0, f"some of {', '.join(CASES)}")
+        for name in self.cases:
+            require("cases", name, name in CASES, f"some of {', '.join(CASES)}")
+        above("max_floor", self.max_floor, 0)
 
 
 def read(arguments: Sequence[str]) -> FidelitySettings:
     """The settings of a command line; what is not one of ours is an override of the run's. Raises BadSettings."""
-    arguments = ["quick=true" if each == "--quick" else each for each in arguments]
+    values = given_for(FidelitySettings, ["quick=true" if each == "--quick" else each for each in arguments])
+    if values.get("quick") is True:
+        values = {**QUICK, **values}
+    return typed(FidelitySettings, values, "fidelity")
+
+
+def given_for(cls: type[Protocol], arguments: Sequence[str]) -> dict[str, Any]:
+    """What a command line says of the settings of `cls`; the rest of it are overrides. Raises BadSettings."""
     for argument in arguments:
         if "=" not in argument:
             raise BadSettings(f"{argument!r} is no setting: write SETTING=VALUE")
-    own = [each for each in arguments if each.split("=")[0] in OWN]
+    names = {each.name: each for each in fields(cls) if each.name != "overrides"}
+    own = [each for each in arguments if each.split("=")[0] in names]
     try:
         given = OmegaConf.to_container(OmegaConf.from_dotlist(own))
     except (OmegaConfBaseException, ValueError) as error:
         raise BadSettings(" ".join(str(error).split())) from error
     assert isinstance(given, dict)
     values = {str(name): value for name, value in given.items()}
-    if isinstance(values.get("cases"), str):
-        values["cases"] = str(values["cases"]).split(",")
-    if values.get("quick") is True:
-        values = {**QUICK, **values}
-    values["overrides"] = [each for each in arguments if each not in own]
-    return typed(FidelitySettings, values, "fidelity")
+    for name, value in values.items():
+        if isinstance(value, str) and str(names[name].type).startswith("list"):
+            values[name] = value.split(",")
+    return {**values, "overrides": [each for each in arguments if each not in own]}

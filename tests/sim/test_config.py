@@ -103,6 +103,10 @@ def test_replicas_may_be_named_one_by_one():
         read([*ROOFLINE, "fleet.replicas=null"])
     named = read([*ROOFLINE, "fleet.replicas={left: llama-3.2-1b, right: llama-3.2-1b}"])
     assert named.engine.fleet.replicas == {"left": "llama-3.2-1b", "right": "llama-3.2-1b"}
+    others = ["~fleet.replicas", "+fleet.replicas={x: model-a, y: model-a}"]  # as the refusal says
+    assert read([*ROOFLINE, "fleet=three_models", *others]).engine.fleet.replicas == dict.fromkeys(
+        "xy", "model-a"
+    )
 
 
 BAD = [
@@ -131,6 +135,12 @@ BAD = [
         UnknownName,
         "no workload is called 'nope'",
         "azure, closed, generated",
+    ),
+    (
+        [*ROOFLINE, "fleet=three_models", "fleet.replicas={x: model-a}"],
+        UnknownName,
+        "fleet.replicas is a map, which has a, b, c",
+        "'~fleet.replicas' '+fleet.replicas={...}'",
     ),
     ([*ROOFLINE, "foo=1"], UnknownName, "no setting is called 'foo'", "seed"),
     ([*ROOFLINE, "+foo=1"], UnknownName, "no setting is called 'foo'", "seed"),
