@@ -185,7 +185,12 @@ def test_help_names_its_settings(capsys):
 def test_both_worlds_are_ranked(tmp_path):
     given = ["strategies=random,least_loaded", "allocations=shared", "repeats=2", "simulated=twin_steps"]
     small = ["requests=20", "capacity_requests=20", "calibration_requests=20", "max_schedule_delay=10"]
-    exit_code = main(["rank", *given, *small, f"folder={tmp_path}"])
+    short = [
+        "workload.output_max_tokens=12",
+        "workload.prompt_max_tokens=48",
+        "workload.prefix_median_tokens=32",
+    ]
+    exit_code = main(["rank", *given, *small, *short, f"folder={tmp_path}"])
     (folder,) = tmp_path.iterdir()
     whole = json.loads((folder / "ranking.json").read_text())
     assert exit_code == {"pass": 0, "fail": 1, "inconclusive": 3}[whole["verdict"]]
