@@ -1,5 +1,6 @@
 """Answers as OpenAI's clients read them: whole, or event by event as tokens come."""
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,8 +16,20 @@ if TYPE_CHECKING:
 encode = msgspec.json.Encoder().encode
 
 DONE = b"data: [DONE]\n\n"
-JSON = (b"content-type", b"application/json")
-EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+JSON = b"content-type: application/json\r\n"
+EVENTS = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+def lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Headers as they stand on the wire. Raises ValueError for one with a line's end in it, or the like."""
+    told = []
+    for name, value in headers:
+        if _CONTROL.search(value):
+            raise ValueError(f"the header {name.decode()} has a control character in it")
+        told.append(b"%b: %b\r\n" % (name, value))
+    return b"".join(told)
 
 
 class Cached(msgspec.Struct):

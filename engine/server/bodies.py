@@ -266,12 +266,8 @@ def _check_chat(body: ChatBody, limits: LimitsSettings) -> None:
     if top is not None:
         must("top_logprobs", top, 0 <= top <= most, f"from 0 to {most}")
         must("top_logprobs", top, bool(body.logprobs), "left out, or logprobs true")
-    must(
-        "modalities",
-        body.modalities,
-        body.modalities in (None, ["text"]),
-        '["text"]: nothing else is generated',
-    )
+    if body.modalities not in (None, ["text"]):
+        must("modalities", body.modalities, False, '["text"]: nothing else is generated')
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -294,15 +290,17 @@ def _check_message(place: str, message: Message) -> None:
 
 
 def _check_completion(body: CompletionBody, limits: LimitsSettings) -> None:
-    must("echo", body.echo, not body.echo, "false: it is not supported")
-    must("suffix", body.suffix, not body.suffix, "left out: it is not supported")
-    best = body.best_of
-    must("best_of", best, best in (None, body.num_choices), "equal to n: it is not supported")
+    if body.echo:
+        must("echo", body.echo, False, "false: it is not supported")
+    if body.suffix:
+        must("suffix", body.suffix, False, "left out: it is not supported")
+    if body.best_of not in (None, body.num_choices):
+        must("best_of", body.best_of, False, "equal to n: it is not supported")
     wanted, most = body.logprobs, limits.max_top_logprobs
     if wanted is not None:
         must("logprobs", wanted, 0 <= wanted <= most, f"from 0 to {most}")
-    prompts = prompts_of(body)
-    count = len(prompts) * body.num_choices
+    num_prompts = 1 if isinstance(body.prompt, str) else len(prompts_of(body))
+    count = num_prompts * body.num_choices
     if count > limits.max_choices:
         raise refused(
             "prompt", f"prompt asks for {count} answers, but at most {limits.max_choices} are allowed"

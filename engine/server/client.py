@@ -5,14 +5,12 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
 from engine.errors import BadRequest, EngineError, TooLarge, openai_answer
-from engine.server.answers import JSON, encode
+from engine.server.answers import JSON, encode, lines
 from engine.server.keys import Holder
 from engine.server.settings import LimitsSettings
 
-Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 
 
 class ClientGone(Exception):
@@ -42,80 +40,78 @@ class NotJson(EngineError):
 class Exchange(Protocol):
     """One request straight on its connection: what ASGI says in several messages, in one."""
 
+    method: str
+    path: str
+    headers: dict[bytes, bytes]
+    scope: Any
+    task: "asyncio.Task[None] | None"
     tell: Callable[[], object] | None
     """Called when the client leaves before its answer is complete."""
 
     @property
-    def is_lost(self) -> bool:
-        """Whether it has."""
+    def client(self) -> tuple[str, int] | None:
+        """Where the client is."""
 
-    def body(self) -> bytes | None:
+    @property
+    def is_lost(self) -> bool:
+        """Whether the client has left before its answer was complete."""
+
+    def take(self) -> bytes | None:
         """The body, if all of it is there by now."""
 
-    def answer(self, status: int, headers: Headers, body: bytes) -> bool:
-        """Send a whole answer, its length included. False: it has to wait, and goes the long way."""
+    async def room(self) -> None:
+        """Return when the client takes more, or has left."""
+
+    def answer(self, status: int, lines: bytes, body: bytes) -> None:
+        """Send a whole answer, its length included."""
+
+    def start(self, status: int, lines: bytes) -> None:
+        """Begin an answer that comes in chunks."""
 
     @property
     def has_room(self) -> bool:
-        """Whether an answer has begun that comes piece by piece, and its client takes another one."""
+        """Whether an answer has begun that comes in chunks, and its client takes another one."""
 
     def put(self, data: bytes) -> None:
-        """Send a piece of it, not the last one and not empty."""
+        """Send a chunk of it, not the last one and not empty, to who `has_room`."""
+
+    def write(self, data: bytes, *, more: bool) -> None:
+        """Send a chunk of it, or nothing more than that this was all."""
+
+    async def receive(self) -> Any:
+        """As ASGI has it."""
+
+    async def send(self, message: Any) -> None:
+        """As ASGI has it."""
 
 
 class Client:
-    """Who waits at the other end. `holder` is whose key it has shown."""
+    """Who waits at the other end of an exchange. `holder` is whose key it has shown."""
 
-    __slots__ = (
-        "_exchange",
-        "_is_over",
-        "_receive",
-        "_send",
-        "_tell",
-        "_watch",
-        "engine_id",
-        "error",
-        "headers",
-        "holder",
-        "is_gone",
-        "is_stream",
-        "limits",
-        "read_bytes",
-        "request_id",
-        "scope",
-        "sent_bytes",
-        "status",
-        "trace_id",
-    )
+    request_id = ""
+    route = "other"
+    counted: str | None = None  # the key that it counts for, where only so many of one are served
+    engine_id: int | None = None  # of the first choice
+    trace_id: str | None = None
+    error: str | None = None  # its code, where it was refused
+    is_gone = False
+    is_stream = False
+    read_bytes = 0
+    status = 0  # that has been sent
+    sent_bytes = 0
+    _tell: Callable[[], object] | None = None
+    _is_over = False
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, limits: LimitsSettings, holder: Holder
-    ) -> None:
-        self.scope = scope
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.holder = holder
+    def __init__(self, exchange: Exchange, limits: LimitsSettings, holder: Holder) -> None:
+        self.exchange = exchange
+        self.headers = exchange.headers
         self.limits = limits
-        self.request_id = ""
-        self.engine_id: int | None = None  # of the first choice
-        self.trace_id: str | None = None
-        self.error: str | None = None  # its code, where it was refused
-        self.is_gone = False
-        self.is_stream = False
-        self.read_bytes = 0
-        self.status = 0  # that has been sent
-        self.sent_bytes = 0
-        self._receive = receive
-        self._send = send
-        self._tell: Callable[[], object] | None = None
-        self._watch: asyncio.Task[None] | None = None
-        # taken out of it: what it belongs to has the scope, and in a ring they would wait for the garbage collector
-        self._exchange: Exchange | None = scope.pop("modelyard.exchange", None)
-        self._is_over = False
+        self.holder = holder
 
     @property
     def address(self) -> str | None:
         """Where it is."""
-        address = self.scope.get("client")
+        address = self.exchange.client
         return None if address is None else str(address[0])
 
     def header(self, name: bytes) -> str | None:
@@ -130,29 +126,28 @@ class Client:
 
     async def body(self) -> bytes:
         """All of it, which is JSON or nothing. Raises TooLarge, TooSlow, NotJson, ClientGone."""
-        most = self.limits.max_body_bytes
-        told = self.headers.get(b"content-length")
-        if told is not None and told.isdigit() and int(told) > most:
-            raise _too_large(most)
-        whole = None if self._exchange is None else self._exchange.body()
+        whole = self.exchange.take()
         if whole is None:
-            whole = await self._parts(most)
+            whole = await self._parts(self.limits.max_body_bytes)
         else:
-            self.read_bytes += len(whole)
-            if len(whole) > most:
-                raise _too_large(most)
+            self.read_bytes = len(whole)
+            if self.read_bytes > self.limits.max_body_bytes:
+                raise _too_large(self.limits.max_body_bytes)
         if whole:
             self._check_type()
         return whole
 
     async def _parts(self, most: int) -> bytes:
         """A body that comes piece by piece."""
+        told = self.headers.get(b"content-length")
+        if told is not None and told.isdigit() and int(told) > most:
+            raise _too_large(most)
         parts: list[bytes] = []
         left, more = most, True
         try:
             async with asyncio.timeout(self.limits.body_timeout_s):
                 while more:
-                    message = await self._receive()
+                    message = await self.exchange.receive()
                     parts.append(self._part(message, left))
                     left -= len(parts[-1])
                     more = message.get("more_body", False)
@@ -193,10 +188,10 @@ class Client:
             else:
                 self.sent_bytes += len(message.get("body", b""))
                 self._is_over = not message.get("more_body", False)
-            await self._send(message)
+            await self.exchange.send(message)
 
         async def receive() -> MutableMapping[str, Any]:
-            message = await self._receive()
+            message: MutableMapping[str, Any] = await self.exchange.receive()
             if message["type"] == "http.disconnect":
                 self.is_gone = not self._is_over
             self.read_bytes += len(message.get("body", b""))
@@ -207,33 +202,19 @@ class Client:
     def when_gone(self, tell: Callable[[], object]) -> None:
         """Watch the client from now on."""
         self._tell = tell
-        exchange = self._exchange
-        if exchange is None:
-            self._watch = asyncio.get_running_loop().create_task(self._look())
-            return
-        exchange.tell = self._has_left
-        if exchange.is_lost:
+        self.exchange.tell = self._has_left
+        if self.exchange.is_lost:
             self._has_left()
 
     def cancel_when_gone(self) -> None:
         """Cancel this task when the client is seen to have left; ClientGone is what it should raise then."""
-        task = asyncio.current_task()
+        task = self.exchange.task
         assert task is not None, "a request is served by a task"
         self.when_gone(task.cancel)
 
     def stop_watching(self) -> None:
         """The work is done."""
-        self._tell = None
-        if self._exchange is not None:
-            self._exchange.tell = None
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-
-    async def _look(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._has_left()
+        self._tell = self.exchange.tell = None
 
     def _has_left(self) -> None:
         if not self._is_over:
@@ -241,40 +222,40 @@ class Client:
             if self._tell is not None:
                 self._tell()
 
-    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
+    async def answer(self, status: int, lines: bytes, body: bytes) -> None:
         """Answer in one piece."""
-        if self._exchange is not None and self._exchange.answer(status, headers, body):
-            self.status, self.sent_bytes, self._is_over = status, len(body), True
-            return
-        await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
-        await self.write(body, more=False)
+        await self.exchange.room()
+        self.exchange.answer(status, lines, body)
+        self.status, self.sent_bytes, self._is_over = status, len(body), True
 
-    async def start(self, status: int, headers: Headers) -> None:
+    async def start(self, status: int, lines: bytes) -> None:
         """Status and headers; the body comes piece by piece."""
+        await self.exchange.room()
         self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self.exchange.start(status, lines)
 
     async def write(self, data: bytes, *, more: bool = True) -> None:
         """A piece of the body. Returns when there is room for more; a client that does not read is let go."""
+        await self.exchange.room()
         self.sent_bytes += len(data)
         self._is_over = not more
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self.exchange.write(data, more=more)
 
     def put(self, piece: Callable[[], bytes]) -> bool:
         """Send a piece of the body, not the last one, if there is room for it now; False: it is not asked for."""
-        exchange = self._exchange
-        if exchange is None or not exchange.has_room:
+        exchange = self.exchange
+        if not exchange.has_room:
             return False
         if data := piece():
             self.sent_bytes += len(data)
             exchange.put(data)
         return True
 
-    async def refuse(self, error: EngineError, headers: Headers = ()) -> None:  # type: ignore[assignment]
+    async def refuse(self, error: EngineError, more: bytes = b"") -> None:
         """Answer with an error in OpenAI's shape."""
         answer = openai_answer(error)
         told = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
-        await self.answer(answer.status, [JSON, *headers, *told], encode(answer.body))
+        await self.answer(answer.status, JSON + more + lines(told), encode(answer.body))
 
 
 SHOWN = 64  # characters of what a client sent that an error repeats

@@ -12,7 +12,8 @@ from starlette.types import ASGIApp
 
 from engine.clock import Clock
 from engine.errors import EngineError, Forbidden, NotFound, OverQuota, QueueFull, Unauthorised
-from engine.server.client import SHOWN, Client, ClientGone, Headers, Receive, Scope, Send
+from engine.server.answers import lines
+from engine.server.client import SHOWN, Client, ClientGone, Exchange
 from engine.server.keys import Holder, Keyring
 from engine.server.settings import DEFAULT_TENANT, LimitsSettings, is_loopback
 from engine.telemetry import HttpAnswered, OwnCounts, Telemetry
@@ -96,71 +97,70 @@ class Gate:
         self._of_key: Counter[str] = Counter()
         self.in_flight = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # lifespan and websockets are for nobody here
-            return
+    async def __call__(self, exchange: Exchange) -> None:
+        """One request, to its end. Raises what goes wrong when an answer has begun: it is cut off there."""
         begun_ns = self._clock.now_ns()
-        client = Client(scope, receive, send, self._limits, NOBODY)
+        client = Client(exchange, self._limits, NOBODY)
+        counts = self._counts
         self.in_flight += 1
-        self._counts.http_in_flight += 1
-        route = "other"
+        counts.http_in_flight += 1
         try:
             client.request_id = self._request_id(client)
-            route = await self._let_in(client)
+            await self._let_in(client)(client)
         except EngineError as error:
-            route = scope.get("modelyard.route", route)
             await self._refuse(client, error)
         except ClientGone:
-            route = scope.get("modelyard.route", route)
+            pass
         except Exception as error:  # noqa: BLE001  the client is told nothing of it, the log everything
-            route = scope.get("modelyard.route", route)
             if self._on_defect is not None:
                 self._on_defect(error, client.request_id)
             await self._refuse(
                 client, InternalError("something went wrong on our side; the log tells it by request id")
             )
         finally:
+            if client.counted is not None:
+                self._leave(client.counted)
             client.stop_watching()
             self.in_flight -= 1
-            self._counts.http_in_flight -= 1
-            self._note(client, route, begun_ns)
+            counts.http_in_flight -= 1
+            self._note(client, begun_ns)
 
-    async def _let_in(self, client: Client) -> str:
-        """Hand the request to its route, if it may; the route's name."""
-        scope = client.scope
-        path: str = scope["path"]
-        handler = self._hot.get((scope["method"], path))
+    def _let_in(self, client: Client) -> Handler:
+        """The route that the request may take. Raises an EngineError where it may take none."""
+        exchange = client.exchange
+        method, path = exchange.method, exchange.path
+        handler = self._hot.get((method, path))
         if path in self.OPEN:
-            scope["modelyard.route"] = path
+            client.route = path
             if handler is None:
-                raise WrongMethod(path, scope["method"], self._methods.get(path, ()))
-            await handler(client)
-            return path
+                raise WrongMethod(path, method, self._methods.get(path, ()))
+            return handler
         self._admit(client)
         if handler is None:
             if path in self._methods:
-                raise WrongMethod(path, scope["method"], self._methods[path])
-            await self._cold(client)
-            return str(scope.get("modelyard.route", "other"))
-        scope["modelyard.route"] = path
-        key, most = client.holder.id, self._limits.max_requests_per_key
+                raise WrongMethod(path, method, self._methods[path])
+            return self._cold
+        client.route = path
         if self.in_flight > self._limits.max_requests:
             raise QueueFull(
                 f"{self._limits.max_requests} requests are being served, as many as are at a time"
             )
-        if most is None:
-            await handler(client)
-            return path
+        most = self._limits.max_requests_per_key
+        if most is not None:
+            client.counted = self._enter(client.holder.id, most)
+        return handler
+
+    def _enter(self, key: str, most: int) -> str:
+        """Count one request more of that key. Raises OverQuota."""
         if self._of_key[key] >= most:
             raise OverQuota(f"{most} requests of this key are being served, as many as may be at a time", 1.0)
         self._of_key[key] += 1
-        try:
-            await handler(client)
-        finally:
-            self._of_key[key] -= 1
-            if not self._of_key[key]:
-                del self._of_key[key]
-        return path
+        return key
+
+    def _leave(self, key: str) -> None:
+        self._of_key[key] -= 1
+        if not self._of_key[key]:
+            del self._of_key[key]
 
     def _admit(self, client: Client) -> None:
         """Find out who it is. Raises Unauthorised, Forbidden."""
@@ -173,7 +173,7 @@ class Gate:
 
     async def _cold(self, client: Client) -> None:
         """What Starlette routes: with its sends watched, so that an error is not sent after an answer."""
-        scope = client.scope
+        scope = client.exchange.scope
         scope["state"] = {**scope.get("state", {}), "holder": client.holder, "client": client}
         scope["app"] = self  # so that Starlette raises what it would otherwise answer in its own words
         try:
@@ -185,7 +185,7 @@ class Gate:
             raise NoRoute(f"nothing is served at {_cut(scope['path'])!r}") from None
         finally:
             if (route := scope.get("route")) is not None:
-                scope["modelyard.route"] = route.path
+                client.route = route.path
 
     def _holder(self, client: Client, keyring: Keyring) -> Holder:
         """Whose key it is. Raises Unauthorised."""
@@ -215,10 +215,10 @@ class Gate:
         client.error = error.code or error.reason
         with suppress(ClientGone):
             await client.refuse(
-                error, [(b"x-request-id", client.request_id.encode("latin-1")), *_told_by(error)]
+                error, lines([(b"x-request-id", client.request_id.encode()), *_told_by(error)])
             )
 
-    def _note(self, client: Client, route: str, begun_ns: int) -> None:
+    def _note(self, client: Client, begun_ns: int) -> None:
         status = CLOSED if client.is_gone else client.status
         if self._telemetry.wants(HttpAnswered):
             now_ns, holder = self._clock.now_ns(), client.holder
@@ -226,8 +226,8 @@ class Gate:
                 HttpAnswered(
                     now_ns,
                     client.request_id,
-                    client.scope["method"],
-                    route,
+                    client.exchange.method,
+                    client.route,
                     status,
                     now_ns - begun_ns,
                     client.read_bytes,
@@ -244,7 +244,7 @@ class Gate:
             )
 
 
-def _told_by(error: EngineError) -> Headers:
+def _told_by(error: EngineError) -> list[tuple[bytes, bytes]]:
     """What HTTP wants to be said beside some errors."""
     if isinstance(error, WrongMethod):
         return [(b"allow", error.allowed.encode())]

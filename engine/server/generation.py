@@ -32,19 +32,20 @@ from engine.text import Said
 class Choice:
     """One answer of the several that a client may ask for."""
 
+    name = ""  # of the answer that it is part of
+    completion: Completion | None = None
+    _told_pieces = 0
+    _told_tokens = 0
+    _told_characters = 0
+    _reading: Reading | None = None
+    _is_open = False
+    _is_closed = False
+
     def __init__(self, index: int, prompt: Prompt, request: Request) -> None:
         self.index = index
-        self.name = ""  # of the answer that it is part of
         self.prompt = prompt
         self.request = request
         self.stream = Stream()
-        self.completion: Completion | None = None
-        self._told_pieces = 0
-        self._told_tokens = 0
-        self._told_characters = 0
-        self._reading: Reading | None = None
-        self._is_open = False
-        self._is_closed = False
 
     async def run(self, engine: Engine) -> None:
         """Let the engine answer. Raises an EngineError."""

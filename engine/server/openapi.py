@@ -211,7 +211,7 @@ class Pages:
                 self._title, self._version, self._keys, self._limits, needs_key=self._needs_key
             )
             self._page = encode(page)
-        await client.answer(200, [JSON], self._page)
+        await client.answer(200, JSON, self._page)
 
 
 def keys_of(hot: Mapping[tuple[str, str], Handler], cold: Iterable[BaseRoute]) -> list[str]:

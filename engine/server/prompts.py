@@ -62,14 +62,14 @@ class Prompt:
 
     def __call__(self, request: Request, text: "Text | None", room_tokens: int) -> Request:
         """The request in that model's tokens, its answer no longer than there is room for where that is open."""
-        known = self._tokens if text is self.text else None
+        sampling, known = request.sampling, self._tokens
+        if request.prompt_tokens is known and text is self.text:  # as it was made for this model
+            has_grammar = self.grammar is None or (sampling is not None and sampling.grammar is not None)
+            fits = not self.is_open or request.max_tokens <= room_tokens
+            if has_grammar and fits:
+                return request
         tokens = self.tokens(text)
         most = self.room(request.max_output_tokens, room_tokens - len(tokens))
-        sampling = request.sampling
-        has_grammar = self.grammar is None or (sampling is not None and sampling.grammar is not None)
-        is_same = tokens is known and request.prompt_tokens is tokens and most == request.max_output_tokens
-        if is_same and has_grammar:
-            return request
         if self.grammar is not None and text is not None and sampling is not None:
             sampling = replace(sampling, grammar=self.grammar(text))  # of this model's own way to write calls
         vocab = self.vocab(text)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count
 from typing import Any
 
@@ -13,8 +13,8 @@ from engine.clock import NS_PER_S, Clock
 from engine.engine import MAX_NAME, Engine
 from engine.errors import BadRequest, EngineError, Forbidden, NoReplica, openai_answer
 from engine.fleet import Home
-from engine.request import Completion, Request
-from engine.server.answers import EVENTS, JSON, Head, Whole, encode
+from engine.request import Request
+from engine.server.answers import EVENTS, JSON, Head, Whole, encode, lines
 from engine.server.bodies import (
     CHAT,
     COMPLETION,
@@ -25,7 +25,7 @@ from engine.server.bodies import (
     prompts_of,
     refused,
 )
-from engine.server.client import Client, ClientGone, Headers
+from engine.server.client import Client, ClientGone
 from engine.server.gate import Handler
 from engine.server.generation import Choice, Generation
 from engine.server.keys import Holder
@@ -122,7 +122,7 @@ class Public:
         first = generation.choices[0].request
         try:
             if generation.is_stream:
-                out = _Out(client, lambda choice: self._headers(client, choice), self._served_by)
+                out = _Out(client, lambda choice: self._lines(client, choice), self._served_by)
                 await generation.stream(self._engine, out, tells_usage=generation.tells_usage)
                 if not client.is_gone:
                     await client.write(b"", more=False)
@@ -133,17 +133,15 @@ class Public:
             if client.status:
                 raise
             client.error = error.code or error.reason
-            await client.refuse(
-                error, [*self._limits_left(first), (b"x-request-id", client.request_id.encode())]
-            )
+            await client.refuse(error, self._limits_left(first) + _request_id(client))
             return
         except BaseException:
             if client.is_gone:
                 raise ClientGone from None
             raise
         client.stop_watching()
-        headers = [JSON, *self._headers(client, generation.choices[0])]
-        await client.answer(200, headers, self._body(generation, kind))
+        told = JSON + self._lines(client, generation.choices[0])
+        await client.answer(200, told, self._body(generation, kind))
 
     async def _asked(
         self, raw: bytes, kind: Kind, holder: Holder, headers: Mapping[bytes, bytes]
@@ -223,8 +221,8 @@ class Public:
                     vocab=vocab,
                     wording=prompt,
                 )
-                if home is not None:
-                    request = prompt(request, home.text, home.request_tokens)
+                if home is not None and prompt.grammar is not None:
+                    request = prompt(request, home.text, home.request_tokens)  # it is the model's own
                 made.append(Choice(len(made), prompt, request))
         return made
 
@@ -342,36 +340,35 @@ class Public:
             return asked
         return self._engine.replicas[replica].model
 
-    def _headers(self, client: Client, choice: Choice) -> Headers:
+    def _lines(self, client: Client, choice: Choice) -> bytes:
         """What a client may want to know beside the answer: who served it, and what is left of its limits."""
-        found = [(b"x-request-id", client.request_id.encode())]
+        told = _request_id(client)
         completion, stream, request = choice.completion, choice.stream, choice.request
         replica = stream.replica
         if replica is not None and (serving := self._engine.replicas.get(replica)) is not None:
-            found += [
-                (b"x-modelyard-replica", replica.encode("latin-1", "replace")),
-                (b"x-modelyard-model", serving.model.encode("latin-1", "replace")),
-            ]
-            found += self._left(serving.model, request.tenant)
-        if isinstance(completion, Completion):
-            found.append((b"x-modelyard-attempts", b"%d" % completion.attempts))
+            model = serving.model
+            told += _served_lines(replica, model) + self._left(model, request.tenant)
+        if completion is not None:
             took_ms = (completion.finished_ns - request.arrival_ns) // MS
-            found.append((b"openai-processing-ms", b"%d" % took_ms))
-        return found
+            told += b"x-modelyard-attempts: %d\r\nopenai-processing-ms: %d\r\n" % (
+                completion.attempts,
+                took_ms,
+            )
+        return told
 
-    def _limits_left(self, request: Request) -> Headers:
+    def _limits_left(self, request: Request) -> bytes:
         """Of whoever was refused."""
         engine, name = self._engine, request.model
         if engine.targets.is_group(name):
-            return []
+            return b""
         return self._left(engine.registry.find(name).key, request.tenant)
 
-    def _left(self, model: str, tenant: str) -> Headers:
+    def _left(self, model: str, tenant: str) -> bytes:
         quotas = self._engine.quotas
         if not quotas.settings.enabled:
-            return []
+            return b""
         told = quotas.headers(model, tenant, self._clock.now_ns())
-        return [(name.encode(), value.encode()) for name, value in told.items()]
+        return lines([(name.encode(), value.encode()) for name, value in told.items()]) if told else b""
 
     # what else there is
 
@@ -384,7 +381,7 @@ class Public:
             else [model for model in registry.all() if holder.may_use(model.key)]
         )
         data = ", ".join(map(registry.model_json, known))
-        await client.answer(200, [JSON], ('{"object": "list", "data": [' + data + "]}").encode())
+        await client.answer(200, JSON, ('{"object": "list", "data": [' + data + "]}").encode())
 
     def model_json(self, name: str, holder: Holder) -> str:
         """One model. Raises NotFound, Forbidden."""
@@ -394,11 +391,11 @@ class Public:
 
     async def metrics(self, client: Client) -> None:
         body, kind = self._exposition(client.header(b"accept") or "")
-        await client.answer(200, [(b"content-type", kind.encode())], body)
+        await client.answer(200, lines([(b"content-type", kind.encode())]), body)
 
     async def health(self, client: Client) -> None:
         """The process answers."""
-        await client.answer(200, [JSON], b'{"status":"ok"}')
+        await client.answer(200, JSON, b'{"status":"ok"}')
 
     async def ready(self, client: Client) -> None:
         """Whether requests are welcome: at least one replica can serve, or a model could be loaded for them."""
@@ -411,7 +408,7 @@ class Public:
             "replicas": len(engine.replicas),
             "replicas_available": available,
         }
-        await client.answer(200 if is_ready else 503, [JSON], encode(told))
+        await client.answer(200 if is_ready else 503, JSON, encode(told))
 
 
 OF_TENANT = "\x1f"
@@ -432,14 +429,14 @@ class _Out:
     """The client, as a streamed answer sees it."""
 
     def __init__(
-        self, client: Client, headers: Callable[[Choice], Headers], model_of: Callable[[Choice], str]
+        self, client: Client, lines_of: Callable[[Choice], bytes], model_of: Callable[[Choice], str]
     ) -> None:
         self.model_of = model_of
         self._client = client
-        self._headers = headers
+        self._lines_of = lines_of
 
     async def begin(self, choice: Choice) -> None:
-        await self._client.start(200, [*EVENTS, *self._headers(choice)])
+        await self._client.start(200, EVENTS + self._lines_of(choice))
 
     async def write(self, data: bytes) -> None:
         await self._client.write(data)
@@ -453,6 +450,20 @@ class _Out:
 
     def when_gone(self, tell: Callable[[], None]) -> None:
         self._client.when_gone(tell)
+
+
+def _request_id(client: Client) -> bytes:
+    return b"x-request-id: %b\r\n" % client.request_id.encode()  # which is printable, as the gate has seen
+
+
+@lru_cache(maxsize=1024)
+def _served_lines(replica: str, model: str) -> bytes:
+    return lines(
+        [
+            (b"x-modelyard-replica", replica.encode("latin-1", "replace")),
+            (b"x-modelyard-model", model.encode("latin-1", "replace")),
+        ]
+    )
 
 
 def _ascii(name: bytes, value: bytes) -> str:

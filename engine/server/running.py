@@ -153,10 +153,11 @@ class Server:
             on_defect=_log_defect,
         )
 
-    async def _listen(self, app: Gate, sock: socket.socket) -> None:
+    async def _listen(self, gate: Gate, sock: socket.socket) -> None:
         limits = self.settings.limits
         config = uvicorn.Config(
-            app,
+            gate,  # our protocol has it take an exchange
+            interface="asgi3",
             http=bounded(limits),
             ws="none",
             lifespan="off",

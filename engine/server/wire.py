@@ -6,23 +6,27 @@ read with it. Who serves a request may do it straight on the connection, where a
 """
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
 from uvicorn import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import (
-    HEADER_VALUE_RE,
     STATUS_LINE,
     HttpToolsProtocol,
     RequestResponseCycle,
 )
 
 from engine.errors import BadRequest, EngineError, QueueFull, openai_answer
-from engine.server.answers import encode
+from engine.server.answers import encode, lines
 from engine.server.settings import LimitsSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from uvicorn._types import HTTPScope
 
 
 class HeadersTooLarge(EngineError):
@@ -57,89 +61,193 @@ LOOK_AGAIN_S = 0.05
 """A client that sends one request after the other is not read from for so long: then it is seen if it has left."""
 
 
-class Exchange:
-    """One request on a connection, for who serves it to take and answer without a message for each part of it."""
+CLOSE = b"connection: close\r\n"
+CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
+LENGTH = b"content-length: %d\r\n"
 
-    __slots__ = ("_cycle", "is_followed", "tell")
+PLAIN_URL = re.compile(rb"/[\w./-]*")
+"""A path without a query, and without anything that stands for something else."""
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
-        self.is_followed = False  # by another request, before it is answered
-        self.tell: Callable[[], object] | None = None  # who wants to know that the client has left
+
+class Exchange(RequestResponseCycle):
+    """One request on a connection, for who serves it to take and answer without a message for each part of it.
+
+    It is uvicorn's cycle, for those who speak ASGI. What only they want is made when they ask for it: a request of
+    ours costs what stands in `__init__`, the rest is here.
+    """
+
+    access_log = False
+    disconnected = False
+    more_body = True
+    response_started = False
+    response_complete = False
+    chunked_encoding: bool | None = None
+    expected_content_length = 0
+    waiting_for_100_continue = False
+    body = bytearray()  # that has come and was not taken yet; this one stays empty
+    is_followed = False  # by another request, before it is answered
+    tell: "Callable[[], object] | None" = None  # who wants to know that the client has left
+    task: "asyncio.Task[None] | None" = None  # that serves it
+    _scope: "HTTPScope | None" = None
+    _event: asyncio.Event | None = None
+
+    def __init__(
+        self, protocol: "Bounded", method: str, path: str, headers: dict[bytes, bytes], *, keep_alive: bool
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.headers = headers  # of several with one name, the last
+        self.all_headers = protocol.headers
+        self.url = protocol.url
+        self.transport = protocol.transport
+        self.flow = protocol.flow
+        self.keep_alive = keep_alive
+        self.on_response = protocol.on_response_complete
+        self._protocol = protocol
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        """Where the client is."""
+        return self._protocol.client
 
     @property
     def is_lost(self) -> bool:
         """Whether the client has left before its answer was complete."""
-        return self._cycle.disconnected and not self._cycle.response_complete
+        return self.disconnected and not self.response_complete
 
-    def body(self) -> bytes | None:
+    def take(self) -> bytes | None:
         """The body, if all of it is there by now."""
-        cycle = self._cycle
-        if cycle.more_body or cycle.disconnected or cycle.response_complete or cycle.waiting_for_100_continue:
+        if self.more_body or self.disconnected or self.response_complete or self.waiting_for_100_continue:
             return None
-        cycle.flow.resume_reading()
-        cycle.message_event.clear()
-        body, cycle.body = bytes(cycle.body), bytearray()
+        self.flow.resume_reading()
+        if self._event is not None:
+            self._event.clear()
+        body, self.body = bytes(self.body), bytearray()
         return body
 
-    def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
-        """Send a whole answer, its length included. False: it has to wait, and goes the long way.
+    async def room(self) -> None:
+        """Return when the client takes more, or has left."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
 
-        The headers are ours: names are known to be fit, and no value has a line's end in it.
-        """
-        cycle = self._cycle
-        if cycle.disconnected:
-            return True
-        if cycle.flow.write_paused or cycle.response_started:
-            return False
-        told = [b"%b: %b\r\n" % each for each in (*cycle.default_headers, *headers)]
-        if HEADER_VALUE_RE.search(b"".join([value for _, value in headers])):
-            raise ValueError("a header has a control character in it")
-        cycle.response_started = cycle.response_complete = True
-        cycle.waiting_for_100_continue = False
-        end = b"" if cycle.keep_alive else b"connection: close\r\n"
-        shown = b"" if cycle.scope["method"] == "HEAD" else body
-        length = b"content-length: %d\r\n" % len(body)
-        cycle.transport.write(b"".join([STATUS_LINE[status], *told, length, end, b"\r\n", shown]))
-        cycle.message_event.set()
-        if end:
-            cycle.transport.close()
-        cycle.on_response()
-        return True
+    def answer(self, status: int, lines: bytes, body: bytes) -> None:
+        """Send a whole answer, its length included; it needs no room. `lines`: its headers."""
+        if self.disconnected:
+            return
+        self.response_started = self.response_complete = True
+        end = b"" if self.keep_alive else CLOSE
+        shown = b"" if self.method == "HEAD" else body
+        told = (
+            STATUS_LINE[status],
+            self._protocol.first_lines,
+            lines,
+            LENGTH % len(body),
+            end,
+            b"\r\n",
+            shown,
+        )
+        self.transport.write(b"".join(told))
+        self._is_answered()
+
+    def start(self, status: int, lines: bytes) -> None:
+        """Begin an answer that comes in chunks."""
+        if self.disconnected:
+            return
+        self.response_started = self.chunked_encoding = True
+        self.waiting_for_100_continue = False
+        end = b"" if self.keep_alive else CLOSE
+        told = (STATUS_LINE[status], self._protocol.first_lines, lines, end, CHUNKED)
+        self.transport.write(b"".join(told))
 
     @property
     def has_room(self) -> bool:
         """Whether an answer has begun that comes in chunks, and its client takes another one."""
-        cycle = self._cycle
         return (
-            bool(cycle.chunked_encoding)
-            and not cycle.flow.write_paused
-            and not cycle.disconnected
-            and not cycle.response_complete
+            self.chunked_encoding is True
+            and not self.flow.write_paused
+            and not self.disconnected
+            and not self.response_complete
         )
 
     def put(self, data: bytes) -> None:
-        """Send a chunk of it, not the last one and not empty."""
-        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        """Send a chunk of it, not the last one and not empty, to who `has_room`."""
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def write(self, data: bytes, *, more: bool) -> None:
+        """Send a chunk of it, or nothing more than that this was all."""
+        if self.disconnected:
+            return
+        told = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        self.transport.write(told if more else told + b"0\r\n\r\n")
+        if not more:
+            self.response_complete = True
+            self._is_answered()
+
+    def _is_answered(self) -> None:
+        if self._event is not None:
+            self._event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+    def heard(self) -> None:
+        """Something has happened that whoever waits for the body should look at."""
+        if self._event is not None:
+            self._event.set()
+
+    def is_over(self, task: "asyncio.Task[None]") -> None:
+        """Who serves it has done so, or has failed. What is not answered then never will be."""
+        self._protocol.tasks.discard(task)
+        self.task = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._protocol.logger.error("an answer was cut off", exc_info=error)
+        if not self.response_complete and not self.disconnected:
+            self.transport.close()
+
+    # for those who speak ASGI
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:  # type: ignore[override]
+        return self._protocol.server_state.default_headers
+
+    @property
+    def scope(self) -> "HTTPScope":  # type: ignore[override]
+        if self._scope is None:
+            self._scope = self._protocol.scope_of(self)
+        return self._scope
+
+    @property
+    def message_event(self) -> asyncio.Event:  # type: ignore[override]
+        if self._event is None:
+            self._event = asyncio.Event()
+            if self.body or not self.more_body or self.disconnected or self.response_complete:
+                self._event.set()
+        return self._event
 
 
 class Bounded(HttpToolsProtocol):
     """One connection. `limits` are set by the class that `bounded` makes."""
 
     limits: LimitsSettings
+    cycle: Exchange
 
     def __init__(self, config: Config, *arguments: Any, **named: Any) -> None:
         super().__init__(config, *arguments, **named)
         self._idle_bytes = 0  # that came since a message began, or since the last of a body
-        self._told_bytes = 0  # of whole headers
+        self._come_bytes = 0  # on this connection
+        self._before_bytes = 0  # of which those before the last
+        self._begun_bytes = 0  # and those before this message, at most
+        self._trailer_bytes = 0
         self._num_trailers = 0
         self._is_in_head = False
+        self._is_heard = True  # what comes belongs to a request that is served
+        self._first: list[tuple[bytes, bytes]] | None = None  # headers of every answer
+        self._first_lines = b""  # the same, as they stand on the wire
         self._refusal: EngineError | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_bytes = 0  # that the client had not read when it was looked at last
         self._read_timer: asyncio.TimerHandle | None = None
-        self._served: RequestResponseCycle | None = None
-        self._exchange: Exchange | None = None
+        self._served: Exchange | None = None
         self._idle_since_s: float | None = None  # nothing is served and nothing comes
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -154,14 +262,15 @@ class Bounded(HttpToolsProtocol):
         self._forget_timer()
         self._forget_reader()
         super()._unset_keepalive_if_required()
-        served, exchange = self._served, self._exchange
+        served = self._served
         if served is not None and not served.response_complete:  # not the last, where requests are pipelined
             served.disconnected = True
-            served.message_event.set()
+            served.heard()
         self.pipeline.clear()
         super().connection_lost(exc)
-        if exchange is not None and exchange.is_lost and exchange.tell is not None:
-            exchange.tell()
+        if served is not None and served.is_lost and served.tell is not None:
+            served.tell()
+        self.cycle = self._served = None  # type: ignore[assignment] # a ring would wait for the garbage collector
 
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None or self.transport.is_closing():
@@ -169,7 +278,10 @@ class Bounded(HttpToolsProtocol):
         if self._idle_bytes > self.limits.max_header_bytes:  # a line or a chunk's extension without an end
             self._give_up(self._too_large())
             return
-        self._idle_bytes += len(data)
+        num_bytes = len(data)
+        self._idle_bytes += num_bytes
+        self._before_bytes = self._come_bytes
+        self._come_bytes += num_bytes
         self._idle_since_s = None
         try:
             self.parser.feed_data(data)
@@ -177,6 +289,8 @@ class Bounded(HttpToolsProtocol):
             self._stay_with_http(data[upgrade.args[0] :])
         except HttpParserError:
             self._give_up(BadRequest("the request is not HTTP/1.1"))
+        if self._is_in_head and len(self.headers) > self.limits.max_headers:
+            self._give_up(self._too_large())
         is_next = self.cycle is None or self.cycle.response_complete  # of a connection that is kept alive
         if is_next and self._head_timer is None and not self.transport.is_closing():
             self._head_timer = self.loop.call_later(self.limits.body_timeout_s, self._head_is_late)
@@ -222,57 +336,117 @@ class Bounded(HttpToolsProtocol):
         super().timeout_keep_alive_handler()
         self._watch_reader()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+    @property
+    def first_lines(self) -> bytes:
+        """Headers of every answer. They have the date in them: uvicorn makes new ones every second."""
+        first = self.server_state.default_headers
+        if first is not self._first:
+            self._first, self._first_lines = first, lines(first)
+        return self._first_lines
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """Have it served, by who takes the exchange itself where others take what ASGI makes of it."""
         self._served = cycle
-        self._exchange = Exchange(cycle)
-        cycle.scope["modelyard.exchange"] = self._exchange  # type: ignore[typeddict-unknown-key]
-        super()._start_asgi_task(cycle, app)
+        cycle.task = task = self.loop.create_task(app(cycle))
+        self.tasks.add(task)
+        task.add_done_callback(cycle.is_over)
 
     def on_message_begin(self) -> None:
-        self._is_in_head, self._idle_bytes, self._told_bytes, self._num_trailers = True, 0, 0, 0
-        super().on_message_begin()
+        self.url, self.headers = b"", []
+        self._is_in_head, self._idle_bytes, self._trailer_bytes, self._num_trailers = True, 0, 0, 0
+        self._begun_bytes = self._before_bytes
 
     def on_url(self, url: bytes) -> None:
-        super().on_url(url)
+        self.url += url
         if len(self.url) > self.limits.max_header_bytes:
             self._give_up(self._too_large())
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._told_bytes += len(name) + len(value)
         if self._is_in_head:
-            name = name.lower()
-            if name == b"expect" and value.lower() == b"100-continue":
-                self.expect_100_continue = True
-            self.headers.append((name, value))
-        else:
-            # counted, and never taken for headers: who stands before us has not seen them
-            self._num_trailers += 1
-        limits = self.limits
-        count = len(self.headers) + self._num_trailers
-        if self._told_bytes > limits.max_header_bytes or count > limits.max_headers:
+            self.headers.append((name.lower(), value))
+            return
+        # counted, and never taken for headers: who stands before us has not seen them
+        self._num_trailers += 1
+        self._trailer_bytes += len(name) + len(value)
+        if not self._is_in_bounds():
             self._give_up(self._too_large())
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
-        self._forget_timer()
+        if self._head_timer is not None:
+            self._forget_timer()
+        if not self._is_in_bounds():
+            self._give_up(self._too_large())
+        parser = self.parser
+        self._is_heard = self._refusal is None and not parser.should_upgrade()
         if self._is_heard:
-            super().on_headers_complete()
-        if self.pipeline and self._exchange is not None and not self._exchange.is_followed:
-            self._exchange.is_followed = True
+            self._begin(parser.get_method().decode("ascii"), parser.should_keep_alive())
+
+    def _is_in_bounds(self) -> bool:
+        """Whether headers and trailers are neither too many nor too large."""
+        limits, headers = self.limits, self.headers
+        if len(headers) + self._num_trailers > limits.max_headers:
+            return False
+        if self._come_bytes - self._begun_bytes <= limits.max_header_bytes:
+            return True  # all of it is no more
+        told_bytes = sum([len(name) + len(value) for name, value in headers])
+        return told_bytes + self._trailer_bytes <= limits.max_header_bytes
+
+    def _begin(self, method: str, keep_alive: bool) -> None:
+        """Have the request served whose headers have come, now or after those before it."""
+        headers = dict(self.headers)
+        if b"connection" in headers and self.parser.get_http_version() == "1.0":
+            keep_alive = False
+        url, before = self.url, self._served
+        path = url.decode() if PLAIN_URL.fullmatch(url) else unquote(parse_url(url).path.decode("ascii"))
+        self.cycle = cycle = Exchange(self, method, path, headers, keep_alive=keep_alive)
+        if b"expect" in headers:
+            cycle.waiting_for_100_continue = headers[b"expect"].lower() == b"100-continue"
+        if before is None or before.response_complete:
+            self._start_asgi_task(cycle, self.app)
+            return
+        self.flow.pause_reading()
+        self.pipeline.appendleft((cycle, self.app))
+        if not before.is_followed:
+            before.is_followed = True
             self.loop.call_later(LOOK_AGAIN_S, self.flow.resume_reading)
+
+    def scope_of(self, exchange: Exchange) -> "HTTPScope":
+        """What ASGI wants to know of a request."""
+        parsed = parse_url(exchange.url)
+        return {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": exchange.method,
+            "scheme": self.scheme or "http",
+            "path": exchange.path,
+            "raw_path": parsed.path,
+            "query_string": parsed.query or b"",
+            "root_path": "",
+            "headers": exchange.all_headers,
+            "client": self.client,
+            "server": self.server,
+            "state": self.app_state.copy(),
+        }
 
     def on_body(self, body: bytes) -> None:
         self._idle_bytes = 0
-        if self._is_heard:
-            super().on_body(body)
+        cycle = self.cycle
+        if not self._is_heard or cycle.response_complete:
+            return
+        if cycle.body:
+            cycle.body += body
+        else:
+            cycle.body = bytearray(body)
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.heard()
 
     def on_message_complete(self) -> None:
-        if self._is_heard:
-            super().on_message_complete()
-
-    @property
-    def _is_heard(self) -> bool:
-        return self._refusal is None and not self.parser.should_upgrade()
+        if self._is_heard and not self.cycle.response_complete:
+            self.cycle.more_body = False
+            self.cycle.heard()
 
     def _stay_with_http(self, rest: bytes) -> None:
         """Some ask for HTTP/2 or a websocket beside. The parser takes the rest for that; it is a body like any other.
@@ -329,7 +503,7 @@ class Bounded(HttpToolsProtocol):
         """Answer with that error and close. An answer that has begun is cut off."""
         if self._refusal is not None:
             return
-        self._refusal = error
+        self._refusal, self._is_heard = error, False
         self._forget_timer()
         if not self.transport.is_closing() and not (self.cycle and self.cycle.response_started):
             answer = openai_answer(error)
