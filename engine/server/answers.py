@@ -134,6 +134,9 @@ class Writer(Protocol):
     def piece(self, index: int, text: str, logprobs: dict[str, Any] | None) -> bytes:
         """Some more text of a choice."""
 
+    def pieces(self, index: int, texts: list[str]) -> bytes:
+        """The same of several pieces, an event each, where nobody asks for more than text."""
+
     def calls(self, index: int, part: "CallPart") -> bytes:
         """A piece of a tool call of a choice."""
 
@@ -180,25 +183,45 @@ class Head:
         return self._start
 
 
+Frame = tuple[bytes, bytes, bytes]
+"""What stands before, between and after the pieces of a choice that are events one after the other."""
+
+
+def framed(begun: bytes, end: bytes) -> Frame:
+    """That of events which begin and end so."""
+    return begun, end + begun, end
+
+
 class ChatWriter:
     """Chunks of a chat."""
 
-    __slots__ = ("_begun", "_head")
+    __slots__ = ("_frames", "_head")
 
     def __init__(self, head: Head) -> None:
         self._head = head
-        self._begun: dict[int, bytes] = {}  # events with a piece of a choice
+        self._frames: dict[int, Frame] = {}  # by choice
 
     def opening(self, index: int) -> bytes:
         delta = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
         return self._head.event(delta % index)
 
     def piece(self, index: int, text: str, logprobs: dict[str, Any] | None) -> bytes:
-        begun = self._begun.get(index)
-        if begun is None:
-            begun = self._begun[index] = self._head.begin(b'{"index":%d,"delta":{"content":' % index)
+        begun, _, _ = self._frame(index)
         told = b"null" if logprobs is None else encode(logprobs)
         return b'%b%b},"logprobs":%b,"finish_reason":null}%b' % (begun, encode(text), told, self._head.end)
+
+    def pieces(self, index: int, texts: list[str]) -> bytes:
+        begun, between, end = self._frame(index)
+        return begun + between.join(map(encode, texts)) + end
+
+    def _frame(self, index: int) -> Frame:
+        frame = self._frames.get(index)
+        if frame is None:
+            begun = self._head.begin(b'{"index":%d,"delta":{"content":' % index)
+            frame = self._frames[index] = framed(
+                begun, b'},"logprobs":null,"finish_reason":null}' + self._head.end
+            )
+        return frame
 
     def calls(self, index: int, part: "CallPart") -> bytes:
         """The name of a function first, then its arguments as they come."""
@@ -220,21 +243,32 @@ class ChatWriter:
 class TextWriter:
     """Chunks of a completion."""
 
-    __slots__ = ("_begun", "_head")
+    __slots__ = ("_frames", "_head")
 
     def __init__(self, head: Head) -> None:
         self._head = head
-        self._begun: dict[int, bytes] = {}  # events with a piece of a choice
+        self._frames: dict[int, Frame] = {}  # by choice
 
     def opening(self, index: int) -> bytes:  # a text has none
         return b""
 
     def piece(self, index: int, text: str, logprobs: dict[str, Any] | None) -> bytes:
-        begun = self._begun.get(index)
-        if begun is None:
-            begun = self._begun[index] = self._head.begin(b'{"index":%d,"text":' % index)
+        begun, _, _ = self._frame(index)
         told = b"null" if logprobs is None else encode(logprobs)
         return b'%b%b,"logprobs":%b,"finish_reason":null}%b' % (begun, encode(text), told, self._head.end)
+
+    def pieces(self, index: int, texts: list[str]) -> bytes:
+        begun, between, end = self._frame(index)
+        return begun + between.join(map(encode, texts)) + end
+
+    def _frame(self, index: int) -> Frame:
+        frame = self._frames.get(index)
+        if frame is None:
+            begun = self._head.begin(b'{"index":%d,"text":' % index)
+            frame = self._frames[index] = framed(
+                begun, b',"logprobs":null,"finish_reason":null}' + self._head.end
+            )
+        return frame
 
     def calls(self, index: int, part: "CallPart") -> bytes:
         raise NotImplementedError("a text has no calls: its request cannot offer tools")

@@ -46,6 +46,8 @@ class Choice:
         self.prompt = prompt
         self.request = request
         self.stream = Stream()
+        sampling = request.sampling
+        self._is_plain = prompt.reading is None and (sampling is None or sampling.logprobs is None)
 
     async def run(self, engine: Engine) -> None:
         """Let the engine answer. Raises an EngineError."""
@@ -71,21 +73,29 @@ class Choice:
             events.append(writer.opening(self.index))
         pieces = stream.text
         if len(pieces) > self._told_pieces:
-            logprobs = self.logprobs(writer)
-            for piece in pieces[self._told_pieces :]:
-                if (reading := self.reading) is not None:
-                    events += self._said(reading.push(piece), writer, logprobs)
-                else:
-                    events.append(writer.piece(self.index, piece, logprobs))
-                logprobs = None
-                self._told_characters += len(piece)
+            new = pieces[self._told_pieces :]
             self._told_pieces = len(pieces)
+            if self._is_plain:
+                events.append(writer.pieces(self.index, new))
+            else:
+                self._tell_more(new, writer, events)
         if self.completion is not None and not self._is_closed:
             self._is_closed = True
             if self._reading is not None:
                 events += self._said(self._reading.finish(), writer, None)
             events.append(writer.finish(self.index, self.finish_reason))
         return events
+
+    def _tell_more(self, pieces: list[str], writer: Writer, events: list[bytes]) -> None:
+        """Tell of these pieces the log probabilities too, or the calls in them."""
+        logprobs = self.logprobs(writer)
+        for piece in pieces:
+            if (reading := self.reading) is not None:
+                events += self._said(reading.push(piece), writer, logprobs)
+            else:
+                events.append(writer.piece(self.index, piece, logprobs))
+            logprobs = None
+            self._told_characters += len(piece)
 
     @property
     def reading(self) -> Reading | None:
@@ -176,13 +186,18 @@ class Generation:
         except BaseExceptionGroup as several:
             raise several.exceptions[0] from None
 
-    async def stream(self, engine: Engine, out: Out, *, tells_usage: bool) -> None:
+    async def stream(self, engine: Engine, out: Out, pacer: "Pacer", *, tells_usage: bool) -> None:
         """Send what comes as it comes, until all has come or the client has left.
 
         Raises an EngineError when not even a first token came.
         """
         work = asyncio.create_task(self.run(engine))
-        wake = _Wake(lambda: not work.done() and self._tell_at_once(out))
+
+        def tell_at_once() -> bool:
+            """Send what has come in the middle of an answer, as most of it does; False: that takes a `_tell`."""
+            return self._writer is not None and not work.done() and out.put(self._news)
+
+        wake = Wake(tell_at_once, pacer)
         out.when_gone(wake.hurry)
         for choice in self.choices:
             choice.stream.listener = wake.set
@@ -222,10 +237,6 @@ class Generation:
         if data:
             await out.write(data)
         return is_over
-
-    def _tell_at_once(self, out: Out) -> bool:
-        """Send what has come in the middle of an answer, as most of it does; False: that takes a `_tell`."""
-        return self._writer is not None and out.put(self._news)
 
     def _news(self) -> bytes:
         writer = self._writer
@@ -268,29 +279,77 @@ def _error_of(work: "asyncio.Task[None]") -> EngineError | None:
 PACE_S = 0.002
 """Tokens that come closer together than this go out in one write; the first one never waits, nor does the end."""
 
+TICK_S = 0.001
+"""How often somebody looks whose time has come: the timers of an event loop are no finer."""
 
-class _Wake:
-    """Has news told, however often it is heard of in between, and at most once in `PACE_S`.
+
+class Pacer:
+    """Has many streams tell their news, each at most once in `PACE_S`: with one timer for all of them."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._soon: list[Wake] = []
+        self._later: list[Wake] = []
+
+    def now_s(self) -> float:
+        """The loop's time."""
+        return self._loop.time()
+
+    def add(self, wake: "Wake") -> None:
+        """Have it tell when it is time, but not in this turn of the loop: in the next, all of a token is there."""
+        left_s = wake.next_s - self._loop.time()
+        if left_s > 0:
+            if not self._later:
+                self._loop.call_later(left_s, self._look)
+            self._later.append(wake)
+        else:
+            if not self._soon:
+                self._loop.call_soon(self._tell)
+            self._soon.append(wake)
+
+    def _tell(self) -> None:
+        soon, self._soon = self._soon, []
+        now_s = self._loop.time()
+        for wake in soon:
+            wake.tell(now_s)
+
+    def _look(self) -> None:
+        """Have those tell whose time has come."""
+        now_s = self._loop.time()
+        late_s = now_s + TICK_S / 2
+        due, self._later = (
+            [wake for wake in self._later if wake.next_s <= late_s],
+            [wake for wake in self._later if wake.next_s > late_s],
+        )
+        if self._later:
+            self._loop.call_later(TICK_S, self._look)
+        for wake in due:
+            wake.tell(now_s)
+
+
+class Wake:
+    """Has the news of one stream told, however often it is heard of in between, and at most once in `PACE_S`.
 
     Told by `tell_at_once`, straight from the loop; where that says False, by the one who waits, who is woken then.
     """
 
-    __slots__ = ("_is_set", "_is_urgent", "_loop", "_next_s", "_tell_at_once", "_timer", "_waiter")
+    __slots__ = ("_is_expected", "_is_set", "_is_urgent", "_pacer", "_tell_at_once", "_waiter", "next_s")
 
-    def __init__(self, tell_at_once: Callable[[], bool]) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, tell_at_once: Callable[[], bool], pacer: Pacer) -> None:
+        self.next_s = 0.0  # not before
         self._tell_at_once = tell_at_once
+        self._pacer = pacer
         self._is_set = False
         self._is_urgent = False
-        self._next_s = 0.0
+        self._is_expected = False  # by the pacer
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.Handle | None = None
 
     def set(self) -> None:
         """There is news: now, or when it is time for the next."""
         self._is_set = True
-        if self._waiter is not None and self._timer is None:
-            self._tell_in(self._next_s - self._loop.time())
+        if not self._is_expected and self._waiter is not None:
+            self._is_expected = True
+            self._pacer.add(self)
 
     def hurry(self, *_: object) -> None:
         """There is news that nobody should wait for."""
@@ -300,37 +359,31 @@ class _Wake:
 
     async def wait(self) -> None:
         """Return when there is news that is not told yet."""
-        left_s = 0.0 if self._is_urgent or not self._is_set else self._next_s - self._loop.time()
-        if not self._is_set or left_s > 0:
-            self._waiter = self._loop.create_future()
+        is_due = self._is_set and (self._is_urgent or self.next_s <= self._pacer.now_s())
+        if not is_due:
+            self._waiter = asyncio.get_running_loop().create_future()
             if self._is_set:
-                self._tell_in(left_s)
+                self.set()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-                if self._timer is not None:
-                    self._timer.cancel()
-                    self._timer = None
-        self._is_told()
+        self._is_told(self._pacer.now_s())
 
-    def _tell_in(self, left_s: float) -> None:
-        loop = self._loop  # with the next turn of which all of this token is there, its text too
-        self._timer = loop.call_later(left_s, self._tell) if left_s > 0 else loop.call_soon(self._tell)
-
-    def _tell(self) -> None:
-        self._timer = None
+    def tell(self, now_s: float) -> None:
+        """It is time."""
+        self._is_expected = False
         waiter = self._waiter
         if waiter is None or waiter.done():
             return
         try:
             if self._tell_at_once():
-                self._is_told()
+                self._is_told(now_s)
             else:
                 waiter.set_result(None)
         except Exception as error:  # noqa: BLE001  a defect is the business of whoever waits
             waiter.set_exception(error)
 
-    def _is_told(self) -> None:
+    def _is_told(self, now_s: float) -> None:
         self._is_set = self._is_urgent = False
-        self._next_s = self._loop.time() + PACE_S
+        self.next_s = now_s + PACE_S

@@ -27,7 +27,7 @@ from engine.server.bodies import (
 )
 from engine.server.client import Client, ClientGone
 from engine.server.gate import Handler
-from engine.server.generation import Choice, Generation
+from engine.server.generation import Choice, Generation, Pacer
 from engine.server.keys import Holder
 from engine.server.prompts import Prompt, chat_prompt, name_within, sampling_of, text_prompt
 from engine.server.settings import DEFAULT_TENANT, LimitsSettings, ServerSettings
@@ -76,6 +76,7 @@ class Public:
         self._trace_of = trace_of
         self._counts = counts
         self._of_batches = {b"x-priority": b"%d" % settings.jobs.batch_priority}
+        self._pacer = Pacer()
         self._ids = count()
         self._names = count()
 
@@ -123,7 +124,7 @@ class Public:
         try:
             if generation.is_stream:
                 out = _Out(client, lambda choice: self._lines(client, choice), self._served_by)
-                await generation.stream(self._engine, out, tells_usage=generation.tells_usage)
+                await generation.stream(self._engine, out, self._pacer, tells_usage=generation.tells_usage)
                 if not client.is_gone:
                     await client.write(b"", more=False)
                 return
@@ -432,6 +433,7 @@ class _Out:
         self, client: Client, lines_of: Callable[[Choice], bytes], model_of: Callable[[Choice], str]
     ) -> None:
         self.model_of = model_of
+        self.put = client.put
         self._client = client
         self._lines_of = lines_of
 
@@ -440,9 +442,6 @@ class _Out:
 
     async def write(self, data: bytes) -> None:
         await self._client.write(data)
-
-    def put(self, news: Callable[[], bytes]) -> bool:
-        return self._client.put(news)
 
     @property
     def is_gone(self) -> bool:

@@ -1,17 +1,18 @@
 """When a stream's news is told: at once, or with what comes within two milliseconds."""
 
 import asyncio
+from functools import partial
 
 import pytest
 
 from engine.server import generation
-from engine.server.generation import PACE_S, _Wake
+from engine.server.generation import PACE_S, Pacer, Wake
 
 
 def played(play, tell_at_once=lambda: False):
     async def run():
         async with asyncio.timeout(60):
-            return await play(_Wake(tell_at_once), asyncio.get_running_loop())
+            return await play(Wake(tell_at_once, Pacer()), asyncio.get_running_loop())
 
     return asyncio.run(run())
 
@@ -67,19 +68,61 @@ def test_the_end_waits_for_nothing(monkeypatch, before):
     played(play)
 
 
-def test_who_stops_waiting_leaves_no_timer():
+def test_who_stops_waiting_is_not_told_and_can_wait_again():
+    told = []
+
     async def play(wake, _):
         wake.set()
         await wake.wait()
         wake.set()
         waiting = asyncio.ensure_future(wake.wait())
         await asyncio.sleep(0)
-        timer = wake._timer
         waiting.cancel()
         await asyncio.wait([waiting])
-        return timer.cancelled(), wake._timer
+        await asyncio.sleep(2 * PACE_S)
+        before = len(told)
+        waiting = asyncio.ensure_future(wake.wait())
+        await asyncio.wait([waiting])
+        wake.set()
+        waiting = asyncio.ensure_future(wake.wait())
+        await asyncio.sleep(2 * PACE_S)
+        waiting.cancel()
+        return before, len(told)
 
-    assert played(play) == (True, None)
+    assert played(play, lambda: told.append(None) is None) == (0, 1)
+
+
+def test_many_streams_tell_their_news_with_one_timer(monkeypatch):
+    """Each at its time: who has told late tells late again."""
+    monkeypatch.setattr(generation, "PACE_S", 0.05)
+
+    async def run():
+        loop, pacer, told, timers = asyncio.get_running_loop(), Pacer(), [], []
+        later = loop.call_later
+        monkeypatch.setattr(loop, "call_later", lambda *given: timers.append(given) or later(*given))
+        wakes = [Wake(partial(tell, told, number), pacer) for number in range(64)]
+        waiting = [asyncio.ensure_future(wake.wait()) for wake in wakes]
+        await asyncio.sleep(0)
+        for wake in wakes[:32]:
+            wake.set()
+        await asyncio.sleep(0.03)
+        for wake in wakes:
+            wake.set()
+        await asyncio.sleep(0)
+        num_timers, early = len(timers), sorted(told)
+        await asyncio.sleep(0.04)
+        for each in waiting:
+            each.cancel()
+        return early, sorted(told), num_timers
+
+    def tell(told, number):
+        told.append(number)
+        return True
+
+    early, late, num_timers = asyncio.run(run())
+    assert early == list(range(32)) + list(range(32, 64))
+    assert late == sorted([*range(64), *range(32)])
+    assert num_timers <= 3  # two of them are this test's own
 
 
 def test_what_is_told_at_once_wakes_nobody():
