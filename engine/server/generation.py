@@ -65,30 +65,28 @@ class Choice:
         """All of its text."""
         return "".join(self.stream.text)
 
-    def news(self, writer: Writer) -> list[bytes]:
+    def news(self, writer: Writer) -> bytes:
         """The events of what has come since the last time."""
-        stream, events = self.stream, []
+        stream, told = self.stream, b""
         if not self._is_open and (stream.num_tokens or self.completion is not None):
             self._is_open = True
-            events.append(writer.opening(self.index))
-        pieces = stream.text
-        if len(pieces) > self._told_pieces:
-            new = pieces[self._told_pieces :]
-            self._told_pieces = len(pieces)
-            if self._is_plain:
-                events.append(writer.pieces(self.index, new))
-            else:
-                self._tell_more(new, writer, events)
+            told = writer.opening(self.index)
+        if pieces := stream.text[self._told_pieces :]:
+            self._told_pieces += len(pieces)
+            told += (
+                writer.pieces(self.index, pieces) if self._is_plain else self._more_than_text(pieces, writer)
+            )
         if self.completion is not None and not self._is_closed:
             self._is_closed = True
             if self._reading is not None:
-                events += self._said(self._reading.finish(), writer, None)
-            events.append(writer.finish(self.index, self.finish_reason))
-        return events
+                told += b"".join(self._said(self._reading.finish(), writer, None))
+            told += writer.finish(self.index, self.finish_reason)
+        return told
 
-    def _tell_more(self, pieces: list[str], writer: Writer, events: list[bytes]) -> None:
-        """Tell of these pieces the log probabilities too, or the calls in them."""
+    def _more_than_text(self, pieces: list[str], writer: Writer) -> bytes:
+        """Events of these pieces, with log probabilities, or with the calls in them."""
         logprobs = self.logprobs(writer)
+        events: list[bytes] = []
         for piece in pieces:
             if (reading := self.reading) is not None:
                 events += self._said(reading.push(piece), writer, logprobs)
@@ -96,6 +94,7 @@ class Choice:
                 events.append(writer.piece(self.index, piece, logprobs))
             logprobs = None
             self._told_characters += len(piece)
+        return b"".join(events)
 
     @property
     def reading(self) -> Reading | None:
@@ -202,11 +201,13 @@ class Generation:
         for choice in self.choices:
             choice.stream.listener = wake.set
         work.add_done_callback(wake.hurry)
+        pacer.join()
         try:
             await wake.wait()
             while not await self._tell(work, out, tells_usage=tells_usage):
                 await wake.wait()
         finally:
+            pacer.leave()
             for choice in self.choices:
                 choice.stream.listener = None
             if not work.done():
@@ -242,8 +243,8 @@ class Generation:
         writer = self._writer
         assert writer is not None, "something has come"
         if len(self.choices) == 1:
-            return b"".join(self.choices[0].news(writer))
-        return b"".join([event for choice in self.choices for event in choice.news(writer)])
+            return self.choices[0].news(writer)
+        return b"".join([choice.news(writer) for choice in self.choices])
 
     def usage(self) -> Usage:
         """What it cost."""
@@ -279,17 +280,36 @@ def _error_of(work: "asyncio.Task[None]") -> EngineError | None:
 PACE_S = 0.002
 """Tokens that come closer together than this go out in one write; the first one never waits, nor does the end."""
 
+MOST_PACE_S = 0.016
+WRITES_PER_S = 8_000
+"""Where many streams have so much to tell that they would write more often than that, each tells less often."""
+
 TICK_S = 0.001
 """How often somebody looks whose time has come: the timers of an event loop are no finer."""
 
 
 class Pacer:
-    """Has many streams tell their news, each at most once in `PACE_S`: with one timer for all of them."""
+    """Has many streams tell their news, each at most once in `pace_s`: with one timer for all of them."""
 
     def __init__(self) -> None:
+        self.pace_s = PACE_S
+        self._num_streams = 0
         self._loop = asyncio.get_running_loop()
         self._soon: list[Wake] = []
         self._later: list[Wake] = []
+
+    def join(self) -> None:
+        """One stream more."""
+        self._num_streams += 1
+        self._keep_pace()
+
+    def leave(self) -> None:
+        """One stream less."""
+        self._num_streams -= 1
+        self._keep_pace()
+
+    def _keep_pace(self) -> None:
+        self.pace_s = min(MOST_PACE_S, max(PACE_S, self._num_streams / WRITES_PER_S))
 
     def now_s(self) -> float:
         """The loop's time."""
@@ -328,7 +348,7 @@ class Pacer:
 
 
 class Wake:
-    """Has the news of one stream told, however often it is heard of in between, and at most once in `PACE_S`.
+    """Has the news of one stream told, however often it is heard of in between, and at the pacer's pace at most.
 
     Told by `tell_at_once`, straight from the loop; where that says False, by the one who waits, who is woken then.
     """
@@ -386,4 +406,4 @@ class Wake:
 
     def _is_told(self, now_s: float) -> None:
         self._is_set = self._is_urgent = False
-        self.next_s = now_s + PACE_S
+        self.next_s = now_s + self._pacer.pace_s

@@ -366,7 +366,7 @@ class Public:
 
     def _left(self, model: str, tenant: str) -> bytes:
         quotas = self._engine.quotas
-        if not quotas.settings.enabled:
+        if not quotas.settings.enabled or not quotas.settings.limits:
             return b""
         told = quotas.headers(model, tenant, self._clock.now_ns())
         return lines([(name.encode(), value.encode()) for name, value in told.items()]) if told else b""

@@ -68,6 +68,20 @@ def test_the_end_waits_for_nothing(monkeypatch, before):
     played(play)
 
 
+@pytest.mark.parametrize(("streams", "pace_s"), [(1, 0.002), (16, 0.002), (64, 0.008), (1_000, 0.016)])
+def test_many_streams_tell_less_often(streams, pace_s):
+    async def run():
+        pacer = Pacer()
+        for _ in range(streams):
+            pacer.join()
+        many = pacer.pace_s
+        for _ in range(streams):
+            pacer.leave()
+        return many, pacer.pace_s
+
+    assert asyncio.run(run()) == (pace_s, PACE_S)
+
+
 def test_who_stops_waiting_is_not_told_and_can_wait_again():
     told = []
 
