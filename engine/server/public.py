@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import count
 from typing import Any
 
@@ -76,7 +76,6 @@ class Public:
         self._trace_of = trace_of
         self._counts = counts
         self._of_batches = {b"x-priority": b"%d" % settings.jobs.batch_priority}
-        self._pacer = Pacer()
         self._ids = count()
         self._names = count()
 
@@ -93,6 +92,10 @@ class Public:
             ("GET", "/ready"): self.ready,
             ("HEAD", "/ready"): self.ready,
         }
+
+    @cached_property
+    def _pacer(self) -> Pacer:  # of the loop that serves
+        return Pacer()
 
     def name_request(self) -> str:
         """A name for an HTTP request that brings none."""
