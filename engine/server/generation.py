@@ -317,10 +317,9 @@ class Pacer:
 
     def add(self, wake: "Wake") -> None:
         """Have it tell when it is time, but not in this turn of the loop: in the next, all of a token is there."""
-        left_s = wake.next_s - self._loop.time()
-        if left_s > 0:
+        if wake.next_s > self._loop.time():
             if not self._later:
-                self._loop.call_later(left_s, self._look)
+                self._loop.call_later(TICK_S, self._look)
             self._later.append(wake)
         else:
             if not self._soon:

@@ -106,37 +106,42 @@ def test_who_stops_waiting_is_not_told_and_can_wait_again():
     assert played(play, lambda: told.append(None) is None) == (0, 1)
 
 
-def test_many_streams_tell_their_news_with_one_timer(monkeypatch):
-    """Each at its time: who has told late tells late again."""
+def test_many_streams_tell_their_news_each_at_its_time_with_one_timer(monkeypatch):
     monkeypatch.setattr(generation, "PACE_S", 0.05)
 
     async def run():
         loop, pacer, told, timers = asyncio.get_running_loop(), Pacer(), [], []
-        later = loop.call_later
+        later, begun_s = loop.call_later, loop.time()
         monkeypatch.setattr(loop, "call_later", lambda *given: timers.append(given) or later(*given))
-        wakes = [Wake(partial(tell, told, number), pacer) for number in range(64)]
+
+        def tell(number):
+            told.append((number, loop.time() - begun_s))
+            return True
+
+        wakes = [Wake(partial(tell, number), pacer) for number in range(64)]
         waiting = [asyncio.ensure_future(wake.wait()) for wake in wakes]
         await asyncio.sleep(0)
-        for wake in wakes[:32]:
+        for wake in wakes[32:]:
             wake.set()
         await asyncio.sleep(0.03)
-        for wake in wakes:
+        for wake in wakes[:32]:
             wake.set()
         await asyncio.sleep(0)
-        num_timers, early = len(timers), sorted(told)
-        await asyncio.sleep(0.04)
+        for wake in wakes:  # whose time comes last are the first to ask
+            wake.set()
+        at_once = len(told)
+        await asyncio.sleep(0.2)
         for each in waiting:
             each.cancel()
-        return early, sorted(told), num_timers
+        return at_once, told, len(timers)
 
-    def tell(told, number):
-        told.append(number)
-        return True
-
-    early, late, num_timers = asyncio.run(run())
-    assert early == list(range(32)) + list(range(32, 64))
-    assert late == sorted([*range(64), *range(32)])
-    assert num_timers <= 3  # two of them are this test's own
+    at_once, told, num_timers = asyncio.run(run())
+    assert at_once == 64
+    assert sorted(number for number, _ in told) == sorted(2 * [*range(64)])
+    times_s = {number: [at_s for each, at_s in told if each == number] for number in range(64)}
+    assert all(second_s - first_s > 0.048 for first_s, second_s in times_s.values())
+    assert max(times_s[63]) < max(times_s[0])  # who told first tells first again
+    assert num_timers < 120  # one a millisecond, and this test's own
 
 
 def test_what_is_told_at_once_wakes_nobody():

@@ -227,6 +227,27 @@ def test_headers_that_are_too_many_or_too_large_are_refused(unmoved, data):
     assert answer.error["message"] == "the headers are more than 100 or larger than 32768 bytes"
 
 
+@pytest.mark.parametrize("first", [35, 24, 12, 1])
+@pytest.mark.parametrize(("size", "number"), [(KIB, 36), (4, 105)], ids=["too large", "too many"])
+def test_headers_that_come_in_pieces_are_counted_together(unmoved, first, size, number):
+    lines = [b"x: " + b"a" * size + b"\r\n"] * number
+    with connected(unmoved.server.port) as sock:
+        sock.sendall(b"GET /health HTTP/1.1\r\nhost: a\r\n" + b"".join(lines[:first]))
+        time.sleep(0.02)
+        sock.sendall(b"".join(lines[first:]) + b"\r\n")
+        (answer,) = answers_from(sock)
+        assert answer.status == 431
+
+
+def test_headers_before_a_large_body_may_be_as_many_as_ever(held):
+    """What is counted is the head alone, and each one by itself."""
+    body = b" " * 64 * KIB + json.dumps(HELLO).encode()
+    large = post(body, headers=[f"x: {'a' * 20 * KIB}"])
+    with connected(held.server.port) as sock:
+        sock.sendall(large + large)
+        assert [each.status for each in answers_from(sock, 2)] == [200, 200]
+
+
 @pytest.mark.parametrize(
     ("begin", "more"),
     [
@@ -458,9 +479,10 @@ def test_pipelined_requests_are_answered_in_their_order(held):
     assert found[3].json == {"status": "ok"}
 
 
-def test_http_1_0_is_answered_and_the_connection_ends(held):
+@pytest.mark.parametrize("wish", [[], ["connection: keep-alive"]], ids=["", "whatever is wished"])
+def test_http_1_0_is_answered_and_the_connection_ends(held, wish):
     with connected(held.server.port) as sock:
-        sock.sendall(post(version="1.0"))
+        sock.sendall(post(version="1.0", headers=wish))
         (answer,) = answers_from(sock)
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         assert is_closed(sock)

@@ -9,7 +9,19 @@ import pytest
 from engine.server.settings import LimitsSettings
 from engine.server.wire import Exchange
 from tests.engine.server.conftest import modelled
-from tests.engine.server.raw import HELLO, answers_from, asked, connected, head, is_closed, one, post, quiet
+from tests.engine.server.raw import (
+    HELLO,
+    answers_from,
+    asked,
+    connected,
+    get,
+    head,
+    is_closed,
+    one,
+    post,
+    quiet,
+    until,
+)
 
 KEEP_ALIVE_S = 1
 OK = '{"status":"ok"}'
@@ -72,6 +84,33 @@ def test_a_connection_is_idle_from_its_last_answer_on(held):
         assert answer.status == 200
         assert is_closed(sock)
         assert time.monotonic() - begun_s > 0.95 * KEEP_ALIVE_S
+
+
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        ("/v1/models?limit=1", 200),
+        ("/v1/%6dodels", 200),
+        ("/v1/models#top", 200),
+        ("http://test/v1/models", 200),
+        ("/v1/models/llama?x=1", 200),
+        ("/v1/models/ll%61ma@1.0.0", 200),
+        ("/v1//models", 404),
+        ("/V1/models", 404),
+    ],
+)
+def test_a_path_is_found_however_it_is_written(held, url, status):
+    assert get(held.server.port, url).status == status
+
+
+def test_who_is_served_when_the_server_hurries_is_cut_off(serving):
+    with serving(modelled(overhead_us=20_000), quiet()) as running, connected(running.server.port) as sock:
+        sock.sendall(post({**HELLO, "max_tokens": 500}))
+        (replica,) = running.server.engine.replicas.values()
+        assert until(lambda: replica.num_running == 1)
+        running.call(running.server.hurry)
+        assert answers_from(sock) == []
+        assert until(lambda: replica.num_running == 0)
 
 
 def test_no_name_of_ours_can_end_a_header(serving):
