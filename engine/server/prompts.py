@@ -123,7 +123,7 @@ def chat_prompt(body: ChatBody, *, most_tokens: int | None, able: Callable[[], I
     def reading(text: "Text", name: str) -> Reading:
         return reading_of(text, tools, choice, name, is_parallel=is_parallel)
 
-    characters = sum(len(str(message["content"])) for message in messages)
+    characters = sum([len(message["content"]) for message in messages])
     made = Prompt(render, characters, body.output_tokens is None, most_tokens)
     if told is not None or form is not None:
         made.grammar = grammar

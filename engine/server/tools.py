@@ -40,11 +40,12 @@ def check_response_format(wanted: dict[str, Any] | None) -> None:
 
 def check_tools(tools: Tools | None, tool_choice: Choice, most: int) -> None:
     """Raises BadRequest for tools and choices among them that no model could be given."""
-    count = len(tools or ())
-    must("tools", f"a list of {count}", count <= most, f"at most {most} tools")
     names: set[str] = set()
-    for number, tool in enumerate(tools or ()):
-        _check_tool(f"tools[{number}]", tool, names)
+    if tools:
+        count = len(tools)
+        must("tools", f"a list of {count}", count <= most, f"at most {most} tools")
+        for number, tool in enumerate(tools):
+            _check_tool(f"tools[{number}]", tool, names)
     _check_choice(tool_choice, names)
 
 
