@@ -36,17 +36,12 @@ DECISION_COLUMNS = {
 SERIES_COLUMNS = {"at_ns": "int64", "subject": "str", "metric": "str", "value": "float64"}
 
 
-def extended(column: "array[int]", values: Sequence[int]) -> "array[int]":
+def extended(column: "array[int]", values: npt.NDArray[np.int64]) -> "array[int]":
     """The column with these values behind it: itself, or a wider one where they do not fit."""
-    size = len(column)
-    try:
-        column.extend(values)
-    except OverflowError:
-        del column[size:]
-        code = column.typecode
-        if code == WIDTHS[-1]:
-            raise
-        return extended(array(WIDTHS[WIDTHS.index(code) + 1], column), values)
+    narrow = values.astype(column.typecode)
+    if (narrow != values).any():
+        return extended(array(WIDTHS[WIDTHS.index(column.typecode) + 1], column), values)
+    column.frombytes(narrow.tobytes())
     return column
 
 
@@ -62,9 +57,11 @@ class Numbers:
         self.extend((value,))
 
     def extend(self, values: Sequence[int | None]) -> None:
-        if None in values:
-            values = [MISSING if value is None else value for value in values]
-        self.data = extended(self.data, cast("Sequence[int]", values))
+        try:
+            found = np.array(values, dtype=np.int64)  # a tenth of what `array` takes for each
+        except TypeError:  # None is no number
+            found = np.array([MISSING if value is None else value for value in values], dtype=np.int64)
+        self.data = extended(self.data, found)
 
     def values(self) -> npt.NDArray[np.int64]:
         return np.array(self.data, dtype=np.int64)
@@ -82,33 +79,36 @@ class Numbers:
         return sha256(self.values()[order].astype("<i8").tobytes()).digest()
 
 
+class Codes(dict[str | None, int]):
+    """Words and their numbers, in the order in which they came. A new one gets the next number, None has none."""
+
+    def __init__(self) -> None:
+        self[None] = MISSING
+
+    def __missing__(self, word: str) -> int:
+        self[word] = code = len(self) - 1
+        return code
+
+
 class Words:
     """A column of words that repeat: as few bytes a row as tell them apart, and each word once."""
 
-    __slots__ = ("_codes", "_words")
+    __slots__ = ("_code_of", "_codes")
 
     def __init__(self) -> None:
-        self._codes = array("b")
-        self._words: dict[str, int] = {}
+        self._codes = array(WIDTHS[0])
+        self._code_of = Codes()
+
+    @property
+    def _words(self) -> list[str]:
+        """Each word, by its number."""
+        return [word for word in self._code_of if word is not None]
 
     def append(self, word: str | None) -> None:
-        code = self._words.get(word, MISSING) if word is not None else MISSING
-        if code == MISSING and word is not None:
-            code = self._words[word] = len(self._words)
-        try:
-            self._codes.append(code)
-        except OverflowError:
-            self._codes = extended(self._codes, (code,))
+        self.extend((word,))
 
     def extend(self, words: Sequence[str | None]) -> None:
-        known = self._words
-        for word in dict.fromkeys(words):
-            if word is not None and word not in known:
-                known[word] = len(known)
-        if None in words:
-            codes = [MISSING if word is None else known[word] for word in words]
-        else:
-            codes = list(map(known.__getitem__, cast("Sequence[str]", words)))
+        codes = np.fromiter(map(self._code_of.__getitem__, words), dtype=np.int64, count=len(words))
         self._codes = extended(self._codes, codes)
 
     def counts(self) -> dict[str, int]:
@@ -262,8 +262,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._columns: dict[str, Numbers | Words] = {name: kind() for name, _, kind in COLUMNS}
-        self._row_of = attrgetter(*[source for _, source, _ in COLUMNS])
-        self._rows: list[tuple[Any, ...]] = []
+        self._ended: list[Ended] = []  # who is not in the columns yet
         self._decisions = Decisions()
         self._series = Series()
         self._takers: dict[type[Event], Callable[[Any], None]] = {
@@ -280,10 +279,10 @@ class Recorder:
     @property
     def columns(self) -> dict[str, Numbers | Words]:
         """The requests table by column."""
-        if self._rows:
-            rows, self._rows = self._rows, []
-            for column, values in zip(self._columns.values(), zip(*rows, strict=True), strict=True):
-                column.extend(values)
+        if self._ended:
+            ended, self._ended = self._ended, []
+            for name, source, _ in COLUMNS:
+                self._columns[name].extend(list(map(attrgetter(source), ended)))
         return self._columns
 
     def emit(self, event: Event) -> None:
@@ -292,8 +291,8 @@ class Recorder:
             take(event)
 
     def _take_end(self, event: Ended) -> None:
-        self._rows.append(self._row_of(event))
-        if len(self._rows) >= FLUSH_ROWS:
+        self._ended.append(event)
+        if len(self._ended) >= FLUSH_ROWS:
             self.columns  # noqa: B018  they take what is waiting
 
     def _take_health(self, event: HealthChanged) -> None:
