@@ -493,7 +493,7 @@ class Engine:
                 decision = await self.carrier.bring(found, job.home.executor, num_tokens)
                 now_ns = self.clock.now_ns()
             end.queued_ns = now_ns
-            if found is not None and (found.num_blocks or self.telemetry.wants(PrefixFound)):
+            if found is not None and (found.num_blocks or self.telemetry.takers[PrefixFound]):
                 self._found(found, job, story, decision)
             work = Work(
                 tokens,
@@ -637,7 +637,7 @@ class Engine:
             for tier, blocks in zip(self.cache.tiers, prefix.blocks_by_tier, strict=True):
                 setattr(end, f"cached_tokens_{tier.name}", min(blocks * tokens, left))
                 left -= min(blocks * tokens, left)
-        if not self.telemetry.wants(PrefixFound):
+        if not self.telemetry.takers[PrefixFound]:
             return
         found = PrefixFound(self.clock.now_ns(), job.request.id, end.replica or "", end.cached_tokens)
         if decision is not None:
@@ -655,7 +655,7 @@ class Engine:
             self.clock.call_later(to_ns(after_s), again)
 
     def _evicted(self, model: str, tier: str, blocks: int, read_ns: int) -> None:
-        if self.telemetry.wants(Evicted):
+        if self.telemetry.takers[Evicted]:
             self.telemetry.emit(Evicted(self.clock.now_ns(), model, tier, blocks, read_ns))
 
     def _store_failed(self, tier: str, kind: str) -> None:
@@ -783,7 +783,7 @@ class Engine:
             return worth
 
     def _routed(self, choice: Choice) -> None:
-        if not self.telemetry.wants(Routed):
+        if not self.telemetry.takers[Routed]:
             return
         names = tuple([row[NAME] for row in choice.seen])
         loads = tuple([row[LOAD] for row in choice.seen])
@@ -813,7 +813,7 @@ class Engine:
     def _admitted(self, story: Story) -> None:
         now_ns = self.clock.now_ns()
         story.end.admitted_ns = now_ns
-        if self.telemetry.wants(Admitted):
+        if self.telemetry.takers[Admitted]:
             self.telemetry.emit(Admitted(now_ns, story.request.id, now_ns - story.request.arrival_ns))
 
     def _lost(self, replica: Replica, story: Story, stream: Stream) -> None:

@@ -1,5 +1,6 @@
 """Always on: what holds in every run, whatever its traffic and its faults. A breach is a defect of ours."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, cast
@@ -42,7 +43,8 @@ class Census:
     kinds: ClassVar[frozenset[type[Event]]] = frozenset({Arrived, Ended})
     arrived: int = 0
     ended: int = 0
-    area_ns: int = 0
+    stays_ns: int = 0
+    """Times of ends less those of arrivals."""
     now_ns: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
     """How many have ended in each way."""
@@ -53,26 +55,48 @@ class Census:
     def in_flight(self) -> int:
         return self.arrived - self.ended
 
+    @property
+    def area_ns(self) -> int:
+        """The area under the number of those inside: from each arrival to its end, or to now."""
+        return self.stays_ns + self.in_flight * self.now_ns
+
+    @property
+    def takers(self) -> dict[type[Event], Callable[[Any], None]]:
+        """Who takes what."""
+        return {Arrived: self.arrive, Ended: self.end}
+
     def emit(self, event: Event) -> None:
-        now_ns = event.at_ns
+        self.takers[type(event)](event)
+
+    def arrive(self, event: Arrived) -> None:
+        """One more is inside."""
+        now_ns, number = event.at_ns, event.request_id
         if now_ns < self.now_ns:
-            raise Broken(f"the clock went back from {self.now_ns} ns to {now_ns} ns")
-        self.area_ns += (self.arrived - self.ended) * (now_ns - self.now_ns)
+            self._went_back(now_ns)
         self.now_ns = now_ns
-        inside = self.inside
-        if type(event) is Ended:
-            self.ended += 1
-            arrived = inside.pop(event.request_id, None)
-            if arrived is None:
-                raise Broken(f"request {event.request_id} ends, and is not inside")
-            if arrived.prompt_tokens != event.prompt_tokens or arrived.model != event.model_requested:
-                raise Broken(f"request {event.request_id} arrived as {arrived}, and ends as {event}")
-            self.outcomes[event.outcome] = self.outcomes.get(event.outcome, 0) + 1
-        elif type(event) is Arrived:
-            self.arrived += 1
-            if event.request_id in inside:
-                raise Broken(f"request {event.request_id} has arrived twice")
-            inside[event.request_id] = event
+        self.stays_ns -= now_ns
+        self.arrived += 1
+        if number in self.inside:
+            raise Broken(f"request {number} has arrived twice")
+        self.inside[number] = event
+
+    def end(self, event: Ended) -> None:
+        """One that is inside leaves."""
+        now_ns, outcome = event.at_ns, event.outcome
+        if now_ns < self.now_ns:
+            self._went_back(now_ns)
+        self.now_ns = now_ns
+        self.stays_ns += now_ns
+        self.ended += 1
+        arrived = self.inside.pop(event.request_id, None)
+        if arrived is None:
+            raise Broken(f"request {event.request_id} ends, and is not inside")
+        if arrived.prompt_tokens != event.prompt_tokens or arrived.model != event.model_requested:
+            raise Broken(f"request {event.request_id} arrived as {arrived}, and ends as {event}")
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+
+    def _went_back(self, now_ns: int) -> None:
+        raise Broken(f"the clock went back from {self.now_ns} ns to {now_ns} ns")
 
     def check(self, engine: Engine) -> None:
         """Raise Broken unless the engine's own books agree at this moment, in the middle of a run.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from itertools import chain
 from operator import attrgetter
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -265,7 +265,7 @@ class Recorder:
         self._ended: list[Ended] = []  # who is not in the columns yet
         self._decisions = Decisions()
         self._series = Series()
-        self._takers: dict[type[Event], Callable[[Any], None]] = {
+        self.takers: dict[type[Event], Callable[[Any], None]] = {
             Ended: self._take_end,
             Routed: self._decisions.take,
             HealthChanged: self._take_health,
@@ -286,7 +286,7 @@ class Recorder:
         return self._columns
 
     def emit(self, event: Event) -> None:
-        take = self._takers.get(type(event))
+        take = self.takers.get(type(event))
         if take is not None:
             take(event)
 

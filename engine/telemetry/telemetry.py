@@ -14,49 +14,60 @@ class Sink(Protocol):
     """Somewhere for events to go. `emit` must not block for long: it runs on the path of the request.
 
     One that has `kinds`, a set of classes of events, is given these only; one that has none, all but private ones.
+    Where it has `takers`, a table by class, those that stand there are called instead of `emit`.
     """
 
     def emit(self, event: Event) -> None:
         """Take note of one event."""
 
 
+Take = Callable[[Any], None]
+"""Takes note of one event of a certain kind."""
+
+
+class Takers(dict[type[Event], list[Take]]):
+    """Who is told of events of each kind: looked for when the first one of it comes."""
+
+    def __init__(self) -> None:
+        self.sinks: list[Sink] = []
+
+    def __missing__(self, kind: type[Event]) -> list[Take]:
+        unless_told = () if kind.is_private else (kind,)
+        wanting = [sink for sink in self.sinks if kind in getattr(sink, "kinds", unless_told)]
+        found: list[Take] = [getattr(sink, "takers", {}).get(kind, sink.emit) for sink in wanting]
+        self[kind] = found
+        return found
+
+
 class Telemetry:
-    """Gives each event to each sink that wants its kind, in order."""
+    """Gives each event to each sink that wants its kind, in order.
+
+    `takers` of a kind are empty where nobody wants it: then it need not be made.
+    """
 
     def __init__(self, clock: Clock, sinks: Sequence[Sink] = ()) -> None:
         self.clock = clock
-        self._sinks: list[Sink] = []
-        self._takers: dict[type[Event], list[Callable[[Any], None]]] = {}
+        self.takers = Takers()
         for sink in sinks:
             self.add(sink)
 
     def add(self, sink: Sink) -> None:
         """Tell that sink from now on, after those before it."""
-        self._sinks.append(sink)
-        self._takers.clear()
+        self.takers.sinks.append(sink)
+        self.takers.clear()
 
     def clear(self) -> None:
         """Tell nobody any more."""
-        self._sinks.clear()
-        self._takers.clear()
+        self.takers.sinks.clear()
+        self.takers.clear()
 
     def wants(self, kind: type[Event]) -> bool:
-        """Whether anybody wants events of that kind; one that nobody wants need not be made."""
-        takers = self._takers.get(kind)
-        return bool(self._takers_of(kind) if takers is None else takers)
+        """Whether anybody wants events of that kind."""
+        return bool(self.takers[kind])
 
     def emit(self, event: Event) -> None:
-        takers = self._takers.get(type(event))
-        for take in self._takers_of(type(event)) if takers is None else takers:
+        for take in self.takers[type(event)]:
             take(event)
-
-    def _takers_of(self, kind: type[Event]) -> list[Callable[[Any], None]]:
-        unless_told = () if kind.is_private else (kind,)
-        found: list[Callable[[Any], None]] = [
-            sink.emit for sink in self._sinks if kind in getattr(sink, "kinds", unless_told)
-        ]
-        self._takers[kind] = found
-        return found
 
     def follow(self, request: Request, stream: Stream) -> "Story":
         """The story of one request: a context whose end, however it comes, is told once."""
@@ -72,21 +83,21 @@ class Story:
         self.request = request
         self._telemetry = telemetry
         self._stream = stream
-        self.end = Ended(
-            at_ns=request.arrival_ns,
-            request_id=request.id,
-            tenant=request.tenant,
-            session=request.session,
-            model_requested=request.model,
-            arrival_ns=request.arrival_ns,
-            prompt_tokens=request.num_prompt_tokens,
-            priority=request.priority,
-            outcome="cancelled",
+        self.end = Ended(  # by place: names cost more than the object
+            request.arrival_ns,
+            request.id,
+            request.tenant,
+            request.session,
+            request.model,
+            request.arrival_ns,
+            request.num_prompt_tokens,
+            "cancelled",
         )
+        self.end.priority = request.priority
 
     def __enter__(self) -> Self:
         request, telemetry = self.request, self._telemetry
-        if telemetry.wants(Arrived):
+        if telemetry.takers[Arrived]:
             telemetry.emit(
                 Arrived(
                     telemetry.clock.now_ns(),
@@ -120,6 +131,6 @@ class Story:
         end.at_ns = self._telemetry.clock.now_ns()
         end.first_token_ns = self._stream.first_token_ns
         end.output_tokens = self._stream.num_tokens
-        if self._telemetry.wants(Content):
+        if self._telemetry.takers[Content]:
             self._telemetry.emit(Content(end.at_ns, end.request_id, "output", "".join(self._stream.text)))
         self._telemetry.emit(end)

@@ -44,7 +44,7 @@ def column(stage, name):
 
 
 def break_area(stage):
-    stage.census.area_ns += 1
+    stage.census.stays_ns += 1
 
 
 def break_end(stage):
