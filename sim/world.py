@@ -24,24 +24,26 @@ def occurs(event: Any) -> Generator[Any, Any, Any]:
     return (yield event)
 
 
-class Call:
-    """A callback in the queue. One that is cancelled stays there, and is empty."""
+class Call(list[Any]):
+    """A callback's place in the queue: when, its priority, its number, and what is called; nothing once cancelled."""
 
-    __slots__ = ("callback",)
-
-    def __init__(self, callback: Callable[[], None]) -> None:
-        self.callback: Callable[[], None] | None = callback
+    __slots__ = ()
 
     def cancel(self) -> None:
-        self.callback = None
+        self[3] = None
 
 
 class World(simpy.Environment):
-    """SimPy's own queue of events, in which our own are bare callbacks: a third of what an event costs."""
+    """SimPy's own queue of events, in which our own are bare callbacks: a third of what an event costs.
 
-    is_over = False  # whether what happens now is the last thing to happen
-    late_ns = -1  # when a late call was made last
-    late_priority = -1  # the highest of those that were made then
+    Places are lists, so that a callback and its place are one object.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(initial_time=0)
+        self.is_over = False  # whether what happens now is the last thing to happen
+        self.late_ns = -1  # when a late call was made last
+        self.late_priority = -1  # the highest of those that were made then
 
     def advance(self, most: int) -> int:
         """Process up to `most` events, and say how many there were. `step` for each, without its detours."""
@@ -49,14 +51,13 @@ class World(simpy.Environment):
         for count in range(most):
             if not queue or self.is_over:
                 return count
-            now_ns, priority, _, event = heappop(queue)
-            self._now = now_ns
-            if type(event) is Call:
-                callback = event.callback
-                if callback is not None:
-                    if priority >= LATE and (self.late_ns != now_ns or priority > self.late_priority):
-                        self.late_ns, self.late_priority = now_ns, priority
-                    callback()
+            place = heappop(queue)
+            self._now, priority, _, event = place
+            if type(place) is Call:
+                if event is not None:
+                    if priority >= LATE:
+                        self._note(priority)
+                    event()
                 continue
             callbacks, event.callbacks = event.callbacks, None
             for callback in callbacks:
@@ -68,28 +69,29 @@ class World(simpy.Environment):
     def step(self) -> None:
         """Process the next event. Raises EmptySchedule when there is none."""
         queue: list[Any] = self._queue
-        if queue and type(queue[0][3]) is Call:
-            now_ns, priority, _, call = heappop(queue)
-            self._now = now_ns
-            if call.callback is not None:
-                if priority >= LATE and (self.late_ns != now_ns or priority > self.late_priority):
-                    self.late_ns, self.late_priority = now_ns, priority
-                call.callback()
-        else:
+        if not queue or type(queue[0]) is not Call:
             super().step()
+            return
+        self._now, priority, _, callback = heappop(queue)
+        if callback is not None:
+            if priority >= LATE:
+                self._note(priority)
+            callback()
+
+    def _note(self, priority: int) -> None:
+        """A late call is made now."""
+        if self.late_ns != self._now or priority > self.late_priority:
+            self.late_ns, self.late_priority = cast("int", self._now), priority
+
+    def schedule(self, event: Any, priority: int = SOON, delay: float = 0) -> None:
+        """Let an event happen later, or what looks like one."""
+        heappush(self._queue, [self._now + delay, priority, next(self._eid), event])  # type: ignore[misc]
 
     def call(self, delay_ns: int, callback: Callable[[], None], priority: int) -> Call:
         """Have something called later."""
-        call = Call(callback)
-        heappush(self._queue, (self._now + delay_ns, priority, next(self._eid), call))  # type: ignore[misc]
+        call = Call((self._now + delay_ns, priority, next(self._eid), callback))
+        heappush(self._queue, call)  # type: ignore[misc]
         return call
-
-    def put(self, event: Any, delay_ns: int = 0) -> None:
-        """Let an event happen later, or what looks like one."""
-        heappush(self._queue, (self._now + delay_ns, SOON, next(self._eid), event))  # type: ignore[misc]
-
-    def moment(self) -> int:
-        return self._now  # type: ignore[return-value]  # stays an int while every delay is one
 
 
 class Happening:
@@ -118,31 +120,35 @@ class SimSignal(Happening):
         if not self.is_set:
             self.is_set = True
             if self.callbacks:
-                self._world.put(self)
+                self._world.schedule(self)
             else:
                 self.callbacks = None
 
-    async def wait(self) -> None:
+    @types.coroutine
+    def wait(self) -> Generator[Any, Any, None]:
         if self.callbacks is not None:
-            await occurs(self)
+            yield self
 
 
 class Task:
     """A coroutine that runs beside others, at a third of what a SimPy process costs; nobody can interrupt it."""
 
-    __slots__ = ("_clock", "_number", "_send", "work")
+    __slots__ = ("_clock", "_number", "work")
 
     def __init__(self, clock: "SimClock", work: Coroutine[Any, Any, Any], number: int) -> None:
         self.work = work
-        self._send = work.send
         self._clock = clock
         self._number = number
 
     def resume(self, event: Any) -> None:
         """Go on after an event, up to the next one that is still to come."""
+        work = self.work
         try:
             while True:
-                event = self._send(event._value) if event._ok else self.work.throw(event._value)
+                if isinstance(event, Happening):
+                    event = work.send(None)
+                else:
+                    event = work.send(event._value) if event._ok else work.throw(event._value)
                 if event.callbacks is not None:
                     event.callbacks.append(self.resume)
                     return
@@ -161,8 +167,7 @@ class SimClock:
     """The engine's clock over SimPy: the same coroutines, on virtual nanoseconds."""
 
     def __init__(self) -> None:
-        self.env = World(initial_time=0)
-        self.now_ns = self.env.moment
+        self.env = World()
         self._running: dict[int, Coroutine[Any, Any, Any]] = {}
         self._spawned = 0
 
@@ -170,11 +175,14 @@ class SimClock:
     def epoch_ns(self) -> int:
         return 0
 
+    def now_ns(self) -> int:
+        return self.env._now  # type: ignore[return-value]
+
     async def sleep(self, delay_ns: int) -> None:
         if delay_ns < 0:
             raise ValueError(f"the delay is {delay_ns} ns, but must be at least 0")
         event = Happening()
-        self.env.put(event, delay_ns)
+        self.env.schedule(event, delay=delay_ns)
         await occurs(event)
 
     def call_later(self, delay_ns: int, callback: Callable[[], None]) -> Timer:
@@ -185,7 +193,7 @@ class SimClock:
 
     def is_past(self, rank: int) -> bool:
         world = self.env
-        return world.late_priority >= LATE + rank and world.late_ns == world.moment()
+        return world.late_priority >= LATE + rank and world.late_ns == self.now_ns()
 
     def signal(self) -> Signal:
         return SimSignal(self.env)
