@@ -354,7 +354,7 @@ class Engine:
                 self._admitted(story)
                 while (chosen := attempts.next(self.clock.now_ns())) is not None:
                     replica = self.replicas[chosen.name]
-                    if not replica.takes_more:
+                    if not replica.takes_more():
                         attempts.pass_over()
                         is_full = True
                         continue

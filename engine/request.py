@@ -181,25 +181,20 @@ class Stream:
     last_token_ns: int | None = None
     listener: Callable[[], None] | None = None
     replica: str | None = None
+    num_tokens: int = field(init=False, default=0)  # so far; cheaper than to look at them
     _tokens: list[int] = field(default_factory=list)
-    _owed: int = 0
     _paid: int = 0  # tokens of the present attempt that are in `_tokens`
     _promise: Promise | None = None
 
     @property
     def tokens(self) -> list[int]:
         """All tokens so far; to look at, not to change."""
-        if self._owed:
+        owed = self.num_tokens - len(self._tokens)
+        if owed:
             assert self._promise is not None
-            self._tokens += self._promise(self._paid, self._owed)
-            self._paid += self._owed
-            self._owed = 0
+            self._tokens += self._promise(self._paid, owed)
+            self._paid += owed
         return self._tokens
-
-    @property
-    def num_tokens(self) -> int:
-        """How many there are so far; cheaper than to look at them."""
-        return len(self._tokens) + self._owed
 
     def promise(self, count: int, now_ns: int, promise: Promise) -> None:
         """Take `count` tokens more, the last of them at `now_ns`; `promise` knows all of its attempt."""
@@ -209,20 +204,21 @@ class Stream:
         if self.first_token_ns is None:
             self.first_token_ns = now_ns
         self.last_token_ns = now_ns
-        self._owed += count
+        self.num_tokens += count
         if self.listener is not None:
             self.listener()
 
     def expect(self, count: int, now_ns: int) -> None:
         """The same from an attempt that has promised before, where nobody listens."""
         self.last_token_ns = now_ns
-        self._owed += count
+        self.num_tokens += count
 
     def push(self, token: int, now_ns: int, logprobs: Logprobs | None = None) -> None:
         if self.first_token_ns is None:
             self.first_token_ns = now_ns
         self.last_token_ns = now_ns
         self.tokens.append(token)
+        self.num_tokens += 1
         if logprobs is not None:
             self.logprobs.append(logprobs)
         if self.listener is not None:

@@ -16,7 +16,7 @@ from engine.clock import Clock, Signal, Timer
 from engine.errors import ReplicaLost
 from engine.execution.executor import Batch, Executor, Sequence, StepResult
 from engine.execution.modelled import TICK_BITS, Even, Modelled, spoken
-from engine.execution.scheduler import Scheduler
+from engine.execution.scheduler import NOBODY, Scheduler
 
 LEAP_STEPS = 256
 """The most steps of one leap: what is foreseen and then cut off again is work for nothing."""
@@ -199,8 +199,10 @@ class Leaping(Loop):
         leap_steps: int,
     ) -> None:
         super().__init__(name, executor, scheduler, clock, block_tokens)
+        scheduler.before_preempting = self._credit_all
         self._foreseeing = executor
         self._even = executor if isinstance(executor, Even) else None
+        self._landing = self._land
         self._rank = rank
         self._leap_steps = leap_steps
         self._over: Signal | None = None  # of the present life
@@ -236,7 +238,7 @@ class Leaping(Loop):
                 self.crash()
 
     def rouse(self) -> None:
-        if self._over is None or self._scheduler.is_full:
+        if self._over is None or self._scheduler.is_full():
             return  # who has no slot has to wait for one that leaves, and that is foreseen
         if self._batch is not None:
             if self._steps_ahead > 1:
@@ -248,7 +250,7 @@ class Leaping(Loop):
         if self._batch is not None:
             over = min(self._num_over(), self._steps_ahead - 1)  # a timer of the real machine may be late
             if over:
-                self._count(over)
+                self._count(self._batch, over)
 
     def drop(self, sequence: Sequence) -> None:
         self.catch_up()
@@ -280,31 +282,25 @@ class Leaping(Loop):
     def _begin(self) -> None:
         """Form a batch, and go as far with it as can be seen. Whatever goes wrong, nobody is left waiting for it."""
         try:
-            self._form()
+            now_ns = self._clock.now_ns()
+            batch = self._scheduler.next_batch(now_ns)
+            if batch.preempted:
+                self._make_way(batch.preempted)
+            if not batch.chunks and not batch.decodes:
+                self._timer = None
+                return
+            self._at_ns = now_ns
+            if self._at >> TICK_BITS != now_ns:  # after a pause
+                self._at = now_ns << TICK_BITS
+            if batch.chunks:
+                self._foresee_prefill(batch, now_ns)
+            else:
+                self._foresee_decode(batch, now_ns)
+            self._batch = batch
+            self._timer = self._clock.call_last(self._look_ahead() - now_ns, self._landing, self._rank)
         except BaseException:
             self.crash()
             raise
-
-    def _form(self) -> None:
-        now_ns, scheduler = self._clock.now_ns(), self._scheduler
-        if scheduler.is_short:
-            self._credit_all()
-            batch = scheduler.next_batch(now_ns)
-            self._make_way(batch.preempted)
-        else:
-            batch = scheduler.next_batch(now_ns)
-        if not batch.chunks and not batch.decodes:
-            self._timer = None
-            return
-        self._at_ns = now_ns
-        if self._at >> TICK_BITS != now_ns:  # after a pause
-            self._at = now_ns << TICK_BITS
-        if batch.chunks:
-            self._foresee_prefill(batch, now_ns)
-        else:
-            self._foresee_decode(batch, now_ns)
-        self._batch = batch
-        self._timer = self._clock.call_last(self._look_ahead() - now_ns, self._land, self._rank)
 
     def _make_way(self, preempted: Listing[Sequence]) -> None:
         """These have to give their KV back, and are no longer among those who decode."""
@@ -340,11 +336,11 @@ class Leaping(Loop):
         """How many steps of decoding nothing can disturb but those who come and go."""
         if self._watched:
             return 1
-        leaving = self._leaving
+        leaving, scheduler = self._leaving, self._scheduler
         while leaving[0][1] != leaving[0][2].joined:  # it has been preempted or dropped
             heappop(leaving)
-        left = leaving[0][0] - self._decoded
-        return min(left, self._leap_steps, 1 + self._scheduler.kv_free_tokens // num)
+        room = (scheduler.kv_capacity_tokens - scheduler.kv_used_tokens) // num
+        return min(leaving[0][0] - self._decoded, self._leap_steps, 1 + room)
 
     def _look_ahead(self) -> int:
         """When the last of the steps ahead is over, in ns."""
@@ -362,26 +358,28 @@ class Leaping(Loop):
 
     def _land(self) -> None:
         """The last step of the leap is over."""
-        self._timer = None
         batch = self._batch
         assert batch is not None
-        self._count(self._steps_ahead)
-        self._batch = None
+        self._count(batch, self._steps_ahead)
+        self._timer = self._batch = None
+        chunks, left = batch.chunks, NOBODY
         if self._has_dropped or self._watched:
             self._has_dropped = False
             left = self._settle_all()
-        else:
+        elif chunks or self._leaving[0][0] <= self._decoded:
             left = self._settle(batch)
-        for chunk in batch.chunks:
-            if chunk.sequence.is_running and chunk.sequence.is_prefilled:
-                self._join(chunk.sequence)
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if sequence.is_running and sequence.computed_tokens >= sequence.given_tokens:
+                self._join(sequence)
         if left:
             self._let_go(left)
         self._begin()
 
     def _settle(self, batch: Batch) -> list[Sequence]:
         """Who leaves because of having all tokens."""
-        left, leaving, decoded = [], self._leaving, self._decoded
+        left: list[Sequence] = []
+        leaving, decoded = self._leaving, self._decoded
         while leaving and leaving[0][0] <= decoded:
             _, joined, sequence = heappop(leaving)
             if joined == sequence.joined:
@@ -409,7 +407,7 @@ class Leaping(Loop):
         sequence.joined, sequence.credited_steps = self._num_joined, self._decoded
         self._num_joined += 1
         self._held_tokens += sequence.computed_tokens
-        ends = self._decoded + sequence.max_new_tokens - sequence.num_new
+        ends = self._decoded + sequence.max_new_tokens - len(sequence.new_tokens) - sequence.foreseen_tokens
         heappush(self._leaving, (ends, sequence.joined, sequence))
         if sequence.stops is not None or sequence.stream.listener is not None:
             self._watched.append(sequence)
@@ -429,10 +427,8 @@ class Leaping(Loop):
             if sequence.joined >= 0:
                 self._credit(sequence)
 
-    def _count(self, steps: int) -> None:
+    def _count(self, batch: Batch, steps: int) -> None:
         """So many steps of the batch under way are over."""
-        batch = self._batch
-        assert batch is not None
         if self._ends_ns is None:
             if steps == self._steps_ahead:
                 self._at = self._ends
@@ -444,7 +440,7 @@ class Leaping(Loop):
             now_ns = self._ends_ns[steps - 1]
             self._at = now_ns << TICK_BITS
             del self._ends_ns[:steps]
-        self._steps_ahead -= steps
+        self._steps_ahead = ahead = self._steps_ahead - steps
         self.busy_ns += now_ns - self._at_ns
         self._at_ns = now_ns
         self.num_steps += steps
@@ -453,15 +449,14 @@ class Leaping(Loop):
         if num:
             self._decoded += steps
             self._held_tokens += steps * num
-            if self._steps_ahead or steps > 1:
-                # what the scheduler has taken for one step of the batch, it takes for each
-                self._scheduler.grow((steps if self._steps_ahead else steps - 1) * num)
+            # what the scheduler has taken for one step of the batch, it takes for each
+            self._scheduler.kv_used_tokens += (steps if ahead else steps - 1) * num
             if self._watched:
                 self._tell(now_ns)
         for chunk in batch.chunks:
-            sequence, is_last = chunk.sequence, chunk.is_last
+            sequence = chunk.sequence
             sequence.computed_tokens += chunk.num_tokens
-            if is_last:
+            if sequence.computed_tokens >= sequence.given_tokens:
                 if sequence.answer is None:
                     sequence.answer = partial(self._foreseeing.answer, *spoken(sequence))
                 sequence.foresee(1, now_ns)
@@ -484,7 +479,7 @@ class Leaping(Loop):
             assert self._timer is not None
             self._timer.cancel()
             after_ns = max(0, self._look_ahead() - self._clock.now_ns())
-            self._timer = self._clock.call_last(after_ns, self._land, self._rank)
+            self._timer = self._clock.call_last(after_ns, self._landing, self._rank)
 
     def _num_over(self) -> int:
         """Steps of the batch that are over, in whose results everybody at this instant is to be served."""

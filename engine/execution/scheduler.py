@@ -15,6 +15,12 @@ from engine.execution.lines import PriorityLine, WaitingLine
 GROWTH_TOKENS = 16
 """KV that is left to each running sequence when another one joins: without it, who joins is thrown out again soon."""
 
+NOBODY: list[Sequence] = []
+
+
+def nothing() -> None:
+    """What is called where there is nothing to do."""
+
 
 class Scheduler:
     """The waiting line and the running batch of one replica. Synchronous; O(1) a sequence and step.
@@ -38,41 +44,23 @@ class Scheduler:
         self.kv_used_tokens = 0
         self.queue_capacity = queue_capacity
         self.waiting: WaitingLine = PriorityLine() if by_priority else deque()
+        self.decoding: list[Sequence] = []  # in the order in which they began; to look at, not to change
+        self.before_preempting = nothing  # writes down what has been decoded by now
         self._prefilling: list[Sequence] = []
-        self._decoding: list[Sequence] = []
+        self._decodes = Batch()
 
     @property
     def num_running(self) -> int:
-        return len(self._prefilling) + len(self._decoding)
+        return len(self._prefilling) + len(self.decoding)
 
-    @property
     def is_full(self) -> bool:
         """Whether nobody can join before somebody leaves."""
-        return len(self._prefilling) + len(self._decoding) >= self.max_batch
+        return len(self._prefilling) + len(self.decoding) >= self.max_batch
 
-    @property
     def takes_more(self) -> bool:
         """Whether there is a place for one more, in the batch or in the line."""
         capacity = self.queue_capacity
         return capacity is None or self.num_running + len(self.waiting) < self.max_batch + capacity
-
-    @property
-    def kv_free_tokens(self) -> int:
-        return self.kv_capacity_tokens - self.kv_used_tokens
-
-    @property
-    def decoding(self) -> list[Sequence]:
-        """Those who decode, in the order in which they began; to look at, not to change."""
-        return self._decoding
-
-    @property
-    def is_short(self) -> bool:
-        """Whether the KV does not hold the next token of all who decode: the next batch preempts somebody."""
-        return self.kv_used_tokens + len(self._decoding) > self.kv_capacity_tokens
-
-    def grow(self, tokens: int) -> None:
-        """Sequences that decode hold so much more KV, in steps beyond the one that `next_batch` has counted."""
-        self.kv_used_tokens += tokens
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the line."""
@@ -89,19 +77,25 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def next_batch(self, now_ns: int) -> Batch:
-        """The work of the next step; empty when there is none. `preempted` have lost their KV and wait again."""
-        num_decoding = len(self._decoding)
-        preempted: list[Sequence] = []
-        if self.kv_used_tokens + num_decoding > self.kv_capacity_tokens:
+        """The work of the next step; empty when there is none. `preempted` have lost their KV and wait again.
+
+        It is good until the next one is asked for.
+        """
+        decoding, preempted = self.decoding, NOBODY
+        used = self.kv_used_tokens + len(decoding)
+        if used > self.kv_capacity_tokens:
+            self.before_preempting()
             preempted = self._make_room()
         else:
-            self.kv_used_tokens += num_decoding
+            self.kv_used_tokens = used
         if self.waiting:
             self._admit(now_ns)
-        batch = Batch([], self._decoding, preempted)
-        if not self._prefilling:
+        if not self._prefilling and not preempted:  # most steps: no object is made for them
+            batch = self._decodes
+            batch.decodes, batch.held_tokens = decoding, None
             return batch
-        budget = self.step_tokens - len(batch.decodes)
+        batch = Batch([], decoding, preempted)
+        budget = self.step_tokens - len(decoding)
         for sequence in self._prefilling:
             if budget <= 0:
                 break
@@ -116,20 +110,20 @@ class Scheduler:
         joined, self._prefilling = self._prefilling, []
         for sequence in joined:
             sequence.computed_tokens = sequence.given_tokens
-        self._decoding += joined
+        self.decoding += joined
         return joined
 
     def suspend(self, sequence: Sequence) -> None:
         """Take a sequence that `join` has let in out of the batch; it waits at the head of its equals."""
-        self._decoding.remove(sequence)
+        self.decoding.remove(sequence)
         self._give_back(sequence)
         self.waiting.appendleft(sequence)
 
     def settle(self) -> list[Sequence]:
         """After a step: move on who has finished its prefill; return who has finished or was dropped."""
-        left = [each for each in self._decoding if each.has_ended]
+        left = [each for each in self.decoding if each.has_ended()]
         if left:
-            self._decoding = [each for each in self._decoding if not each.has_ended]
+            self.decoding = [each for each in self.decoding if not each.has_ended()]
             for sequence in left:
                 self._give_back(sequence)
         return left + self.settle_prefill() if self._prefilling else left
@@ -140,7 +134,7 @@ class Scheduler:
         still: list[Sequence] = []
         done: list[Sequence] = []
         for each in self._prefilling:
-            if each.has_ended:
+            if each.has_ended():
                 self._give_back(each)
                 left.append(each)
             elif each.computed_tokens >= each.given_tokens:
@@ -149,39 +143,39 @@ class Scheduler:
                 still.append(each)
         self._prefilling = still
         if done:
-            self._decoding = self._decoding + done
+            self.decoding = self.decoding + done
         return left
 
     def leave(self, left: list[Sequence]) -> None:
         """These have decoded all that they shall, as somebody knows who has counted."""
-        decoding = self._decoding
+        decoding = self.decoding
         for sequence in left:
             decoding.remove(sequence)
             self._give_back(sequence)
 
     def clear(self) -> list[Sequence]:
         """Forget everything; return who was here."""
-        here = [*self._decoding, *self._prefilling, *self.waiting]
+        here = [*self.decoding, *self._prefilling, *self.waiting]
         self.waiting.clear()
-        self._prefilling, self._decoding = [], []
+        self._prefilling, self.decoding = [], []
         self.kv_used_tokens = 0
         return here
 
     def _make_room(self) -> list[Sequence]:
         """Take KV for one more token of each sequence that decodes, from those that began last if need be."""
         preempted: list[Sequence] = []
-        while self.kv_used_tokens + len(self._decoding) > self.kv_capacity_tokens:
-            running = self._prefilling or self._decoding  # who prefills began after all who decode
+        while self.kv_used_tokens + len(self.decoding) > self.kv_capacity_tokens:
+            running = self._prefilling or self.decoding  # who prefills began after all who decode
             victim = running.pop()
             self._give_back(victim)
             victim.rewind()
             self.waiting.appendleft(victim)
             preempted.append(victim)
-        self.kv_used_tokens += len(self._decoding)
+        self.kv_used_tokens += len(self.decoding)
         return preempted
 
     def _admit(self, now_ns: int) -> None:
-        waiting, num_running = self.waiting, len(self._prefilling) + len(self._decoding)
+        waiting, num_running = self.waiting, len(self._prefilling) + len(self.decoding)
         while waiting and num_running < self.max_batch:
             sequence = waiting[0]
             num_tokens = needed = sequence.given_tokens

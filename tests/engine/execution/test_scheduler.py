@@ -193,13 +193,13 @@ def test_a_random_schedule_keeps_every_promise(seed):
             scheduler.add(new)
         if alive and random.random() < 0.1:
             scheduler.drop(alive.pop(random.choice(list(alive))))
-        running = [each.id for each in scheduler._decoding]
+        running = [each.id for each in scheduler.decoding]
         chunks, decodes, left = step(scheduler, now)
         assert decodes == running[: len(decodes)]  # those who began last may have lost their KV
         assert sum(tokens for _, tokens in chunks) + len(decodes) <= scheduler.step_tokens
         assert all(tokens > 0 for _, tokens in chunks)
         assert scheduler.num_running <= scheduler.max_batch
-        inside = [*scheduler._prefilling, *scheduler._decoding]
+        inside = [*scheduler._prefilling, *scheduler.decoding]
         held = sum(max(len(each.tokens), each.computed_tokens) for each in inside)
         assert scheduler.kv_used_tokens == held <= 200
         started += [number for number, _ in chunks if number not in started]
