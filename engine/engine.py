@@ -69,6 +69,7 @@ from engine.routing import (
     RouterChange,
     Seat,
     Targets,
+    Walk,
 )
 from engine.settings import EngineSettings, LimitSettings, require
 from engine.telemetry import (
@@ -133,6 +134,7 @@ class Engine:
         remembered = settings.models.registry_file
         self.registry = Registry(Store(Path(remembered)) if remembered is not None else None)
         self.quotas = Quotas(settings.quotas, clock, self._quota_changed, epoch_ns=clock.epoch_ns)
+        self._lines_end = settings.fleet.queue_capacity is not None
         self._modes_cut = any(mode.max_output_tokens is not None for mode in settings.quotas.modes.values())
         self.cache = PrefixCache(
             replace(settings.cache, limits=[*settings.cache.limits, *held_bytes(settings)])
@@ -266,27 +268,28 @@ class Engine:
 
     async def _serve_as(self, name: str, request: Request, story: Story, stream: Stream) -> Completion:
         """The path through what a name means, and through its fallbacks where that cannot serve."""
-        walk = self.targets.walk(name)
+        walk: Walk | None = None
         while True:
-            name = walk.name
             try:
                 if self.targets.is_group(name):
                     return await self._serve_by_group(name, request, story, stream)
                 return await self._serve_by_model(name, request, story, stream)
             except EngineError as error:
+                walk = walk or self.targets.walk(name)
                 if stream.num_tokens or not walk.fail(error):  # no other model carries on in mid-answer
                     if isinstance(error, NoReplica):
                         error.retry_after_s = self._back_in_s(name)
                     raise
                 self._fell_back(request, name, walk.name, error)
+                name = walk.name
 
     async def _serve_by_model(self, name: str, request: Request, story: Story, stream: Stream) -> Completion:
         """The path through one model, which is loaded for it if need be."""
         model = self.registry.find(name)
         story.end.model = model.key
         self._check(request)
-        hold = self.lifecycle.hold_at_once(model.key)
-        with hold if hold is not None else await self.lifecycle.hold(model.key, request.deadline_ns):
+        held = self.lifecycle.hold_at_once(model.key)
+        with held if held is not None else await self.lifecycle.hold(model.key, request.deadline_ns):
             story.end.loaded_ns = now_ns = self.clock.now_ns()
             job = self._read(request, self.fleet.homes[model.key], story, stream)
             self.registry.used(model, now_ns)
@@ -340,7 +343,7 @@ class Engine:
 
     async def _serve_on(self, attempts: Attempts, job: "Job", story: Story) -> Completion:
         """Admit, then one replica of the model after the other, until one has answered."""
-        request, key = job.request, job.home.model.key
+        request, key, clock = job.request, job.home.key, self.clock
         if request.sampling is not None and request.sampling.grammar is not None:
             job.grammar = await self._compiled(request.sampling.grammar, job.home)
         lost: ReplicaLost | None = None
@@ -352,9 +355,9 @@ class Engine:
         with grant:
             try:
                 self._admitted(story)
-                while (chosen := attempts.next(self.clock.now_ns())) is not None:
-                    replica = self.replicas[chosen.name]
-                    if not replica.takes_more():
+                while (chosen := attempts.next(clock.now_ns())) is not None:
+                    replica = self.fleet.replicas[chosen.name]
+                    if self._lines_end and not replica.takes_more:
                         attempts.pass_over()
                         is_full = True
                         continue
@@ -362,7 +365,7 @@ class Engine:
                         attempts.pass_over()  # it is on trial, and others try it
                         continue
                     try:
-                        return await self._attempt(job, replica, story)
+                        return await self._attempt(job, replica, chosen, story)
                     except ReplicaLost as error:
                         self._lost(replica, story, job.stream)
                         lost = error
@@ -474,7 +477,7 @@ class Engine:
             with suppress(BadSettings):  # a disk that is away for a while takes no model along
                 await self.rescan()
 
-    async def _attempt(self, job: "Job", replica: Replica, story: Story) -> Completion:
+    async def _attempt(self, job: "Job", replica: Replica, seat: Seat, story: Story) -> Completion:
         """Prefix, execute, settle: one try on one replica."""
         request, chain, stream, end = job.request, job.chain, job.stream, story.end
         end.replica = stream.replica = replica.name
@@ -505,7 +508,7 @@ class Engine:
                 job.seed,
                 request.priority,
                 job.reader,
-                partial(self._preempted, request, replica),
+                partial(self._preempted, request, replica) if self.telemetry.takers[Preempted] else None,
                 job.grammar.follow(stream.tokens) if job.grammar is not None else None,
             )
             try:
@@ -524,10 +527,11 @@ class Engine:
             self.carrier.judge(decision, stream.first_token_ns - answer.started_ns)
         if job.chain is not None and request.session is not None:
             self._prefetch(job)
-        self._observe(replica, story, stream, num_before, now_ns)
+        self._observe(seat, story, stream, num_before, now_ns)
         if job.reader is not None:
             job.reader.finish()
-        usage = Usage(request.num_prompt_tokens, stream.num_tokens, end.cached_tokens)
+        cached = end.cached_tokens if space is not None else 0
+        usage = Usage(request.num_prompt_tokens, stream.num_tokens, cached)
         completion = Completion(
             request.id,
             replica.model,
@@ -545,15 +549,15 @@ class Engine:
         if self._watched is not None:
             self._watched.failed(replica, self.clock.now_ns())
 
-    def _observe(self, replica: Replica, story: Story, stream: Stream, num_before: int, now_ns: int) -> None:
+    def _observe(self, seat: Seat, story: Story, stream: Stream, num_before: int, now_ns: int) -> None:
         """Note how well a replica has served: for its health, and for those who route by latency."""
         if self._watched is not None:
-            self._watched.served(replica.name, now_ns)
+            self._watched.served(seat.name, now_ns)
         first_ns, last_ns, num = stream.first_token_ns, stream.last_token_ns, stream.num_tokens
         if first_ns is not None and last_ns is not None and not num_before:
             asked_ns = story.end.admitted_ns or story.end.arrival_ns
             token_ns = (last_ns - first_ns) / (num - 1) if num > 1 else 0.0
-            self.router.observe(self.router.seat(replica.name), first_ns - asked_ns, token_ns, now_ns)
+            self.router.observe(seat, first_ns - asked_ns, token_ns, now_ns)
 
     def _check(self, request: Request) -> None:
         """Raise BadRequest for what no model could serve, DeadlinePassed for what nobody waits for."""
@@ -561,15 +565,16 @@ class Engine:
             raise BadRequest("the prompt has 0 tokens, but must have at least 1")
         if request.max_output_tokens < 1:
             raise BadRequest(f"max_output_tokens is {request.max_output_tokens}, but must be at least 1")
-        for name, value in (("tenant", request.tenant), ("session", request.session or "")):
-            if len(value) > MAX_NAME:
-                raise BadRequest(f"{name} has {len(value)} characters, but may have {MAX_NAME}")
+        if len(request.tenant) > MAX_NAME:
+            raise BadRequest(f"tenant has {len(request.tenant)} characters, but may have {MAX_NAME}")
+        if request.session is not None and len(request.session) > MAX_NAME:
+            raise BadRequest(f"session has {len(request.session)} characters, but may have {MAX_NAME}")
         if request.deadline_ns is not None and request.deadline_ns <= self.clock.now_ns():
             raise DeadlinePassed(f"the deadline of request {request.id} had passed when it arrived")
 
     def _job(self, request: Request, home: Home, stream: Stream) -> "Job":
         """What its attempts need to know of a request. Raises BadRequest for what this model cannot serve."""
-        name = home.model.key
+        name = home.key
         if request.max_tokens > home.request_tokens:
             raise TooLong(
                 f"{request.num_prompt_tokens} prompt and {request.max_output_tokens} output tokens do not fit "

@@ -71,6 +71,10 @@ class Home:
     spaces: dict[str, Any] = field(
         default_factory=dict
     )  # where the KV of each tenant goes, as it was looked up
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.key = self.model.key
 
 
 class Fleet:

@@ -77,8 +77,8 @@ class Sequence:
     def is_finished(self) -> bool:
         return self.is_stopped or len(self.new_tokens) + self.foreseen_tokens >= self.max_new_tokens
 
+    @property
     def has_ended(self) -> bool:
-        """Whether it leaves: finished, or dropped."""
         return (
             self.is_dropped
             or self.is_stopped

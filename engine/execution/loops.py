@@ -238,7 +238,7 @@ class Leaping(Loop):
                 self.crash()
 
     def rouse(self) -> None:
-        if self._over is None or self._scheduler.is_full():
+        if self._over is None or self._scheduler.is_full:
             return  # who has no slot has to wait for one that leaves, and that is foreseen
         if self._batch is not None:
             if self._steps_ahead > 1:

@@ -107,9 +107,10 @@ class Replica:
     def is_alive(self) -> bool:
         return self._loop.is_alive
 
+    @property
     def takes_more(self) -> bool:
         """Whether there is a place for one more request, in the batch or in the line."""
-        return self._scheduler.takes_more()
+        return self._scheduler.takes_more
 
     @property
     def busy_ns(self) -> int:

@@ -53,14 +53,29 @@ class Scheduler:
     def num_running(self) -> int:
         return len(self._prefilling) + len(self.decoding)
 
+    @property
     def is_full(self) -> bool:
         """Whether nobody can join before somebody leaves."""
         return len(self._prefilling) + len(self.decoding) >= self.max_batch
 
+    @property
     def takes_more(self) -> bool:
         """Whether there is a place for one more, in the batch or in the line."""
         capacity = self.queue_capacity
         return capacity is None or self.num_running + len(self.waiting) < self.max_batch + capacity
+
+    @property
+    def kv_free_tokens(self) -> int:
+        return self.kv_capacity_tokens - self.kv_used_tokens
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the KV does not hold the next token of all who decode: the next batch preempts somebody."""
+        return self.kv_used_tokens + len(self.decoding) > self.kv_capacity_tokens
+
+    def grow(self, tokens: int) -> None:
+        """Sequences that decode hold so much more KV, in steps beyond the one that `next_batch` has counted."""
+        self.kv_used_tokens += tokens
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the line."""
@@ -121,9 +136,9 @@ class Scheduler:
 
     def settle(self) -> list[Sequence]:
         """After a step: move on who has finished its prefill; return who has finished or was dropped."""
-        left = [each for each in self.decoding if each.has_ended()]
+        left = [each for each in self.decoding if each.has_ended]
         if left:
-            self.decoding = [each for each in self.decoding if not each.has_ended()]
+            self.decoding = [each for each in self.decoding if not each.has_ended]
             for sequence in left:
                 self._give_back(sequence)
         return left + self.settle_prefill() if self._prefilling else left
@@ -134,7 +149,7 @@ class Scheduler:
         still: list[Sequence] = []
         done: list[Sequence] = []
         for each in self._prefilling:
-            if each.has_ended():
+            if each.has_ended:
                 self._give_back(each)
                 left.append(each)
             elif each.computed_tokens >= each.given_tokens:

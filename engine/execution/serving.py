@@ -55,7 +55,7 @@ class Serving(Loop):
     def rouse(self) -> None:
         if not self._is_on or self._beginning is not None:
             return
-        if self._gives_way or not self._scheduler.is_full():
+        if self._gives_way or not self._scheduler.is_full:
             self._beginning = self._clock.call_last(0, self._begin, self._rank)
 
     def catch_up(self) -> None:

@@ -55,6 +55,7 @@ class Residence:
     error: LoadFailed | None = None
     failures: int = 0
     retry_ns: int = 0
+    hold: "Hold" = field(init=False, repr=False)  # of everybody who holds it
 
     @property
     def is_idle(self) -> bool:
@@ -63,7 +64,7 @@ class Residence:
 
 
 class Hold:
-    """A model that stays in memory until this `with` block ends."""
+    """A model that stays in memory until this `with` block ends. All who hold it have the same one."""
 
     __slots__ = ("_lifecycle", "_residence")
 
@@ -125,7 +126,7 @@ class Lifecycle:
             return None
         residence.holders += 1
         residence.last_used_ns = self._clock.now_ns()
-        return Hold(self, residence)
+        return residence.hold
 
     async def hold(self, key: str, deadline_ns: int | None = None) -> Hold:
         """Wait until the model is in memory and keep it there.
@@ -137,7 +138,7 @@ class Lifecycle:
             await self._ready(residence, deadline_ns)
         residence.holders += 1
         residence.last_used_ns = self._clock.now_ns()
-        return Hold(self, residence)
+        return residence.hold
 
     def release(self, residence: Residence) -> None:
         """One holder less."""
@@ -360,6 +361,7 @@ class Lifecycle:
         residence = self._residences.get(key)
         if residence is None:
             residence = self._residences[key] = Residence(key)
+            residence.hold = Hold(self, residence)
         return residence
 
 
