@@ -96,6 +96,7 @@ class Stage:
             self.engine.close()
             raise
         self._points = Points(self.engine)
+        self._due = len(trace)  # requests, before it is over
         self.events = 0
         self.stopped = False
         self.answers: dict[int, list[int]] | None = None  # of completed requests, where somebody wants them
@@ -179,7 +180,7 @@ class Stage:
                 self.answers[request.id] = completion.tokens
         except EngineError:
             pass  # its outcome and reason are told already: that is the caller's answer
-        if self.census.ended == len(self.trace):
+        if self.census.ended == self._due:
             self.clock.env.is_over = True
         elif self._followers is not None:
             for number in self._followers.of(request.id):

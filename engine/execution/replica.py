@@ -141,7 +141,23 @@ class Replica:
         loop = self._loop
         if not loop.is_alive:
             raise ReplicaLost(f"replica {self.name!r} does not answer")
-        sequence = self._sequence(work, stream)
+        self._num_sequences += 1
+        sequence = Sequence(  # by place: names of fourteen arguments take as long as all else here
+            self._num_sequences,
+            work.tokens,
+            work.max_new_tokens,
+            stream,
+            self._clock.signal(),
+            work.prefix,
+            work.cached_tokens,
+            work.sampling,
+            work.seed,
+            work.stops,
+            work.preempted,
+        )
+        sequence.priority = work.priority
+        sequence.follower = work.follower
+        sequence.queued_ns = self._clock.now_ns()
         self._scheduler.add(sequence)
         loop.rouse()
         self.num_in_hand += 1
@@ -196,23 +212,3 @@ class Replica:
             sequence.error = DeadlinePassed(f"replica {self.name!r} was not done when the deadline passed")
             self._loop.drop(sequence)
             sequence.done.set()
-
-    def _sequence(self, work: Work, stream: Stream) -> Sequence:
-        self._num_sequences += 1
-        sequence = Sequence(  # by place: names of fourteen arguments take as long as all else here
-            self._num_sequences,
-            work.tokens,
-            work.max_new_tokens,
-            stream,
-            self._clock.signal(),
-            work.prefix,
-            work.cached_tokens,
-            work.sampling,
-            work.seed,
-            work.stops,
-            work.preempted,
-        )
-        sequence.priority = work.priority
-        sequence.follower = work.follower
-        sequence.queued_ns = self._clock.now_ns()
-        return sequence

@@ -115,7 +115,7 @@ class RooflineExecutor(Even):
         self, sequence: Sequence, first_block: int, last_block: int, block_tokens: int
     ) -> list[KVBlock]:
         self._owed += (last_block - first_block) * block_tokens * self._link_token
-        return super().retire(sequence, first_block, last_block, block_tokens)
+        return [None] * (last_block - first_block)
 
     def prefill_ns(self, start: int, end: int) -> int:
         new = end - start

@@ -70,7 +70,7 @@ class Grant:
         """So much was used; the rest comes back now, the place when the block ends. Only the first call counts."""
         if self._is_open and not self._is_settled:
             self._is_settled = True
-            self._give_back(min(max(0, used_tokens), self.tokens), was_served=True)
+            self._give_back(min(max(0, used_tokens), self.tokens), True)
 
     def release(self) -> None:
         """Give the place back, and the whole reservation if nothing was settled; a second call changes nothing."""
@@ -79,18 +79,12 @@ class Grant:
         self._is_open = False
         if not self._is_settled:
             self._is_settled = True
-            self._give_back(0, was_served=False)
+            self._give_back(0, False)
         self._quotas.free(self._ledger, self.tokens, self._granted_ns, self._number)
 
-    def _give_back(self, used: int, *, was_served: bool) -> None:
+    def _give_back(self, used: int, was_served: bool) -> None:
         self._quotas.refund(
-            self._ledger,
-            self.tokens,
-            used,
-            self._granted_ns,
-            self._number,
-            self._places,
-            was_served=was_served,
+            self._ledger, self.tokens, used, self._granted_ns, self._number, self._places, was_served
         )
 
 
@@ -149,7 +143,7 @@ class Quotas:
         Whoever waits comes first: nothing is given to a newcomer past the line. Raises BadRequest for a request that
         no amount of waiting will let in.
         """
-        ledger = self.ledger(model, request.tenant)
+        ledger = self._ledgers.get((model, request.tenant)) or self._open(model, request.tenant)
         self._latest_ns = now_ns = max(now_ns, self._latest_ns)  # a clock that went back gives nothing twice
         for book in ledger.books:
             if book.mode and (refusal := self._refused_by_mode(book, request, now_ns)) is not None:
@@ -192,7 +186,6 @@ class Quotas:
         granted_ns: int,
         number: int,
         places: list[tuple[int, int]],
-        *,
         was_served: bool,
     ) -> None:
         """Of a reservation only so much was used. For `Grant`, which calls it once."""

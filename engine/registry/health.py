@@ -43,7 +43,7 @@ class ErrorRate:
         self._bad = [0] * PARTS
         self._latest = 0
 
-    def count(self, now_ns: int, *, is_good: bool) -> None:
+    def count(self, now_ns: int, is_good: bool) -> None:
         part = now_ns // self._part_ns
         if part > self._latest:
             for passed in range(max(self._latest + 1, part - PARTS + 1), part + 1):
@@ -149,7 +149,7 @@ class HealthMonitor:
         if (record.is_on_trial or record.health is Health.UNHEALTHY) and not record.is_judged:
             return
         record.errors_in_a_row = 0
-        record.errors.count(now_ns, is_good=True)
+        record.errors.count(now_ns, True)
         if record.is_on_trial:
             record.successes_in_a_row += 1
             if record.successes_in_a_row >= self._settings.rise:
@@ -166,7 +166,7 @@ class HealthMonitor:
             return
         settings = self._settings
         record.errors_in_a_row += 1
-        record.errors.count(now_ns, is_good=False)
+        record.errors.count(now_ns, False)
         if record.is_on_trial:
             self._close(replica, record, "a trial failed", now_ns)
         elif record.errors_in_a_row >= settings.errors_in_a_row:

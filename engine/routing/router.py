@@ -74,6 +74,7 @@ class Pool:
         "panics",
         "pick",
         "seats",
+        "state",
         "strategy",
         "table",
     )
@@ -94,6 +95,7 @@ class Pool:
         self.depths = cache_of(chooser)
         self.chosen: Callable[[Request, Seat], None] | None = getattr(chooser, "chosen", None)
         self.eased: Callable[[Seat], None] | None = getattr(chooser, "eased", None)
+        self.state: Callable[[], object] = getattr(chooser, "state", stateless)
 
 
 class Router:
@@ -335,7 +337,7 @@ class Router:
         if known is not None and known in candidates:
             decision.chosen, decision.reason = known.name, SESSION
             return decision
-        state = _state_of(pool.strategy)
+        state = pool.state()
         before = [(seat.room.left, seat.turn, seat.latency_ns, seat.observed_ns) for seat in candidates]
         decision.chosen = pool.strategy.pick(request, candidates, now_ns).name
         decision.drawn, self._drawn = self._drawn, []
@@ -523,7 +525,6 @@ class Router:
     ) -> Choice:
         """The decision as it stands before anybody is chosen."""
         self._drawn = []
-        strategy = pool.strategy
         return Choice(
             now_ns,
             request.id,
@@ -540,7 +541,7 @@ class Router:
             request.max_output_tokens,
             self._block_tokens,
             [],
-            _state_of(strategy),
+            pool.state(),
         )
 
     def _is_logged(self, request: Request) -> bool:
@@ -698,7 +699,7 @@ class Attempts:
         self._request = request
         self._tokens = tokens
         self._now_ns = now_ns
-        self._without = list(without)
+        self._without = without
         self._model: str | None = None
         self.tried: list[Seat] = []
         self._held: Seat | None = (
@@ -746,7 +747,7 @@ class Attempts:
 
     def pass_over(self) -> None:
         """The replica just given out takes nobody at the moment: that does not count as a try."""
-        self._without.append(self.tried.pop())
+        self._without = [*self._without, self.tried.pop()]
 
     def _release(self, now_ns: int) -> None:
         held, self._held = self._held, None
@@ -768,8 +769,8 @@ def check_strategy(settings: RoutingSettings) -> None:
     Router(settings)
 
 
-def _state_of(strategy: Strategy) -> object:
-    return strategy.state() if hasattr(strategy, "state") else None
+def stateless() -> None:
+    """What a strategy remembers that remembers nothing."""
 
 
 def _why_closed(seat: Seat) -> str:

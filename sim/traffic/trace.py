@@ -105,17 +105,18 @@ class Trace:
         """The request of that index; its tokens are drawn when somebody looks at them. Raises IndexError."""
         if not 0 <= index < len(self.arrival_ns):
             raise IndexError(f"there is no request {index} in a trace of {len(self)}")
-        return Request(
-            id=index,
-            model=self.model if self.model_of is None else self.models[self.model_of[index]],
-            prompt_tokens=cast("Tokens", Drawn(self, index, self.prompt_tokens.item(index))),
-            max_output_tokens=self.output_tokens.item(index),
-            arrival_ns=self.arrival_ns.item(index),
-            tenant=self.tenant if self.tenant_of is None else self.tenants[self.tenant_of[index]],
-            session=None if self.session is None else self._session(int(self.session[index])),
-            vocab=self.vocab,
-            priority=0 if self.priority_of is None else int(self.priority_of[index]),
+        request = Request(  # by place: names cost more than the object
+            index,
+            self.model if self.model_of is None else self.models[self.model_of[index]],
+            cast("Tokens", Drawn(self, index, self.prompt_tokens.item(index))),
+            self.output_tokens.item(index),
+            self.arrival_ns.item(index),
+            self.tenant if self.tenant_of is None else self.tenants[self.tenant_of[index]],
+            None if self.session is None else self._session(int(self.session[index])),
+            0 if self.priority_of is None else int(self.priority_of[index]),
         )
+        request.vocab = self.vocab
+        return request
 
     def _session(self, number: int) -> str:
         return self.session_names.get(number) or str(number)
