@@ -24,25 +24,24 @@ def occurs(event: Any) -> Generator[Any, Any, Any]:
     return (yield event)
 
 
-class Call(list[Any]):
-    """A callback's place in the queue: when, its priority, its number, and what is called; nothing once cancelled."""
+class Call:
+    """A callback in the queue. One that is cancelled stays there, and is empty."""
 
-    __slots__ = ()
+    __slots__ = ("callback",)
+
+    callback: Callable[[], None] | None  # set where it is made: a constructor would cost more than all else
 
     def cancel(self) -> None:
-        self[3] = None
+        self.callback = None
 
 
 class World(simpy.Environment):
-    """SimPy's own queue of events, in which our own are bare callbacks: a third of what an event costs.
-
-    Places are lists, so that a callback and its place are one object.
-    """
+    """SimPy's own queue of events, in which our own are bare callbacks: a third of what an event costs."""
 
     def __init__(self) -> None:
         super().__init__(initial_time=0)
         self.is_over = False  # whether what happens now is the last thing to happen
-        self.late_ns = -1  # when a late call was made last
+        self.late_ns: float = -1  # when a late call was made last
         self.late_priority = -1  # the highest of those that were made then
 
     def advance(self, most: int) -> int:
@@ -51,13 +50,13 @@ class World(simpy.Environment):
         for count in range(most):
             if not queue or self.is_over:
                 return count
-            place = heappop(queue)
-            self._now, priority, _, event = place
-            if type(place) is Call:
-                if event is not None:
-                    if priority >= LATE:
-                        self._note(priority)
-                    event()
+            self._now, priority, _, event = heappop(queue)
+            if type(event) is Call:
+                callback = event.callback
+                if callback is not None:
+                    if priority >= LATE and (self.late_ns != self._now or priority > self.late_priority):
+                        self.late_ns, self.late_priority = self._now, priority
+                    callback()
                 continue
             callbacks, event.callbacks = event.callbacks, None
             for callback in callbacks:
@@ -69,29 +68,25 @@ class World(simpy.Environment):
     def step(self) -> None:
         """Process the next event. Raises EmptySchedule when there is none."""
         queue: list[Any] = self._queue
-        if not queue or type(queue[0]) is not Call:
+        if not queue or type(queue[0][3]) is not Call:
             super().step()
             return
-        self._now, priority, _, callback = heappop(queue)
-        if callback is not None:
-            if priority >= LATE:
-                self._note(priority)
-            callback()
-
-    def _note(self, priority: int) -> None:
-        """A late call is made now."""
-        if self.late_ns != self._now or priority > self.late_priority:
-            self.late_ns, self.late_priority = cast("int", self._now), priority
-
-    def schedule(self, event: Any, priority: int = SOON, delay: float = 0) -> None:
-        """Let an event happen later, or what looks like one."""
-        heappush(self._queue, [self._now + delay, priority, next(self._eid), event])  # type: ignore[misc]
+        self._now, priority, _, call = heappop(queue)
+        if call.callback is not None:
+            if priority >= LATE and (self.late_ns != self._now or priority > self.late_priority):
+                self.late_ns, self.late_priority = self._now, priority
+            call.callback()
 
     def call(self, delay_ns: int, callback: Callable[[], None], priority: int) -> Call:
         """Have something called later."""
-        call = Call((self._now + delay_ns, priority, next(self._eid), callback))
-        heappush(self._queue, call)  # type: ignore[misc]
+        call = Call()
+        call.callback = callback
+        heappush(self._queue, (self._now + delay_ns, priority, next(self._eid), call))  # type: ignore[misc]
         return call
+
+    def put(self, event: Any, delay_ns: int = 0) -> None:
+        """Let an event happen later, or what looks like one."""
+        heappush(self._queue, (self._now + delay_ns, SOON, next(self._eid), event))  # type: ignore[misc]
 
 
 class Happening:
@@ -120,7 +115,7 @@ class SimSignal(Happening):
         if not self.is_set:
             self.is_set = True
             if self.callbacks:
-                self._world.schedule(self)
+                self._world.put(self)
             else:
                 self.callbacks = None
 
@@ -182,7 +177,7 @@ class SimClock:
         if delay_ns < 0:
             raise ValueError(f"the delay is {delay_ns} ns, but must be at least 0")
         event = Happening()
-        self.env.schedule(event, delay=delay_ns)
+        self.env.put(event, delay_ns)
         await occurs(event)
 
     def call_later(self, delay_ns: int, callback: Callable[[], None]) -> Timer:

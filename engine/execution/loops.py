@@ -25,6 +25,18 @@ LEAP_STEPS = 256
 class Loop:
     """What both ways share: counts, and what happens to a sequence that has to leave."""
 
+    __slots__ = (
+        "_block_tokens",
+        "_clock",
+        "_executor",
+        "_scheduler",
+        "busy_ns",
+        "is_alive",
+        "name",
+        "num_preemptions",
+        "num_steps",
+    )
+
     def __init__(
         self, name: str, executor: Executor, scheduler: Scheduler, clock: Clock, block_tokens: int
     ) -> None:
@@ -187,6 +199,30 @@ class Leaping(Loop):
     that a leap costs the same however many decode. Time is counted in ticks while steps follow each other without a
     pause, so that the sum of many steps is exactly what it is one by one.
     """
+
+    __slots__ = (
+        "_at",
+        "_at_ns",
+        "_batch",
+        "_decoded",
+        "_ends",
+        "_ends_ns",
+        "_even",
+        "_first",
+        "_foreseeing",
+        "_growth",
+        "_has_dropped",
+        "_held_tokens",
+        "_landing",
+        "_leap_steps",
+        "_leaving",
+        "_num_joined",
+        "_over",
+        "_rank",
+        "_steps_ahead",
+        "_timer",
+        "_watched",
+    )
 
     def __init__(
         self,
