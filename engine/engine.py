@@ -354,8 +354,9 @@ class Engine:
             grant = await self.quotas.wait(request, key, request.max_tokens)
         with grant:
             try:
-                self._admitted(story)
-                while (chosen := attempts.next(clock.now_ns())) is not None:
+                now_ns = clock.now_ns()
+                self._admitted(story, now_ns)
+                while (chosen := attempts.next(now_ns)) is not None:
                     replica = self.fleet.replicas[chosen.name]
                     if self._lines_end and not replica.takes_more:
                         attempts.pass_over()
@@ -368,7 +369,7 @@ class Engine:
                         return await self._attempt(job, replica, chosen, story)
                     except ReplicaLost as error:
                         self._lost(replica, story, job.stream)
-                        lost = error
+                        lost, now_ns = error, clock.now_ns()
                     finally:
                         if health is not None:
                             health.leave(replica.name)
@@ -815,8 +816,7 @@ class Engine:
     def _fell_back(self, request: Request, before: str, after: str, error: EngineError) -> None:
         self.telemetry.emit(FellBack(self.clock.now_ns(), request.id, before, after, error.reason))
 
-    def _admitted(self, story: Story) -> None:
-        now_ns = self.clock.now_ns()
+    def _admitted(self, story: Story, now_ns: int) -> None:
         story.end.admitted_ns = now_ns
         if self.telemetry.takers[Admitted]:
             self.telemetry.emit(Admitted(now_ns, story.request.id, now_ns - story.request.arrival_ns))

@@ -255,6 +255,38 @@ COLUMNS: tuple[tuple[str, str, type[Numbers | Words]], ...] = (
 )
 
 
+def row_of(ended: Ended) -> tuple[Any, ...]:
+    """The sources of all columns, in order. Written out: a sixth of what asking for them by name takes."""
+    return (
+        ended.request_id,
+        ended.tenant,
+        ended.session,
+        ended.model_requested,
+        ended.model,
+        ended.replica,
+        ended.arm,
+        ended.priority,
+        ended.attempts,
+        ended.arrival_ns,
+        ended.loaded_ns,
+        ended.admitted_ns,
+        ended.tried_ns,
+        ended.queued_ns,
+        ended.started_ns,
+        ended.first_token_ns,
+        ended.at_ns,
+        ended.prompt_tokens,
+        ended.output_tokens,
+        ended.cached_tokens_gpu,
+        ended.cached_tokens_ram,
+        ended.cached_tokens_ssd,
+        ended.cached_tokens_network,
+        ended.cached_tokens_cloud,
+        ended.outcome,
+        ended.reason,
+    )
+
+
 class Recorder:
     """A sink that keeps the requests table, the decisions and the time series of a run."""
 
@@ -262,7 +294,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._columns: dict[str, Numbers | Words] = {name: kind() for name, _, kind in COLUMNS}
-        self._ended: list[Ended] = []  # who is not in the columns yet
+        self._rows: list[tuple[Any, ...]] = []  # that are not in the columns yet
         self._decisions = Decisions()
         self._series = Series()
         self.takers: dict[type[Event], Callable[[Any], None]] = {
@@ -279,10 +311,10 @@ class Recorder:
     @property
     def columns(self) -> dict[str, Numbers | Words]:
         """The requests table by column."""
-        if self._ended:
-            ended, self._ended = self._ended, []
-            for name, source, _ in COLUMNS:
-                self._columns[name].extend(list(map(attrgetter(source), ended)))
+        if self._rows:
+            rows, self._rows = self._rows, []
+            for column, values in zip(self._columns.values(), zip(*rows, strict=True), strict=True):
+                column.extend(values)
         return self._columns
 
     def emit(self, event: Event) -> None:
@@ -291,8 +323,8 @@ class Recorder:
             take(event)
 
     def _take_end(self, event: Ended) -> None:
-        self._ended.append(event)
-        if len(self._ended) >= FLUSH_ROWS:
+        self._rows.append(row_of(event))
+        if len(self._rows) >= FLUSH_ROWS:
             self.columns  # noqa: B018  they take what is waiting
 
     def _take_health(self, event: HealthChanged) -> None:

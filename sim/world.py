@@ -2,7 +2,6 @@
 
 import types
 from collections.abc import Callable, Coroutine, Generator
-from functools import partial
 from heapq import heappop, heappush
 from typing import Any, TypeVar, cast
 
@@ -128,12 +127,11 @@ class SimSignal(Happening):
 class Task:
     """A coroutine that runs beside others, at a third of what a SimPy process costs; nobody can interrupt it."""
 
-    __slots__ = ("_clock", "_number", "work")
+    __slots__ = ("_clock", "work")
 
-    def __init__(self, clock: "SimClock", work: Coroutine[Any, Any, Any], number: int) -> None:
+    def __init__(self, clock: "SimClock", work: Coroutine[Any, Any, Any]) -> None:
         self.work = work
         self._clock = clock
-        self._number = number
 
     def resume(self, event: Any) -> None:
         """Go on after an event, up to the next one that is still to come."""
@@ -148,9 +146,9 @@ class Task:
                     event.callbacks.append(self.resume)
                     return
         except StopIteration:
-            self._clock.ended(self._number)
+            self._clock.ended(self)
         except BaseException:
-            self._clock.ended(self._number)
+            self._clock.ended(self)
             raise
 
 
@@ -163,8 +161,7 @@ class SimClock:
 
     def __init__(self) -> None:
         self.env = World()
-        self._running: dict[int, Coroutine[Any, Any, Any]] = {}
-        self._spawned = 0
+        self._running: dict[object, Coroutine[Any, Any, Any]] = {}  # by what runs it
 
     @property
     def epoch_ns(self) -> int:
@@ -194,17 +191,16 @@ class SimClock:
         return SimSignal(self.env)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> simpy.Process:
-        self._spawned += 1
-        self._running[self._spawned] = work
         process = self.env.process(cast("Any", work))  # needs send and throw only; SimPy's types ask for more
-        process.callbacks.append(partial(self._process_ended, self._spawned))
+        self._running[process] = work
+        process.callbacks.append(self.ended)
         return process
 
     def launch(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run `work` beside the caller, at once up to where it first waits. Nobody can wait for it."""
-        self._spawned += 1
-        self._running[self._spawned] = work
-        Task(self, work, self._spawned).resume(BEGUN)
+        task = Task(self, work)
+        self._running[task] = work
+        task.resume(BEGUN)
 
     async def compute(self, work: Callable[[], T]) -> tuple[T, int]:
         begun_ns = stopwatch_ns()
@@ -219,9 +215,6 @@ class SimClock:
         for work in running.values():
             work.close()
 
-    def ended(self, number: int) -> None:
-        """That task runs no more."""
-        self._running.pop(number, None)
-
-    def _process_ended(self, number: int, _: simpy.Event) -> None:
-        self.ended(number)
+    def ended(self, work: object) -> None:
+        """That task or process runs no more."""
+        self._running.pop(work, None)

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from engine.telemetry import Ended, Routed
-from sim.recorder import COLUMNS, MISSING, Numbers, Recorder
+from sim.recorder import COLUMNS, MISSING, Numbers, Recorder, row_of
 
 
 def ended(request_id, **values):
@@ -82,6 +82,11 @@ def test_decisions_keep_the_candidates_and_their_loads():
         "reason": "strategy",
         "model": "llama@1.0.0",
     }
+
+
+def test_a_row_has_the_source_of_each_column_in_order():
+    named = Ended(**{name: name for name in Ended.names()})
+    assert list(row_of(named)) == [source for _, source, _ in COLUMNS]
 
 
 def test_a_recorder_without_events_gives_empty_tables():
