@@ -4,7 +4,6 @@ from array import array
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from itertools import chain
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -140,7 +139,7 @@ class Decisions:
     __slots__ = ("_loads", "_names", "_numbers", "_waiting", "_words")
 
     def __init__(self) -> None:
-        self._waiting: list[Routed] = []
+        self._waiting: list[tuple[Any, ...]] = []
         self._numbers = {name: Numbers() for name in ("at_ns", "request_id", "attempt")}
         self._words = {
             name: Words() for name in ("strategy", "chosen", "candidates", "pool", "reason", "model")
@@ -149,24 +148,39 @@ class Decisions:
         self._loads = Numbers()
 
     def take(self, event: Routed) -> None:
-        self._waiting.append(event)
+        self._waiting.append(
+            (
+                event.at_ns,
+                event.request_id,
+                event.attempt,
+                event.strategy,
+                event.chosen,
+                event.candidates,
+                event.pool,
+                event.reason,
+                event.model,
+                event.loads,
+            )
+        )
         if len(self._waiting) >= FLUSH_ROWS:
             self._flush()
 
     def _flush(self) -> None:
         """Put what is waiting into the columns."""
-        events, self._waiting = self._waiting, []
-        for name, numbers in self._numbers.items():
-            numbers.extend(list(map(attrgetter(name), events)))
+        if not self._waiting:
+            return
+        *columns, loads = zip(*self._waiting, strict=True)
+        self._waiting = []
+        of = dict(zip((*self._numbers, *self._words), columns, strict=True))
         names = self._names
-        for names_of in dict.fromkeys([event.candidates for event in events]):
+        for names_of in dict.fromkeys(of["candidates"]):
             names.setdefault(names_of, ",".join(names_of))
+        of["candidates"] = tuple([names[names_of] for names_of in of["candidates"]])
+        for name, numbers in self._numbers.items():
+            numbers.extend(of[name])
         for name, words in self._words.items():
-            if name == "candidates":
-                words.extend([names[event.candidates] for event in events])
-            else:
-                words.extend(list(map(attrgetter(name), events)))
-        self._loads.extend(list(chain.from_iterable([event.loads for event in events])))
+            words.extend(of[name])
+        self._loads.extend(list(chain.from_iterable(loads)))
 
     def table(self) -> pd.DataFrame:
         self._flush()

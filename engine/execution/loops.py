@@ -361,7 +361,8 @@ class Leaping(Loop):
             batch.held_tokens = self._held_tokens
             before, self._first, self._growth, most = self._even.ramp(batch)
             self._at += before
-            self._steps_ahead, self._ends_ns = min(steps, most), None
+            self._steps_ahead = steps if steps < most else most  # noqa: FURB136  min() costs eight times as much
+            self._ends_ns = None
         else:
             self._credit_all()
             durations = self._foreseeing.decode_ns(batch, steps)
@@ -375,8 +376,11 @@ class Leaping(Loop):
         leaving, scheduler = self._leaving, self._scheduler
         while leaving[0][1] != leaving[0][2].joined:  # it has been preempted or dropped
             heappop(leaving)
-        room = (scheduler.kv_capacity_tokens - scheduler.kv_used_tokens) // num
-        return min(leaving[0][0] - self._decoded, self._leap_steps, 1 + room)
+        steps = leaving[0][0] - self._decoded
+        for most in (self._leap_steps, 1 + (scheduler.kv_capacity_tokens - scheduler.kv_used_tokens) // num):
+            if most < steps:  # noqa: PLR1730  as above
+                steps = most
+        return steps
 
     def _look_ahead(self) -> int:
         """When the last of the steps ahead is over, in ns."""
@@ -532,4 +536,4 @@ class Leaping(Loop):
             over = (isqrt(twice * twice + 8 * growth * room) - twice) // (2 * growth)
         else:
             over = room // first
-        return min(over, self._steps_ahead)
+        return over if over < self._steps_ahead else self._steps_ahead  # noqa: FURB136  as above

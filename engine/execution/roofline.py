@@ -91,7 +91,8 @@ class RooflineExecutor(Even):
                 loaded_tokens += before
         compute = tokens * self._token + pairs * self._pair
         memory = self._weights + kv_tokens * self._kv_token
-        return max(compute, memory) + loaded_tokens * self._link_token + self._owed + self._overhead
+        longer = compute if compute > memory else memory  # noqa: FURB136  max() costs eight times as much
+        return longer + loaded_tokens * self._link_token + self._owed + self._overhead
 
     def ramp(self, batch: Batch) -> tuple[int, int, int, int]:
         tokens = len(batch.decodes)

@@ -70,7 +70,8 @@ class Grant:
         """So much was used; the rest comes back now, the place when the block ends. Only the first call counts."""
         if self._is_open and not self._is_settled:
             self._is_settled = True
-            self._give_back(min(max(0, used_tokens), self.tokens), True)
+            used = used_tokens if 0 <= used_tokens <= self.tokens else min(max(0, used_tokens), self.tokens)
+            self._give_back(used, True)
 
     def release(self) -> None:
         """Give the place back, and the whole reservation if nothing was settled; a second call changes nothing."""

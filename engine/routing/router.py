@@ -412,7 +412,7 @@ class Router:
             self._refresh(now_ns)
         pool, candidates, guards = self._candidates(pool_name, tried)
         decision = None
-        if self._log_below and self._is_logged(request):
+        if self._log_below and (self._log_below > WORD or self._is_logged(request)):
             decision = self._record(pool, request, candidates, guards, len(tried) + 1, now_ns)
         if self._ramping:
             self._earn(pool, now_ns)
