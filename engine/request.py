@@ -199,7 +199,8 @@ class Stream:
     def promise(self, count: int, now_ns: int, promise: Promise) -> None:
         """Take `count` tokens more, the last of them at `now_ns`; `promise` knows all of its attempt."""
         if promise is not self._promise:
-            self._tokens = self.tokens
+            if self._promise is not None:
+                self._tokens = self.tokens
             self._promise, self._paid = promise, 0
         if self.first_token_ns is None:
             self.first_token_ns = now_ns

@@ -71,7 +71,9 @@ class Grant:
         if self._is_open and not self._is_settled:
             self._is_settled = True
             used = used_tokens if 0 <= used_tokens <= self.tokens else min(max(0, used_tokens), self.tokens)
-            self._give_back(used, True)
+            self._quotas.refund(
+                self._ledger, self.tokens, used, self._granted_ns, self._number, self._places, True
+            )
 
     def release(self) -> None:
         """Give the place back, and the whole reservation if nothing was settled; a second call changes nothing."""
@@ -80,13 +82,10 @@ class Grant:
         self._is_open = False
         if not self._is_settled:
             self._is_settled = True
-            self._give_back(0, False)
+            self._quotas.refund(
+                self._ledger, self.tokens, 0, self._granted_ns, self._number, self._places, False
+            )
         self._quotas.free(self._ledger, self.tokens, self._granted_ns, self._number)
-
-    def _give_back(self, used: int, was_served: bool) -> None:
-        self._quotas.refund(
-            self._ledger, self.tokens, used, self._granted_ns, self._number, self._places, was_served
-        )
 
 
 class Quotas:
