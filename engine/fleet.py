@@ -103,6 +103,8 @@ class Fleet:
         self._load_times = load_times
         self._on_state = on_state
         self._groups_of = groups_of
+        self._probe_every_ns = to_ns(settings.health.probe_every_s)
+        self._probe_timeout_ns = to_ns(settings.health.probe_timeout_s)
         self._options: dict[str, Any] = {}
         self._num_loads: dict[str, int] = {}
         self._names: dict[str, list[str]] = {}
@@ -351,8 +353,7 @@ class Fleet:
 
     def _look_later(self, replica: Replica) -> None:
         """See how a replica does in a while, and by then, whether it has finished steps since now."""
-        every_ns = to_ns(self.settings.health.probe_every_s)
-        self._clock.call_later(every_ns, partial(self._look, replica, replica.num_steps))
+        self._clock.call_later(self._probe_every_ns, partial(self._look, replica, replica.num_steps))
 
     def _look(self, replica: Replica, steps_before: int) -> None:
         """Probe a replica, unless it is well and the steps that it has finished say so."""
@@ -367,7 +368,7 @@ class Fleet:
 
     async def _probe(self, replica: Replica) -> None:
         """Ask a replica for a token, and look again later."""
-        answered = await replica.probe(to_ns(self.settings.health.probe_timeout_s))
+        answered = await replica.probe(self._probe_timeout_ns)
         if self.replicas.get(replica.name) is replica:
             self._health.probed(replica.name, answered, self._clock.now_ns())
             self._look_later(replica)
