@@ -6,6 +6,7 @@ import pytest
 from engine.clock import NS_PER_S
 from engine.engine import Engine
 from engine.execution import Replica
+from engine.execution.loops import Leaping
 from engine.request import Request
 
 
@@ -59,7 +60,7 @@ def test_one_that_hangs_under_load_is_found_by_the_probe_after_the_next_look(set
     watched = Watched(settings, clock, monkeypatch)
     watched.ask(output=3000)
     watched.run(3.5)
-    watched.engine.replicas["a"]._loop._begin = lambda: None  # its device forms no batch any more
+    monkeypatch.setattr(Leaping, "_begin", lambda _: None)  # its device forms no batch any more
     watched.run(2)
     assert len(watched.probed_s) == 1
     watched.run(12)
