@@ -104,17 +104,19 @@ class Census:
         Conservation; nobody is in two hands at once; no tier holds more than it can; no quota has given back places
         that it has not granted. O(replicas + tiers), for every point of the time series.
         """
-        ended, inside = sum(self.outcomes.values()), len(self.inside)
-        _require(ended == self.ended, f"{self.ended} requests have ended, {ended} in some way")
-        _require(inside == self.in_flight, f"{self.in_flight} requests have no end, {inside} are inside")
-        held = sum([each.num_in_hand for each in engine.replicas.values()]) + engine.quotas.num_waiting
-        _require(
-            held <= inside, f"{held} requests are in the hands of replicas or in line, of {inside} inside"
-        )
-        _require(engine.quotas.in_service >= 0, "the quota has given back more places than it granted")
+        ended, inside, quotas = sum(self.outcomes.values()), len(self.inside), engine.quotas
+        if ended != self.ended:  # what would be said is put together only where it has to be said
+            raise Broken(f"{self.ended} requests have ended, {ended} in some way")
+        if inside != self.in_flight:
+            raise Broken(f"{self.in_flight} requests have no end, {inside} are inside")
+        held = sum([each.num_in_hand for each in engine.replicas.values()]) + quotas.num_waiting
+        if held > inside:
+            raise Broken(f"{held} requests are in the hands of replicas or in line, of {inside} inside")
+        if quotas.in_service < 0:
+            raise Broken("the quota has given back more places than it granted")
         for tier in engine.cache.tiers:
-            fits = 0 <= tier.used_bytes <= tier.capacity_bytes
-            _require(fits, f"tier {tier.name} holds {tier.used_bytes} bytes of {tier.capacity_bytes}")
+            if not 0 <= tier.used_bytes <= tier.capacity_bytes:
+                raise Broken(f"tier {tier.name} holds {tier.used_bytes} bytes of {tier.capacity_bytes}")
 
 
 def audit(engine: Engine, recorder: Recorder, census: Census, trace: Trace | None = None) -> None:
