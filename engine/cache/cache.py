@@ -41,6 +41,9 @@ MIN_GHOSTS = 4_096
 class Mover(Protocol):
     """What carries payloads. It is told of decisions when they are made: the books are ahead of the bytes."""
 
+    def catch_up(self) -> None:
+        """Something is to be decided now: what has been carried by now makes room for it."""
+
     def accepts(self, tier: Tier, size_bytes: int) -> bool:
         """Whether the way down to that tier has room for so much more."""
 
@@ -297,6 +300,8 @@ class PrefixCache:
         if not self.tiers or not keys:
             return 0
         self._pass(now_ns)
+        if self.mover is not None:
+            self.mover.catch_up()
         table, slots = self.table, self.table.slots
         first = len(keys) - len(payloads) if payloads is not None else 0
         start = first if payloads is not None else table.match(keys, len(keys))
@@ -352,6 +357,8 @@ class PrefixCache:
                 self.unpin(slot)
             table.ends[last] = 1
             table.reads[last] += 1
+            if self.mover is not None:
+                self.mover.catch_up()
             self._write_through(prefix.space, prefix.keys[: prefix.num_blocks], "second_use")
 
     def unpin(self, slot: int) -> None:
@@ -454,6 +461,8 @@ class PrefixCache:
         Those who hold more than they are sure of give, to where there is room; nothing is evicted for it.
         """
         moved = 0
+        if self.mover is not None:
+            self.mover.catch_up()
         while moved < most_blocks and tier.capacity_bytes - tier.used_bytes < free_bytes:
             slot = tier.borrowed(self._tick)
             if not slot or not self._has_room_below(tier, slot):

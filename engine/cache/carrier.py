@@ -160,12 +160,12 @@ class Carrier:
     ) -> None:
         """`stores` by tier, for those that have one; without a `packer` nothing but sizes is moved."""
         self.tally = Tally()
-        self.ways = [Way(tier.settings, clock) for tier in cache.tiers]
+        self._ways = [Way(tier.settings, clock) for tier in cache.tiers]
         self._cache = cache
         self._clock = clock
         self._stores = stores or {}
         self._packer = packer
-        self._sizes = Sizes(cache, self.ways, clock) if packer is None else None
+        self._sizes = Sizes(cache, self._ways, clock) if packer is None else None
         self._on_fault = on_fault
         self._staged: list[dict[int, Staged]] = [{} for _ in cache.tiers]
         self._places: list[dict[int, Any]] = [{} for _ in cache.tiers]
@@ -179,10 +179,20 @@ class Carrier:
         if len(cache.tiers) > 1:
             cache.mover = self if self._sizes is None else self._sizes
 
+    @property
+    def ways(self) -> list[Way]:
+        """The way to each tier, as it is now."""
+        self.catch_up()
+        return self._ways
+
     # what the cache tells
 
+    def catch_up(self) -> None:
+        if self._sizes is not None:
+            self._sizes.catch_up()
+
     def accepts(self, tier: Tier, size_bytes: int) -> bool:
-        return self.ways[tier.rank].accepts(size_bytes)
+        return self._ways[tier.rank].accepts(size_bytes)
 
     def size_bytes(self, space: Space, tier: Tier, *, compress: bool) -> int:
         return space.holder.bytes_in(tier.rank, compress=compress)
@@ -298,7 +308,7 @@ class Carrier:
         ]
         if not blocks:
             return Verified(0, 0, 0)
-        way = self.ways[rank]
+        way = self._ways[rank]
         await way.enter(is_read=True)
         try:
             sizes, _ = await self._clock.compute(lambda: sizes_in(store, blocks))
@@ -380,8 +390,8 @@ class Carrier:
     def load_ns(self, rank: int, size_bytes: int) -> float:
         """What bringing so much from a tier to the hottest one takes."""
         tier, hot = self._cache.tiers[rank], self._cache.tiers[0]
-        taken = 0.0 if tier.name == "ram" else self.ways[rank].expected_ns(size_bytes)
-        return taken + (self.ways[0].expected_ns(size_bytes) if hot.name == "gpu" else 0.0)
+        taken = 0.0 if tier.name == "ram" else self._ways[rank].expected_ns(size_bytes)
+        return taken + (self._ways[0].expected_ns(size_bytes) if hot.name == "gpu" else 0.0)
 
     def _is_readable(self, rank: int) -> bool:
         """Whether a tier's store answers: one that fails again and again is left alone for a while."""
@@ -414,6 +424,7 @@ class Carrier:
 
     def _fetch_sizes(self, prefix: Prefix, sizes: Sizes) -> None:
         """The same where nothing but sizes moves."""
+        sizes.catch_up()
         cache = self._cache
         by_rank: dict[int, list[int]] = {}
         for slot, rank in prefix.lift():
@@ -466,7 +477,7 @@ class Carrier:
     ) -> None:
         """Bring blocks from one tier to the hottest. What cannot be read is lost: a miss, and never an error."""
         cache = self._cache
-        way = self.ways[rank]
+        way = self._ways[rank]
         size = len(blocks) * prefix.space.holder.block_bytes[rank]
         found: list[Any] = [None] * len(blocks)
         try:
@@ -615,7 +626,7 @@ class Carrier:
         rank = tier.rank
         space = self._cache.space_of(slots[0])
         self._lines[rank].append(Parcel(space, slots, size_bytes))
-        self.ways[rank].queued_bytes += size_bytes * len(slots)
+        self._ways[rank].queued_bytes += size_bytes * len(slots)
         if not self._is_called[rank]:
             self._call_writer(tier)
 
@@ -629,7 +640,7 @@ class Carrier:
 
     async def _write_all(self, tier: Tier) -> None:
         """Write until the line is empty: what is next in it of one model goes together."""
-        line, way = self._lines[tier.rank], self.ways[tier.rank]
+        line, way = self._lines[tier.rank], self._ways[tier.rank]
         try:
             try:
                 await self._clock.sleep(0)  # reads of the same moment go first: room was made for them

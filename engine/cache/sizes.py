@@ -1,4 +1,4 @@
-"""Transfers where nothing but sizes moves: what they take passes on the clock, by callbacks. That is the simulation.
+"""Transfers where nothing but sizes moves: what they take passes on the clock. That is the simulation.
 
 What goes down waits in a line for each tier, and what stands next in it of one model goes together. Nobody else is
 kept waiting: a block that is wanted before it is written is taken from memory.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from engine.cache.cache import PrefixCache
+from engine.cache.crossings import Crossings
 from engine.cache.holders import Space
 from engine.cache.tier import Tier
 from engine.cache.ways import Way
@@ -35,60 +36,38 @@ class Parcel:
 class Writer:
     """Who writes the blocks of one tier: as many lots at a time as the tier allows."""
 
-    __slots__ = (
-        "_clock",
-        "_hops",
-        "_is_called",
-        "_line",
-        "_most_bytes",
-        "_num_busy",
-        "_tier",
-        "_way",
-        "staged",
-    )
+    __slots__ = ("_crossings", "_hops", "_most_bytes", "_most_lots", "_num_busy", "_way", "line", "staged")
 
-    def __init__(self, tier: Tier, ways: list[Way], clock: Clock, *, is_below_gpu: bool) -> None:
+    def __init__(self, tier: Tier, ways: list[Way], crossings: Crossings, *, is_below_gpu: bool) -> None:
         self.staged: dict[int, Parcel] = {}  # by slot: what is booked here, and not written yet
-        self._tier = tier
+        self.line: deque[Parcel] = deque()
         self._way = ways[tier.rank]
-        self._clock = clock
+        self._crossings = crossings
         # what has to be crossed: from the accelerator to memory, and from there to what is below
         self._hops = [ways[0]] if is_below_gpu else []
         if tier.name != "ram":
             self._hops.append(self._way)
-        self._line: deque[Parcel] = deque()
         self._num_busy = 0
-        self._is_called = False  # whether somebody is called who has not begun
+        self._most_lots = tier.settings.concurrency
         # no extent bounds what goes together, but a read must not wait for long
         self._most_bytes = max(BATCH_BYTES, round(tier.settings.gib_per_s * GIB * BATCH_S))
 
     def write(self, space: Space, slots: list[int], size_bytes: int) -> None:
-        """Put blocks into the line of those to be written, and have somebody write them."""
+        """Put blocks into the line of those to be written."""
         parcel = Parcel(space, slots, size_bytes)
         self.staged.update(dict.fromkeys(slots, parcel))
-        self._line.append(parcel)
+        self.line.append(parcel)
         self._way.queued_bytes += size_bytes * len(slots)
-        if not self._is_called:
-            self._call()
 
-    def _call(self) -> None:
-        """Have one more write, if the tier allows that; what is put into the line until then is theirs."""
-        if self._num_busy < self._tier.settings.concurrency:
+    def begin(self, at_ns: int) -> None:
+        """Have what stands in the line written, as far as the tier allows more lots at a time."""
+        while self.line and self._num_busy < self._most_lots:
             self._num_busy += 1
-            self._is_called = True
-            self._clock.call_later(0, self._wait)
+            self._next(at_ns)
 
-    def _wait(self) -> None:
-        # reads of the same moment go first: room was made for them; and what they push out goes with the rest
-        self._clock.call_later(0, self._begin)
-
-    def _begin(self) -> None:
-        self._is_called = False
-        self._next()
-
-    def _next(self) -> None:
+    def _next(self, at_ns: int) -> None:
         """Write what is next in the line, of one model; what nobody waits for any more takes no time."""
-        line, staged, most = self._line, self.staged, self._most_bytes
+        line, staged, most = self.line, self.staged, self._most_bytes
         while line:
             parcel = line.popleft()
             holder, slots, total = parcel.space.holder, parcel.slots, parcel.size_bytes * len(parcel.slots)
@@ -97,21 +76,19 @@ class Writer:
                 parcel = line.popleft()
                 parcels.append(parcel)
                 total += parcel.size_bytes * len(parcel.slots)
-            if line and not self._is_called:
-                self._call()
             for parcel in parcels:
                 slots = parcel.slots
                 if not staged.keys().isdisjoint(slots):
-                    self._hop(0, parcels, total)
+                    self._hop(0, parcels, total, at_ns)
                     return
             self._way.queued_bytes -= total
         self._num_busy -= 1
 
-    def _hop(self, number: int, parcels: list[Parcel], total_bytes: int) -> None:
+    def _hop(self, number: int, parcels: list[Parcel], total_bytes: int, at_ns: int) -> None:
         """Cross what comes next, or be there."""
         if number < len(self._hops):
-            then = partial(self._hop, number + 1, parcels, total_bytes)
-            self._hops[number].cross(total_bytes, then, is_read=False)
+            over = partial(self._hop, number + 1, parcels, total_bytes)
+            self._crossings.write(self._hops[number], total_bytes, over, at_ns)
             return
         way, staged = self._way, self.staged
         way.num_writes += 1
@@ -121,7 +98,7 @@ class Writer:
             for slot in parcel.slots:
                 if staged.get(slot) is parcel:
                     del staged[slot]
-        self._next()
+        self._next(at_ns)
 
 
 class Sizes:
@@ -134,9 +111,15 @@ class Sizes:
         self._names = names
         self._ways = ways
         self._clock = clock
+        self._crossings = crossings = Crossings(clock)
         self.writers = [
-            Writer(tier, ways, clock, is_below_gpu=self._has_gpu and tier.rank == 1) for tier in cache.tiers
+            Writer(tier, ways, crossings, is_below_gpu=self._has_gpu and tier.rank == 1)
+            for tier in cache.tiers
         ]
+        self._is_called = False  # whether writers are called who have not begun
+
+    def catch_up(self) -> None:
+        self._crossings.catch_up(self._clock.now_ns())
 
     def accepts(self, tier: Tier, size_bytes: int) -> bool:
         return self._ways[tier.rank].accepts(size_bytes)
@@ -152,6 +135,15 @@ class Sizes:
 
     def copied(self, slots: list[int], target: Tier, size_bytes: int) -> None:
         self.writers[target.rank].write(self._cache.space_of(slots[0]), slots, size_bytes)
+        if not self._is_called:
+            self._is_called = True
+            # reads of the same moment go first: room was made for them; and what they push out goes with the rest
+            self._crossings.after(self._clock.now_ns(), self._begin)
+
+    def _begin(self, at_ns: int) -> None:
+        self._is_called = False
+        for writer in self.writers:
+            writer.begin(at_ns - 1)
 
     def dropped(self, slot: int, tier: Tier) -> None:
         self.writers[tier.rank].staged.pop(slot, None)
@@ -167,7 +159,7 @@ class Sizes:
             return
         way = self._ways[rank]
         way.reading_bytes += size_bytes
-        way.cross(size_bytes, partial(self._has_read, way, size_bytes, then), is_read=True)
+        self._crossings.read(way, size_bytes, partial(self._has_read, way, size_bytes, then))
 
     def _has_read(self, way: Way, size_bytes: int, then: Callable[[], None]) -> None:
         way.reading_bytes -= size_bytes
@@ -178,6 +170,6 @@ class Sizes:
 
     def _come_up(self, size_bytes: int, then: Callable[[], None]) -> None:
         if self._has_gpu:
-            self._ways[0].cross(size_bytes, then, is_read=True)
+            self._crossings.read(self._ways[0], size_bytes, then)
         else:
             then()

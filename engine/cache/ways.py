@@ -1,8 +1,7 @@
 """The way between a tier and the machine's memory: who is on it, who waits, and what it is expected to take."""
 
 from collections import deque
-from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 from engine.clock import NS_PER_S, Clock, to_ns
 from engine.settings import GIB, TierSettings
@@ -31,8 +30,8 @@ class Way:
         self._clock = clock
         self._latency_ns = float(to_ns(settings.latency_s))
         self._ns_per_byte = NS_PER_S / (settings.gib_per_s * GIB)
-        self._reads: deque[Callable[[], None]] = deque()
-        self._writes: deque[Callable[[], None]] = deque()
+        self.reads: deque[Any] = deque()  # who waits for a turn
+        self.writes: deque[Any] = deque()
 
     def modelled_ns(self, size_bytes: int) -> int:
         """What a transfer takes by the settings: latency_s + bytes / gib_per_s."""
@@ -62,36 +61,14 @@ class Way:
             self.busy += 1
             return
         begun_ns, signal = self._clock.now_ns(), self._clock.signal()
-        (self._reads if is_read else self._writes).append(signal.set)
+        (self.reads if is_read else self.writes).append(signal.set)
         await signal.wait()
         self.waited_ns += self._clock.now_ns() - begun_ns
 
     def leave(self) -> None:
         """Let the next one go: a read if there is one."""
-        line = self._reads or self._writes
+        line = self.reads or self.writes
         if line:
             line.popleft()()
         else:
             self.busy -= 1
-
-    def cross(self, size_bytes: int, then: Callable[[], None], *, is_read: bool) -> None:
-        """Wait for one's turn, let the modelled time of a transfer pass, leave, and then call back."""
-        if self.busy < self.settings.concurrency:
-            self.busy += 1
-            self._clock.call_later(self.modelled_ns(size_bytes), partial(self._crossed, then))
-        else:
-            line = self._reads if is_read else self._writes
-            line.append(partial(self._go, size_bytes, then, self._clock.now_ns()))
-
-    def _go(self, size_bytes: int, then: Callable[[], None], begun_ns: int) -> None:
-        """It is the turn of one who has waited."""
-        self.waited_ns += self._clock.now_ns() - begun_ns
-        self._clock.call_later(self.modelled_ns(size_bytes), partial(self._crossed, then))
-
-    def _crossed(self, then: Callable[[], None]) -> None:
-        line = self._reads or self._writes
-        if line:
-            line.popleft()()
-        else:
-            self.busy -= 1
-        then()
