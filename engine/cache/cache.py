@@ -44,17 +44,14 @@ class Mover(Protocol):
     def catch_up(self) -> None:
         """Something is to be decided now: what has been carried by now makes room for it."""
 
-    def accepts(self, tier: Tier, size_bytes: int) -> bool:
-        """Whether the way down to that tier has room for so much more."""
-
     def size_bytes(self, space: Space, tier: Tier, *, compress: bool) -> int:
         """What a block of a namespace will take in that tier; `compress`: as int8, whatever the tier's own form."""
 
-    def moved(self, slots: list[int], source: Tier, target: Tier, size_bytes: int) -> None:
-        """Blocks of one namespace were demoted; each takes `size_bytes` there."""
+    def moved(self, space: Space, slots: list[int], source: Tier, target: Tier, size_bytes: int) -> None:
+        """Blocks of a namespace were demoted; each takes `size_bytes` there."""
 
-    def copied(self, slots: list[int], target: Tier, size_bytes: int) -> None:
-        """Blocks of one namespace, in the hottest tier, are to be written to a colder one too."""
+    def copied(self, space: Space, slots: list[int], target: Tier, size_bytes: int) -> None:
+        """Blocks of a namespace, in the hottest tier, are to be written to a colder one too."""
 
     def dropped(self, slot: int, tier: Tier) -> None:
         """A block, or its copy, left a tier: what is there of it is worth nothing."""
@@ -282,8 +279,9 @@ class PrefixCache:
         counts.request_hits += prefix.num_blocks > 0
         self.sample.note(prefix.keys, prefix.num_blocks)
         for rank, blocks in enumerate(prefix.blocks_by_tier):
-            counts.hit_blocks[rank] += blocks
-            counts.hit_tokens[rank] += blocks * tokens
+            if blocks:
+                counts.hit_blocks[rank] += blocks
+                counts.hit_tokens[rank] += blocks * tokens
 
     def keep(
         self,
@@ -519,8 +517,9 @@ class PrefixCache:
         for holder in self.holders:
             holder.demand_bytes *= keep
         for tier in self.tiers:
-            sure = iter(self.allocation.sure_bytes(tier.capacity_bytes, hosts, tier.rank))
-            tier.rebalance([0 if holder.is_guest else next(sure) for holder in self.holders])
+            if tier.is_divided:
+                sure = iter(self.allocation.sure_bytes(tier.capacity_bytes, hosts, tier.rank))
+                tier.rebalance([0 if holder.is_guest else next(sure) for holder in self.holders])
 
     # whose blocks
 
@@ -698,7 +697,7 @@ class PrefixCache:
         lower.add(last, keys[-1], space.holder)
         space.stats.inserted_blocks += count
         if self.mover is not None:
-            self.mover.moved(slots, hot, lower, size)
+            self.mover.moved(space, slots, hot, lower, size)
         return last
 
     def _admitted(self, space: Space, keys: list[bytes]) -> int:
@@ -756,15 +755,13 @@ class PrefixCache:
         """Write hot blocks to a colder tier too, if there is room for all of them."""
         size = self._size_there(space, tier)
         total = size * len(slots)
-        if self.mover is not None and not self.mover.accepts(tier, total):
-            return False
-        if not self._make_room(tier, space.holder, total):
+        if total > tier.room_bytes() or not self._make_room(tier, space.holder, total):
             return False
         tier.copies.update(dict.fromkeys(slots, size))
         tier.copied_bytes += total
         self._charge(tier, space, total, 0)
         if self.mover is not None:
-            self.mover.copied(slots, tier, size)
+            self.mover.copied(space, slots, tier, size)
         return True
 
     def _welcome_back(self, space: Space, keys: list[bytes]) -> None:
@@ -800,9 +797,10 @@ class PrefixCache:
         source = self.tiers[table.home[run[0]]]
         order, usual = source.order_of(holder), holder.block_bytes[source.rank]
         sizes = [source.sizes.get(slot, usual) for slot in run] if source.sizes else [usual] * len(run)
-        total, needed = sum(sizes), holder.block_bytes[0] * len(run)
+        total, needed, after = sum(sizes), holder.block_bytes[0] * len(run), table.links.after
         for slot in run:
-            order.forget(slot)
+            if after[slot] or not order.keeps_place:  # who keeps places knows nothing of those who have none
+                order.forget(slot)
         self._charge(source, space, -total, -len(run))
         if not self._make_room(hot, holder, needed):
             if not self._make_room(source, holder, total):  # of those who left above, some may have come here
@@ -879,8 +877,9 @@ class PrefixCache:
         """
         table = self.table
         space = self._space_of[table.space[slot]]
-        if self._may_go_together(tier, space, needed_bytes):
-            run = self._run(tier, slot, space, needed_bytes, demander)
+        size = space.holder.block_bytes[tier.rank]
+        if needed_bytes > size and not space.rules and not self.hollow and not tier.sizes:
+            run = self._run(tier, slot, space, -(-needed_bytes // size), demander)
             if len(run) > 1 and self._send_run(tier, run, space):
                 return
         if self._demote(tier, slot, space):
@@ -913,40 +912,32 @@ class PrefixCache:
         size = self._size_there(self.space_of(slot), lower)
         return slot in lower.copies or lower.used_bytes + size <= lower.capacity_bytes
 
-    def _may_go_together(self, tier: Tier, space: Space, needed_bytes: int) -> bool:
-        """Whether more than one block is asked for, and the way down has room for one of that namespace at all."""
-        if needed_bytes <= space.holder.block_bytes[tier.rank] or space.rules:
-            return False
-        below = self._below[tier.rank]
-        if not below or self.mover is None or below[0].copies:
-            return True
-        return self.mover.accepts(below[0], space.holder.block_bytes[below[0].rank])
-
     def _run(
-        self, tier: Tier, slot: int, space: Space, needed_bytes: int, demander: Holder | None
+        self, tier: Tier, slot: int, space: Space, num_blocks: int, demander: Holder | None
     ) -> list[int]:
-        """A victim and those before it that would be the next ones: from the tail up, as many as are needed."""
-        rank, holder = tier.rank, space.holder
-        size = holder.block_bytes[rank]
-        count = -(-needed_bytes // size)
-        if holder is not demander:  # others keep what they are sure of
-            count = min(count, tier.spare_blocks(holder, size))
-        run = [slot]
-        if count <= 1 or not tier.order_of(holder).keeps_place:
-            return run
-        table, pins = self.table, self.pins
+        """A victim and those before it that would be the next ones: from the tail up, as many as are needed.
+
+        The victim alone where the way down does not take all of them.
+        """
+        rank, holder, below = tier.rank, space.holder, self._below[tier.rank]
+        most = num_blocks
+        if below and not below[0].copies:
+            most = below[0].room_bytes() // holder.block_bytes[rank + 1]
+        if most <= 1 or not tier.order_of(holder).keeps_place:
+            return [slot]
+        if holder is not demander and tier.is_divided:  # others keep what they are sure of
+            num_blocks = min(num_blocks, tier.spare_blocks(holder))
+        table, pins, run = self.table, self.pins, [slot]
         parents, home, kids, after = table.parent, table.home, table.kids[rank], table.links.after
-        for _ in range(count - 1):
+        for _ in range(num_blocks - 1):
             slot = parents[slot]
-            if not slot or home[slot] != rank or kids[slot] != 1 or after[slot] or slot in pins:
+            if home[slot] != rank or kids[slot] != 1 or after[slot] or slot in pins:
                 break
             run.append(slot)
-        return run
+        return run if len(run) <= most else run[:1]
 
     def _send_run(self, tier: Tier, run: list[int], space: Space) -> bool:
         """Send several blocks of a chain one tier down, or off the last one; False when each has to be looked at."""
-        if self.hollow or tier.sizes:
-            return False
         below = self._below[tier.rank]
         if not below:
             self._evict(tier, run, space)
@@ -960,7 +951,7 @@ class PrefixCache:
             if written <= 1:
                 return False
             run = run[:written]
-        size = self._size_there(space, lower)
+        size = space.holder.block_bytes[lower.rank]
         if not self._make_way(lower, space, run, size):
             return False
         self._sink(tier, lower, run, space, size)
@@ -977,7 +968,7 @@ class PrefixCache:
         if not lower.is_open or (self.hollow and run[0] in self.hollow):
             return False
         total = size_bytes * len(run)
-        if self.mover is not None and not self.mover.accepts(lower, total):
+        if total > lower.room_bytes():
             return False
         if space.rules:
             for rule in space.rules:
@@ -996,7 +987,7 @@ class PrefixCache:
         lower.add(run[0], key, space.holder)
         space.stats.demoted_blocks[rank] += count
         if self.mover is not None:
-            self.mover.moved(run, tier, lower, size_bytes)
+            self.mover.moved(space, run, tier, lower, size_bytes)
         elif tier.payloads:
             for slot in run:
                 if slot in tier.payloads:

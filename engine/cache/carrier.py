@@ -178,6 +178,8 @@ class Carrier:
         self._troubles: deque[tuple[int, OSError | None]] = deque()  # from worker threads; None: it went well
         if len(cache.tiers) > 1:
             cache.mover = self if self._sizes is None else self._sizes
+            for tier, way in zip(cache.tiers, self._ways, strict=True):
+                tier.room_bytes = way.room_bytes
 
     @property
     def ways(self) -> list[Way]:
@@ -191,21 +193,18 @@ class Carrier:
         if self._sizes is not None:
             self._sizes.catch_up()
 
-    def accepts(self, tier: Tier, size_bytes: int) -> bool:
-        return self._ways[tier.rank].accepts(size_bytes)
-
     def size_bytes(self, space: Space, tier: Tier, *, compress: bool) -> int:
         return space.holder.bytes_in(tier.rank, compress=compress)
 
-    def moved(self, slots: list[int], source: Tier, target: Tier, size_bytes: int) -> None:
+    def moved(self, space: Space, slots: list[int], source: Tier, target: Tier, size_bytes: int) -> None:
         staged, keys = self._staged[target.rank], self._cache.table.keys
         for slot in slots:
             key = keys[slot]
             assert key is not None
             staged[slot] = self._take(slot, key, source, size_bytes)
-        self._write(slots, target, size_bytes)
+        self._write(space, slots, target, size_bytes)
 
-    def copied(self, slots: list[int], target: Tier, size_bytes: int) -> None:
+    def copied(self, space: Space, slots: list[int], target: Tier, size_bytes: int) -> None:
         staged = self._staged[target.rank]
         keys, payloads, ready = self._cache.table.keys, self._cache.tiers[0].payloads, []
         for slot in slots:
@@ -217,7 +216,7 @@ class Carrier:
             staged[slot] = Staged(key, payload, size_bytes)
             ready.append(slot)
         if ready:
-            self._write(ready, target, size_bytes)
+            self._write(space, ready, target, size_bytes)
 
     def dropped(self, slot: int, tier: Tier) -> None:
         self._staged[tier.rank].pop(slot, None)
@@ -621,10 +620,9 @@ class Carrier:
                 return Staged(key, None, size_bytes, (source.rank, place))
         return Staged(key, payload, size_bytes)
 
-    def _write(self, slots: list[int], tier: Tier, size_bytes: int) -> None:
+    def _write(self, space: Space, slots: list[int], tier: Tier, size_bytes: int) -> None:
         """Put blocks into the line of those to be written, and have somebody write them."""
         rank = tier.rank
-        space = self._cache.space_of(slots[0])
         self._lines[rank].append(Parcel(space, slots, size_bytes))
         self._ways[rank].queued_bytes += size_bytes * len(slots)
         if not self._is_called[rank]:

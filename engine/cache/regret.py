@@ -5,6 +5,7 @@ asks for it, and the caches that are replayed are smaller by the same factor. So
 from a few percent of it, and memory has a bound: when the sample grows too large, every other name is dropped.
 """
 
+import re
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -32,24 +33,26 @@ class Regret(NamedTuple):
 class Sample:
     """The sampled blocks of all requests, in order: eight bytes each."""
 
-    __slots__ = ("_blocks", "_ends", "_hits", "_threshold")
+    __slots__ = ("_blocks", "_ends", "_hits", "_is_chosen", "_threshold")
 
     def __init__(self, rate: float = 1 / 16) -> None:
-        self._threshold = max(1, round(ALL * rate))  # of the first byte of a name
+        self._choose(max(1, round(ALL * rate)))
         self._blocks = array("Q")
         self._hits = bytearray()
         self._ends = array("L")
 
     def note(self, keys: Sequence[bytes], found: int) -> None:
         """A prompt of these blocks came, the first so many of which were there."""
-        threshold = self._threshold
-        chosen = [index for index, key in enumerate(keys) if key[0] < threshold]
+        if not keys:
+            return
+        heads = b"".join(keys)[:: len(keys[0])]  # names are equally long
+        chosen = [match.start() for match in self._is_chosen(heads)]
         if not chosen:
             return
         self._blocks.extend([int.from_bytes(keys[index][:8], "big") for index in chosen])
         self._hits.extend([index < found for index in chosen])
         self._ends.append(len(self._blocks))
-        if len(self._blocks) > MOST_TOUCHES and threshold > 1:
+        if len(self._blocks) > MOST_TOUCHES and self._threshold > 1:
             self._thin()
 
     def regret(self, capacity_blocks: float) -> Regret | None:
@@ -67,9 +70,14 @@ class Sample:
             rate,
         )
 
+    def _choose(self, threshold: int) -> None:
+        """Sample the names whose first byte is less. Found by an expression: 34 names one by one take 7 us."""
+        self._threshold = threshold
+        self._is_chosen = re.compile(b"[\\x00-\\x%02x]" % (threshold - 1)).finditer
+
     def _thin(self) -> None:
         """Keep half of the names."""
-        self._threshold //= 2
+        self._choose(self._threshold // 2)
         blocks, hits, ends, start = array("Q"), bytearray(), array("L"), 0
         for end in self._ends:
             for index in range(start, end):

@@ -121,20 +121,17 @@ class Sizes:
     def catch_up(self) -> None:
         self._crossings.catch_up(self._clock.now_ns())
 
-    def accepts(self, tier: Tier, size_bytes: int) -> bool:
-        return self._ways[tier.rank].accepts(size_bytes)
-
     def size_bytes(self, space: Space, tier: Tier, *, compress: bool) -> int:
         return space.holder.bytes_in(tier.rank, compress=compress)
 
-    def moved(self, slots: list[int], source: Tier, target: Tier, size_bytes: int) -> None:
+    def moved(self, space: Space, slots: list[int], source: Tier, target: Tier, size_bytes: int) -> None:
         if above := self.writers[source.rank].staged:
             for slot in slots:
                 above.pop(slot, None)
-        self.copied(slots, target, size_bytes)
+        self.copied(space, slots, target, size_bytes)
 
-    def copied(self, slots: list[int], target: Tier, size_bytes: int) -> None:
-        self.writers[target.rank].write(self._cache.space_of(slots[0]), slots, size_bytes)
+    def copied(self, space: Space, slots: list[int], target: Tier, size_bytes: int) -> None:
+        self.writers[target.rank].write(space, slots, size_bytes)
         if not self._is_called:
             self._is_called = True
             # reads of the same moment go first: room was made for them; and what they push out goes with the rest
@@ -143,7 +140,8 @@ class Sizes:
     def _begin(self, at_ns: int) -> None:
         self._is_called = False
         for writer in self.writers:
-            writer.begin(at_ns - 1)
+            if writer.line:
+                writer.begin(at_ns - 1)
 
     def dropped(self, slot: int, tier: Tier) -> None:
         self.writers[tier.rank].staged.pop(slot, None)

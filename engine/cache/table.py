@@ -70,13 +70,15 @@ class Table:
         taken = free[: -count - 1 : -1]
         del free[-count:]
         self.slots.update(zip(keys, taken, strict=True))
+        kids[parent] += 1
         for slot, key in zip(taken, keys, strict=True):
             names[slot] = key
             parents[slot] = parent
             spaces[slot] = space
             home[slot] = tier
-            kids[parent] += 1
+            kids[slot] = 1
             parent = slot
+        kids[parent] = 0
         return parent
 
     def remove(self, run: list[int]) -> None:
@@ -96,13 +98,14 @@ class Table:
 
     def sink(self, run: list[int], tier: int) -> None:
         """Note that blocks of a chain, from the tail up, all of one tier, lie in another one now."""
-        home = self.home
-        above, below = self.kids[home[run[0]]], self.kids[tier]
-        for slot in run:
-            home[slot] = tier
-        for parent in run[1:]:
-            above[parent] -= 1
-            below[parent] += 1
+        home, tail = self.home, run[0]
+        above, below = self.kids[home[tail]], self.kids[tier]
+        home[tail] = tier
+        if len(run) > 1:
+            for slot in run[1:]:
+                home[slot] = tier
+                above[slot] -= 1
+                below[slot] += 1
         parent = self.parent[run[-1]]
         above[parent] -= 1
         below[parent] += 1

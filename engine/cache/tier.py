@@ -1,7 +1,7 @@
 """One tier: its bytes, the orders in which its blocks leave, and whose turn it is to give when room is needed."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush, heapreplace
 from typing import Any
 
@@ -11,7 +11,13 @@ from engine.cache.orders import NOWHERE, Order, orders
 from engine.cache.table import Table
 from engine.settings import CacheSettings, TierSettings
 
+ENDLESS = 1 << 62
 UNKNOWN: Rank = (float("-inf"), 0.0)
+
+
+def endless() -> int:
+    """The room on the way to a tier where nothing has to be carried."""
+    return ENDLESS
 
 
 class Part:
@@ -57,6 +63,7 @@ class Tier:
         self.drops_copies_first = settings.write == "back"
         self.sizes: dict[int, int] = {}  # of blocks that are not of their model's usual size here
         self.payloads: dict[int, Any] = {}
+        self.room_bytes: Callable[[], int] = endless  # how much may be sent here, beside what is on its way
         self.parts: list[Part] = []
         self._table = table
         self._kids = table.kids[rank]
@@ -106,11 +113,10 @@ class Tier:
         """Whether a block may not leave this tier: another one of this tier hangs on it, or somebody reads it."""
         return self._kids[slot] > 0 or slot in self._pins
 
-    def spare_blocks(self, holder: Holder, size_bytes: int) -> int:
-        """How many blocks a model can give in one go before somebody else might have to."""
-        if not self.is_divided:
-            return self.num_blocks
-        return max(1, -(-(holder.held_bytes[self.rank] - self.parts[holder.index].sure_bytes) // size_bytes))
+    def spare_blocks(self, holder: Holder) -> int:
+        """How many blocks a model can give in one go before somebody else might have to, where it is divided."""
+        spare_bytes = holder.held_bytes[self.rank] - self.parts[holder.index].sure_bytes
+        return max(1, -(-spare_bytes // holder.block_bytes[self.rank]))
 
     def rebalance(self, sure_bytes: Sequence[int]) -> None:
         """Take over what each model is sure of."""

@@ -3,6 +3,7 @@
 from collections import deque
 from typing import Any
 
+from engine.cache.tier import ENDLESS
 from engine.clock import NS_PER_S, Clock, to_ns
 from engine.settings import GIB, TierSettings
 
@@ -18,7 +19,7 @@ class Way:
 
     def __init__(self, settings: TierSettings, clock: Clock) -> None:
         self.settings = settings
-        self.queue_bytes = settings.queue_gib * GIB
+        self.queue_bytes = int(settings.queue_gib * GIB)
         self.queued_bytes = 0  # of writes, waiting or under way
         self.reading_bytes = 0
         self.busy = 0
@@ -38,10 +39,10 @@ class Way:
         settings = self.settings
         return to_ns(settings.latency_s + size_bytes / (settings.gib_per_s * GIB))
 
-    def accepts(self, size_bytes: int) -> bool:
-        """Whether so much more may wait to be written: something may always."""
+    def room_bytes(self) -> int:
+        """How much more may wait to be written: anything where nothing does."""
         queued_bytes = self.queued_bytes
-        return not queued_bytes or queued_bytes + size_bytes <= self.queue_bytes
+        return self.queue_bytes - queued_bytes if queued_bytes else ENDLESS
 
     def expected_ns(self, size_bytes: int) -> float:
         """What a read that is asked for now will take, those that wait before it included."""
