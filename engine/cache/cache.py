@@ -23,7 +23,7 @@ from engine.cache.orders import NOWHERE
 from engine.cache.regret import Sample
 from engine.cache.reuse import Reuse
 from engine.cache.table import Table
-from engine.cache.tier import Tier
+from engine.cache.tier import ENDLESS, Tier
 from engine.clock import NS_PER_S
 from engine.settings import CacheSettings
 
@@ -873,18 +873,28 @@ class PrefixCache:
     ) -> None:
         """A block leaves a tier: down to the next one that takes it, or for good. It stays where it cannot do either.
 
-        The blocks before it that hang on nothing else go with it, as far as `needed_bytes` asks for more.
+        The blocks before it that hang on nothing else go with it, as far as `needed_bytes` asks for more: together,
+        or one after the other where the way down does not take all of them.
         """
-        table = self.table
-        space = self._space_of[table.space[slot]]
-        size = space.holder.block_bytes[tier.rank]
+        space = self._space_of[self.table.space[slot]]
+        size, run = space.holder.block_bytes[tier.rank], [slot]
         if needed_bytes > size and not space.rules and not self.hollow and not tier.sizes:
             run = self._run(tier, slot, space, -(-needed_bytes // size), demander)
-            if len(run) > 1 and self._send_run(tier, run, space):
+            if len(run) > 1:
+                if len(run) > self._room_below(tier, space):
+                    run = self._in_turn(tier, run)
+                elif self._send_run(tier, run, space):
+                    return
+                else:
+                    run = run[:1]
+        for each in run:
+            if not self._demote(tier, each, space):
+                self._give_up(tier, each, space)
                 return
-        if self._demote(tier, slot, space):
-            return
-        if table.has_kids(slot):
+
+    def _give_up(self, tier: Tier, slot: int, space: Space) -> None:
+        """A block that no other tier takes leaves for good, or stays because of what hangs on it."""
+        if self.table.has_kids(slot):
             tier.order_of(space.holder).forget(slot)
             self._stuck.add(slot)
         else:
@@ -915,15 +925,9 @@ class PrefixCache:
     def _run(
         self, tier: Tier, slot: int, space: Space, num_blocks: int, demander: Holder | None
     ) -> list[int]:
-        """A victim and those before it that would be the next ones: from the tail up, as many as are needed.
-
-        The victim alone where the way down does not take all of them.
-        """
-        rank, holder, below = tier.rank, space.holder, self._below[tier.rank]
-        most = num_blocks
-        if below and not below[0].copies:
-            most = below[0].room_bytes() // holder.block_bytes[rank + 1]
-        if most <= 1 or not tier.order_of(holder).keeps_place:
+        """A victim and those before it that would be the next ones: from the tail up, as many as are needed."""
+        rank, holder = tier.rank, space.holder
+        if not tier.order_of(holder).keeps_place:
             return [slot]
         if holder is not demander and tier.is_divided:  # others keep what they are sure of
             num_blocks = min(num_blocks, tier.spare_blocks(holder))
@@ -934,7 +938,25 @@ class PrefixCache:
             if home[slot] != rank or kids[slot] != 1 or after[slot] or slot in pins:
                 break
             run.append(slot)
-        return run if len(run) <= most else run[:1]
+        return run
+
+    def _room_below(self, tier: Tier, space: Space) -> int:
+        """How many blocks of a namespace the way to the next tier takes, if they go together."""
+        below = self._below[tier.rank]
+        if not below or below[0].copies:  # what is written there already needs no way
+            return ENDLESS
+        return below[0].room_bytes() // space.holder.block_bytes[tier.rank + 1]
+
+    def _in_turn(self, tier: Tier, run: list[int]) -> list[int]:
+        """As many of a run, from the tail up, as are sure to be the next victims of a tier one after the other."""
+        if tier.is_divided:  # it may be somebody else's turn
+            return run[:1]
+        stuck = self._stuck
+        if stuck:  # who was stuck stands elsewhere in its order as soon as it is not any more
+            for index in range(1, len(run)):
+                if run[index] in stuck:
+                    return run[:index]
+        return run
 
     def _send_run(self, tier: Tier, run: list[int], space: Space) -> bool:
         """Send several blocks of a chain one tier down, or off the last one; False when each has to be looked at."""
