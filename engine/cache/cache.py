@@ -113,8 +113,8 @@ class Prefix:
         self.num_blocks = num_blocks
         self._pin()
 
-    def lift(self) -> list[tuple[int, int]]:
-        """Promote what lies below the hottest tier, as far as there is room; (slot, tier it came from) of each."""
+    def lift(self) -> list[tuple[int, list[int]]]:
+        """Promote what lies below the hottest tier, as far as there is room; by tiers, what came from each."""
         lifted = self._cache.lift(self)
         if lifted:
             self._pin()
@@ -322,22 +322,23 @@ class PrefixCache:
         self._relieve(space)
         return fits
 
-    def lift(self, prefix: Prefix) -> list[tuple[int, int]]:
+    def lift(self, prefix: Prefix) -> list[tuple[int, list[int]]]:
         """See `Prefix.lift`. Blocks leave their tier before room is made above: the two may change places."""
         slots, space = self.table.slots, prefix.space
-        lifted: list[tuple[int, int]] = []
+        lifted: list[tuple[int, list[int]]] = []
         start = 0
         for rank, end in prefix.runs():
             if rank:
                 run = [slots[key] for key in prefix.keys[start:end]]
                 if not self._raise(run, space):
                     run = run[: self._raise_some(run, space)]
-                lifted += [(slot, rank) for slot in run]
+                if run:
+                    lifted.append((rank, run))
                 if len(run) < end - start:
                     break
             start = end
         if lifted:
-            slot = lifted[-1][0]
+            slot = lifted[-1][1][-1]
             key = self.table.keys[slot]
             assert key is not None
             self.tiers[0].add(slot, key, space.holder)
@@ -396,7 +397,7 @@ class PrefixCache:
             table.ends[slot] = 1
             if each.error:
                 self.lossy[slot] = each.error
-            self._charge(tier, space, each.num_bytes, 1)
+            self._charge(tier, space, each.num_bytes)
             adopted.append(slot)
         ordered = sorted((each.seq, slot) for each, slot in zip(found, adopted, strict=True) if slot)
         for _, slot in ordered:
@@ -425,7 +426,7 @@ class PrefixCache:
         if size_bytes == known or self.table.home[slot] != tier.rank:
             return
         tier.sizes[slot] = size_bytes
-        self._charge(tier, self._space_of[self.table.space[slot]], size_bytes - known, 0)
+        self._charge(tier, self._space_of[self.table.space[slot]], size_bytes - known)
         if tier.used_bytes > tier.capacity_bytes:
             self._make_room(tier, self._holder_of(slot), 0)
 
@@ -574,11 +575,10 @@ class PrefixCache:
         """What a block takes in the tier in which it lies."""
         return tier.sizes.get(slot) or self._holder_of(slot).block_bytes[tier.rank]
 
-    def _charge(self, tier: Tier, space: Space, size_bytes: int, blocks: int) -> None:
+    def _charge(self, tier: Tier, space: Space, size_bytes: int) -> None:
         """Book bytes (negative: discharge them) of a namespace in a tier."""
         rank = tier.rank
         tier.used_bytes += size_bytes
-        tier.num_blocks += blocks
         space.held_bytes[rank] += size_bytes
         space.holder.held_bytes[rank] += size_bytes
         for rule in space.rules:
@@ -647,7 +647,7 @@ class PrefixCache:
         if payloads is not None and payloads[0] is not None:
             for key, payload in zip(keys, payloads, strict=False):
                 hot.payloads[table.slots[key]] = payload
-        self._charge(hot, space, count * space.holder.block_bytes[0], count)
+        self._charge(hot, space, count * space.holder.block_bytes[0])
         hot.add(last, keys[-1], space.holder)
         space.stats.inserted_blocks += count
         if self._ghosts:
@@ -693,7 +693,7 @@ class PrefixCache:
         if payloads is not None and payloads[0] is not None:
             for slot, payload in zip(slots, payloads, strict=False):
                 target.payloads[slot] = payload
-        self._charge(lower, space, count * size, count)
+        self._charge(lower, space, count * size)
         lower.add(last, keys[-1], space.holder)
         space.stats.inserted_blocks += count
         if self.mover is not None:
@@ -759,7 +759,7 @@ class PrefixCache:
             return False
         tier.copies.update(dict.fromkeys(slots, size))
         tier.copied_bytes += total
-        self._charge(tier, space, total, 0)
+        self._charge(tier, space, total)
         if self.mover is not None:
             self.mover.copied(space, slots, tier, size)
         return True
@@ -801,15 +801,15 @@ class PrefixCache:
         for slot in run:
             if after[slot] or not order.keeps_place:  # who keeps places knows nothing of those who have none
                 order.forget(slot)
-        self._charge(source, space, -total, -len(run))
+        self._charge(source, space, -total)
         if not self._make_room(hot, holder, needed):
             if not self._make_room(source, holder, total):  # of those who left above, some may have come here
                 self._clear(source, total)
-            self._charge(source, space, total, len(run))
+            self._charge(source, space, total)
             self._touch_all(source, run, holder)
             return False
         table.rise(run)
-        self._charge(hot, space, needed, len(run))
+        self._charge(hot, space, needed)
         space.stats.promoted_blocks[source.rank] += len(run)
         if source.sizes:
             for slot in run:
@@ -839,7 +839,7 @@ class PrefixCache:
             if slot not in self.hollow and source.used_bytes + size <= source.capacity_bytes:
                 source.copies[slot] = size
                 source.copied_bytes += size
-                self._charge(source, space, size, 0)
+                self._charge(source, space, size)
 
     def _make_room(self, tier: Tier, holder: Holder, needed_bytes: int) -> bool:
         """Let blocks leave until `needed_bytes` fit; False when they do not fit beside what is in use."""
@@ -1005,7 +1005,7 @@ class PrefixCache:
         table.sink(run, rank)
         if size_bytes != space.holder.block_bytes[rank]:
             lower.sizes.update(dict.fromkeys(run, size_bytes))
-        self._charge(lower, space, size_bytes * count, count)
+        self._charge(lower, space, size_bytes * count)
         lower.add(run[0], key, space.holder)
         space.stats.demoted_blocks[rank] += count
         if self.mover is not None:
@@ -1040,7 +1040,6 @@ class PrefixCache:
             if size != holder.block_bytes[rank]:
                 lower.sizes[slot] = size
             lower.add(slot, table.keys[slot] or b"", holder)
-        lower.num_blocks += len(run)
         space.stats.demoted_blocks[rank] += len(run)
         if self.mover is not None or tier.payloads:
             for slot in run:
@@ -1073,7 +1072,7 @@ class PrefixCache:
                 if not part.is_queued:
                     tier.queue(part)
         part.order.leave(slot, key)
-        self._charge(tier, space, -size, -len(run))
+        self._charge(tier, space, -size)
         return key
 
     def _evict(self, tier: Tier, run: list[int], space: Space) -> None:
@@ -1129,7 +1128,7 @@ class PrefixCache:
             slot = next(iter(tier.copies))
         size = tier.copies.pop(slot)
         tier.copied_bytes -= size
-        self._charge(tier, self._space_of[self.table.space[slot]], -size, 0)
+        self._charge(tier, self._space_of[self.table.space[slot]], -size)
         tier.payloads.pop(slot, None)
         if self.mover is not None:
             self.mover.dropped(slot, tier)

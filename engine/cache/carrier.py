@@ -403,11 +403,13 @@ class Carrier:
             return
         cache, keys = self._cache, self._cache.table.keys
         wanted: dict[tuple[int, bool], list[Wanted]] = {}
-        for slot, rank in prefix.lift():
-            key, source = keys[slot], cache.tiers[rank]
-            assert key is not None
-            in_memory = source.name == "ram" or slot in self._staged[rank]
-            wanted.setdefault((rank, in_memory), []).append((slot, key, self._source(slot, key, source)))
+        for rank, lifted in prefix.lift():
+            source, staged = cache.tiers[rank], self._staged[rank]
+            for slot in lifted:
+                key = keys[slot]
+                assert key is not None
+                in_memory = source.name == "ram" or slot in staged
+                wanted.setdefault((rank, in_memory), []).append((slot, key, self._source(slot, key, source)))
         for slot in [each for each in prefix.slots() if cache.table.home[each]]:
             # no room above: it is read where it is
             key, source = keys[slot], cache.tiers[cache.table.home[slot]]
@@ -425,11 +427,8 @@ class Carrier:
         """The same where nothing but sizes moves."""
         sizes.catch_up()
         cache = self._cache
-        by_rank: dict[int, list[int]] = {}
-        for slot, rank in prefix.lift():
-            by_rank.setdefault(rank, []).append(slot)
         wanted: dict[tuple[int, bool], list[int]] = {}
-        for rank, lifted in by_rank.items():
+        for rank, lifted in prefix.lift():
             self._sort_out(rank, lifted, wanted)
             if staged := sizes.writers[rank].staged:
                 copies = cache.tiers[rank].copies

@@ -31,7 +31,10 @@ class Crossings:
         while ends and ends[0][0] <= now_ns:
             at_ns, _, way, over = heappop(ends)
             if way is not None:
-                self._leave(way, at_ns)
+                if way.reads or way.writes:
+                    self._next(way, at_ns)
+                else:
+                    way.busy -= 1
             over(at_ns)
 
     def after(self, now_ns: int, over: Over) -> None:
@@ -42,7 +45,8 @@ class Crossings:
         """Let so much cross, asked for at a time that may have passed: it takes its turn as of then."""
         if way.busy < way.settings.concurrency:
             way.busy += 1
-            self._begin_write(way, size_bytes, over, at_ns)
+            self._number += 1
+            heappush(self._ends, (at_ns + way.modelled_ns(size_bytes), self._number, way, over))
         else:
             way.writes.append((at_ns, partial(self._begin_write, way, size_bytes, over)))
 
@@ -68,18 +72,17 @@ class Crossings:
     def _has_read(self, way: Way, then: Callable[[], None]) -> None:
         now_ns = self._clock.now_ns()
         self.catch_up(now_ns)
-        self._leave(way, now_ns)
-        then()
-
-    def _leave(self, way: Way, at_ns: int) -> None:
-        """Let the next one go: a read if there is one."""
-        line = way.reads or way.writes
-        if line:
-            begun_ns, begin = line.popleft()
-            way.waited_ns += at_ns - begun_ns
-            begin(at_ns)
+        if way.reads or way.writes:
+            self._next(way, now_ns)
         else:
             way.busy -= 1
+        then()
+
+    def _next(self, way: Way, at_ns: int) -> None:
+        """Let the next one take a place that is free now: a read if there is one."""
+        begun_ns, begin = (way.reads or way.writes).popleft()
+        way.waited_ns += at_ns - begun_ns
+        begin(at_ns)
 
     def _wake(self, way: Way) -> None:
         """Catch up when the next write is off a way on which a read waits. Other reads wake it by themselves."""

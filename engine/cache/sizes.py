@@ -70,25 +70,26 @@ class Writer:
         line, staged, most = self.line, self.staged, self._most_bytes
         while line:
             parcel = line.popleft()
-            holder, slots, total = parcel.space.holder, parcel.slots, parcel.size_bytes * len(parcel.slots)
-            parcels = [parcel]
-            while line and total < most and line[0].space.holder is holder:
-                parcel = line.popleft()
-                parcels.append(parcel)
-                total += parcel.size_bytes * len(parcel.slots)
+            parcels, total = [parcel], parcel.size_bytes * len(parcel.slots)
+            if line and total < most:
+                holder = parcel.space.holder
+                while line and total < most and line[0].space.holder is holder:
+                    parcel = line.popleft()
+                    parcels.append(parcel)
+                    total += parcel.size_bytes * len(parcel.slots)
             for parcel in parcels:
-                slots = parcel.slots
-                if not staged.keys().isdisjoint(slots):
-                    self._hop(0, parcels, total, at_ns)
+                if not staged.keys().isdisjoint(parcel.slots):
+                    over = partial(self._crossed, 1, parcels, total)
+                    self._crossings.write(self._hops[0], total, over, at_ns)
                     return
             self._way.queued_bytes -= total
         self._num_busy -= 1
 
-    def _hop(self, number: int, parcels: list[Parcel], total_bytes: int, at_ns: int) -> None:
+    def _crossed(self, hops: int, parcels: list[Parcel], total_bytes: int, at_ns: int) -> None:
         """Cross what comes next, or be there."""
-        if number < len(self._hops):
-            over = partial(self._hop, number + 1, parcels, total_bytes)
-            self._crossings.write(self._hops[number], total_bytes, over, at_ns)
+        if hops < len(self._hops):
+            over = partial(self._crossed, hops + 1, parcels, total_bytes)
+            self._crossings.write(self._hops[hops], total_bytes, over, at_ns)
             return
         way, staged = self._way, self.staged
         way.num_writes += 1

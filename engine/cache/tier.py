@@ -56,7 +56,6 @@ class Tier:
         self.settings = settings
         self.capacity_bytes = settings.capacity_bytes
         self.used_bytes = 0
-        self.num_blocks = 0
         self.is_open = True  # closed: nothing new comes here, after faults of its store
         self.copies: OrderedDict[int, int] = OrderedDict()  # slot -> bytes
         self.copied_bytes = 0
@@ -89,6 +88,11 @@ class Tier:
         """Make room in the books for a new model."""
         if self.is_divided:
             self.parts.append(Part(holder.index, self._make_order(), holder))
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks are here. O(all blocks), in C: for figures."""
+        return self._table.home.count(self.rank)
 
     def part_of(self, holder: Holder) -> Part:
         return self.parts[holder.index if self.is_divided else 0]

@@ -37,7 +37,7 @@ class Way:
     def modelled_ns(self, size_bytes: int) -> int:
         """What a transfer takes by the settings: latency_s + bytes / gib_per_s."""
         settings = self.settings
-        return to_ns(settings.latency_s + size_bytes / (settings.gib_per_s * GIB))
+        return round((settings.latency_s + size_bytes / (settings.gib_per_s * GIB)) * NS_PER_S)
 
     def room_bytes(self) -> int:
         """How much more may wait to be written: anything where nothing does."""
