@@ -168,6 +168,9 @@ class PrefixCache:
             for rank, (name, tier) in enumerate(given.items())
         ]
         self._below = [self.tiers[tier.rank + 1 :] for tier in self.tiers]
+        self._written_when: dict[str, list[Tier]] = {"through": [], "second_use": [], "back": []}
+        for tier in self.tiers[1:]:
+            self._written_when[tier.settings.write].append(tier)
         self.allocation = allocation.make(settings.allocation, **settings.allocation_options)
         self.limits = Limits(settings.limits if settings.enabled else [], list(given))
         for tier in self.tiers:
@@ -736,13 +739,13 @@ class PrefixCache:
     def _write_through(self, space: Space, keys: Sequence[bytes], when: str) -> None:
         """Write hot blocks to colder tiers too, where that is their way; from the tail, until one is there."""
         table = self.table
-        for tier in self._below[0]:
-            if tier.settings.write != when or not tier.is_open:
+        for tier in self._written_when[when]:
+            if not tier.is_open:
                 continue
-            fresh = []
+            fresh, slots, home, copies, hollow = [], table.slots, table.home, tier.copies, self.hollow
             for key in reversed(keys):
-                slot = table.slots[key]
-                if table.home[slot] or slot in tier.copies or slot in self.hollow:
+                slot = slots[key]
+                if home[slot] or slot in copies or slot in hollow:
                     break
                 fresh.append(slot)
             fresh.reverse()
@@ -1000,13 +1003,13 @@ class PrefixCache:
 
     def _sink(self, tier: Tier, lower: Tier, run: list[int], space: Space, size_bytes: int) -> None:
         """Book blocks of a chain, from the tail up, in a colder tier. Only the last can leave that one next."""
-        table, rank, count = self.table, lower.rank, len(run)
+        table, rank, count, holder = self.table, lower.rank, len(run), space.holder
         key = self._leave(tier, run, space)
         table.sink(run, rank)
-        if size_bytes != space.holder.block_bytes[rank]:
+        if size_bytes != holder.block_bytes[rank]:
             lower.sizes.update(dict.fromkeys(run, size_bytes))
         self._charge(lower, space, size_bytes * count)
-        lower.add(run[0], key, space.holder)
+        lower.add(run[0], key, holder)
         space.stats.demoted_blocks[rank] += count
         if self.mover is not None:
             self.mover.moved(space, run, tier, lower, size_bytes)
@@ -1014,8 +1017,7 @@ class PrefixCache:
             for slot in run:
                 if slot in tier.payloads:
                     lower.payloads[slot] = tier.payloads.pop(slot)
-        parent = table.parent[run[-1]]
-        if parent in self._stuck:
+        if self._stuck and (parent := table.parent[run[-1]]) in self._stuck:
             self._unstick(parent)
 
     def _written(self, lower: Tier, run: list[int]) -> list[int]:
@@ -1047,8 +1049,7 @@ class PrefixCache:
                     self.mover.dropped(slot, tier)
                 elif slot in tier.payloads:
                     lower.payloads[slot] = tier.payloads.pop(slot)
-        parent = table.parent[run[-1]]
-        if parent in self._stuck:
+        if self._stuck and (parent := table.parent[run[-1]]) in self._stuck:
             self._unstick(parent)
 
     def _leave(self, tier: Tier, run: list[int], space: Space) -> bytes:
@@ -1062,16 +1063,17 @@ class PrefixCache:
         usual = holder.block_bytes[rank]
         size = sum([tier.sizes.pop(each, usual) for each in run]) if tier.sizes else usual * len(run)
         part = tier.parts[holder.index if tier.is_divided else 0]
-        parent = table.parent[run[-1]]
+        order, parent = part.order, table.parent[run[-1]]
         if parent:
             used = table.used
-            if used[parent] < used[slot]:  # noqa: PLR1730  a call more on every path
-                used[parent] = used[slot]
+            read = used[slot]
+            if used[parent] < read:  # noqa: PLR1730  a call more on every path
+                used[parent] = read
             if table.home[parent] == rank and table.kids[rank][parent] == 1 and parent not in self.pins:
-                part.order.inherit(parent, slot)
+                order.inherit(parent, slot)
                 if not part.is_queued:
                     tier.queue(part)
-        part.order.leave(slot, key)
+        order.leave(slot, key)
         self._charge(tier, space, -size)
         return key
 

@@ -174,14 +174,24 @@ class LRU:
         after[slot] = head
 
     def inherit(self, parent: int, child: int) -> None:
-        after = self._after
-        if not after[parent]:
-            self._links.insert(parent, child if after[child] else after[self._head])
+        before, after = self._before, self._after
+        if after[parent]:
+            return
+        following = after[child]
+        if following:  # it gives its place away at once
+            previous = before[child]
+            after[previous] = before[following] = parent
+            before[parent] = previous
+            after[parent] = following
+            after[child] = NOWHERE
+        else:
+            self._links.insert(parent, after[self._head])
 
     def forget(self, slot: int, key: bytes = b"") -> None:
-        before, after = self._before, self._after
+        after = self._after
         following = after[slot]
         if following:
+            before = self._before
             previous = before[slot]
             after[previous] = following
             before[following] = previous
