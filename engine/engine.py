@@ -17,6 +17,7 @@ from engine.cache import (
     Decision,
     Drawn,
     LineChain,
+    LineNames,
     Packer,
     Prefix,
     PrefixCache,
@@ -139,6 +140,7 @@ class Engine:
         self.cache = PrefixCache(
             replace(settings.cache, limits=[*settings.cache.limits, *held_bytes(settings)])
         )
+        self._line_names = LineNames()
         self.router = Router(
             settings.routing,
             self._routed,
@@ -630,7 +632,7 @@ class Engine:
         """
         prompt, size = request.prompt_tokens, self.cache.block_tokens
         if not is_real and request.sampling is None and getattr(prompt, "telling_tokens", size + 1) <= size:
-            return LineChain(start, size, cast("Drawn", prompt))
+            return LineChain(start, size, cast("Drawn", prompt), self._line_names)
         chain = BlockChain(start, size)
         chain.extend(prompt)
         return chain

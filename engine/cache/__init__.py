@@ -1,7 +1,7 @@
 """The prefix cache: KV blocks found by the hash of all that leads up to them, over up to five tiers."""
 
 from engine.cache.allocation import allocation
-from engine.cache.blocks import BlockChain, Chain, Drawn, LineChain, Origin, namespace
+from engine.cache.blocks import BlockChain, Chain, Drawn, LineChain, LineNames, Origin, namespace
 from engine.cache.cache import Prefix, PrefixCache
 from engine.cache.carrier import Carrier, Decision, Packer
 from engine.cache.holders import Holder, Space
@@ -19,6 +19,7 @@ __all__ = [
     "Drawn",
     "Holder",
     "LineChain",
+    "LineNames",
     "Origin",
     "Packer",
     "Prefix",

@@ -85,6 +85,40 @@ class BlockChain:
         self.extend(stream.tokens[first:])
 
 
+class LineNames:
+    """The names of lines that were named before: most of a conversation's turn was in the turn before it.
+
+    Two generations of up to half of `capacity` names each: what was not asked for while one of them filled up is
+    forgotten.
+    """
+
+    __slots__ = ("_most", "_num_young", "_old", "_young")
+
+    def __init__(self, capacity: int = 1 << 16) -> None:
+        self._most = max(1, capacity // 2)
+        self._num_young = 0
+        self._young: dict[bytes, tuple[int, list[bytes]]] = {}
+        self._old: dict[bytes, tuple[int, list[bytes]]] = {}
+
+    def of(self, line: bytes, first: int, last: int) -> list[bytes]:
+        """The names of the blocks `first` to `last` (exclusive) of a prompt, all in one line that begins there."""
+        known = self._young.get(line)
+        if known is None or known[0] != first:
+            known = self._old.get(line)
+            if known is None or known[0] != first:
+                known = (first, [])
+            self._num_young += len(known[1])
+            self._young[line] = known
+        names, count = known[1], last - first
+        more = count - len(names)
+        if more > 0:
+            names += named(line, last - more, last)
+            self._num_young += more
+            if self._num_young > self._most:
+                self._old, self._young, self._num_young = self._young, {}, 0
+        return names[:count]
+
+
 class LineChain:
     """The names of the full blocks of a prompt that was drawn, and of its answer, without the tokens of either.
 
@@ -96,7 +130,11 @@ class LineChain:
 
     __slots__ = ("_block_tokens", "_is_prompt", "_line", "_num_tokens", "keys")
 
-    def __init__(self, start: bytes, block_tokens: int, prompt: Drawn) -> None:
+    def __init__(
+        self, start: bytes, block_tokens: int, prompt: Drawn, known: LineNames | None = None
+    ) -> None:
+        """`known` has the names of earlier prompts with blocks of that size."""
+        known = known or LineNames()
         self._block_tokens = block_tokens
         self._is_prompt = True
         self.keys: list[bytes] = []
@@ -106,7 +144,9 @@ class LineChain:
                 # a block with few tokens of this line may be the same as another one's, and is called after them
                 self.keys.append(digest(line, prompt[begin : begin + few].astype("<i4").tobytes()))
             line = digest(line, b"%d/%s" % (begin, name))
-            self._name(line, end)
+            first, last = len(self.keys), end // block_tokens
+            if first < last:
+                self.keys += known.of(line, first, last)
             begin = end
         self._line = line
         self._num_tokens = begin
@@ -116,18 +156,18 @@ class LineChain:
             self._is_prompt = False
             self._line = digest(self._line, b"answer%d" % self._num_tokens)
         self._num_tokens += stream.num_tokens - first
-        self._name(self._line, self._num_tokens)
+        begin, end = len(self.keys), self._num_tokens // self._block_tokens
+        if begin < end:
+            self.keys += named(self._line, begin, end)
 
-    def _name(self, line: bytes, end: int) -> None:
-        """Name the blocks that are full with the first `end` tokens, and have no name yet."""
-        keys = self.keys
-        first, last = len(keys), end // self._block_tokens
-        if first < last:
-            origin = int.from_bytes(line, "big")
-            keys += [
-                ((origin + number) & _ALL_BITS).to_bytes(KEY_BYTES, "big")
-                for number in range(first * _STEP, last * _STEP, _STEP)
-            ]
+
+def named(line: bytes, first: int, last: int) -> list[bytes]:
+    """What the blocks `first` to `last` (exclusive) of a prompt are called, which end in that line."""
+    origin = int.from_bytes(line, "big")
+    return [
+        ((origin + number) & _ALL_BITS).to_bytes(KEY_BYTES, "big")
+        for number in range(first * _STEP, last * _STEP, _STEP)
+    ]
 
 
 def digest(head: bytes, data: bytes) -> bytes:

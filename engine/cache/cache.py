@@ -503,7 +503,9 @@ class PrefixCache:
             if self._tick % 256 == 0:
                 self._rebalance(0.0)
             return
-        self._tick = max(self._tick, min(now_ns // TICK_NS + 1, LAST_TICK))
+        tick = now_ns // TICK_NS + 1
+        if tick > self._tick:  # `max` costs four times as much
+            self._tick = min(tick, LAST_TICK)
         passed_ns = now_ns - self._balanced_ns
         if passed_ns >= REBALANCE_NS:
             self._balanced_ns = now_ns
@@ -668,7 +670,7 @@ class PrefixCache:
             if count:
                 last = self._insert(space, keys[:count], last, payloads)
             first_tier = 1
-            if space.rules:
+            if count == len(keys) or space.rules:
                 return count, last  # a limit may have said no, and not for want of room
         for lower in self.tiers[first_tier:]:
             size = space.holder.block_bytes[lower.rank]

@@ -1,8 +1,8 @@
 """What is known of each block, by slot: columns of machine numbers, so that a million blocks stay small.
 
-A block costs its name (64 bytes), its place in the dictionary (42 to 60), its slot as an object (32), two links and
-the way back to its name (8 each), 4 bytes for parent, namespace, last use, reads and a count for each tier, and two
-marks of a byte. `tests/benchmarks/test_cache.py` measures the sum for a million blocks.
+A block costs its name (64 bytes), its place in the dictionary (42 to 60), its slot as an object (32), two links, the
+way back to its name and the block before it (8 each), 4 bytes for namespace, last use, reads and a count for each
+tier, and two marks of a byte. `tests/benchmarks/test_cache.py` measures the sum for a million blocks.
 """
 
 from array import array
@@ -23,7 +23,7 @@ class Table:
         self.links = Links()
         self.slots: dict[bytes, int] = {}
         self.keys: list[bytes | None] = [None]
-        self.parent = array("i", [NOWHERE])
+        self.parent = [NOWHERE]
         self.space = array("i", [0])
         self.home = bytearray([NO_TIER])
         self.ends = bytearray([0])  # whether a request ended here, rather than passed through
@@ -42,9 +42,10 @@ class Table:
         """Have columns for so many slots more."""
         zeros = bytes(4 * more)
         self.keys += [None] * more
+        self.parent += [NOWHERE] * more
         self.home += bytes([NO_TIER]) * more
         self.ends += bytes(more)
-        for column in (self.parent, self.space, self.reads, self.used, *self.kids):
+        for column in (self.space, self.reads, self.used, *self.kids):
             column.frombytes(zeros)
 
     def _reserve(self, count: int) -> None:
