@@ -201,11 +201,11 @@ class PrefixCache:
     @property
     def used_bytes(self) -> int:
         """What lies in all tiers together."""
-        return sum(tier.used_bytes for tier in self.tiers)
+        return sum([tier.used_bytes for tier in self.tiers])
 
     @property
     def capacity_bytes(self) -> int:
-        return sum(tier.capacity_bytes for tier in self.tiers)
+        return sum([tier.capacity_bytes for tier in self.tiers])
 
     def space(
         self, model: str, weights_id: str, tenant: str, block_bytes: int, value_bytes: float = 2.0

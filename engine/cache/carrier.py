@@ -622,8 +622,9 @@ class Carrier:
     def _write(self, space: Space, slots: list[int], tier: Tier, size_bytes: int) -> None:
         """Put blocks into the line of those to be written, and have somebody write them."""
         rank = tier.rank
-        self._lines[rank].append(Parcel(space, slots, size_bytes))
-        self._ways[rank].queued_bytes += size_bytes * len(slots)
+        num_bytes = size_bytes * len(slots)
+        self._lines[rank].append(Parcel(space, slots, num_bytes))
+        self._ways[rank].queued_bytes += num_bytes
         if not self._is_called[rank]:
             self._call_writer(tier)
 
@@ -645,11 +646,11 @@ class Carrier:
                 self._is_called[tier.rank] = False
             while line:
                 first = line.popleft()
-                parcels, total = [first], first.size_bytes * len(first.slots)
+                parcels, total = [first], first.num_bytes
                 while line and line[0].space.holder is first.space.holder and total < BATCH_BYTES:
                     more = line.popleft()
                     parcels.append(more)
-                    total += more.size_bytes * len(more.slots)
+                    total += more.num_bytes
                 if line and not self._is_called[tier.rank]:
                     self._call_writer(tier)
                 try:

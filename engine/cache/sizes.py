@@ -26,11 +26,11 @@ BATCH_S = 0.01
 
 @dataclass(slots=True, eq=False)
 class Parcel:
-    """Blocks of one namespace that are to be written to a tier, each so large."""
+    """Blocks of one namespace that are to be written to a tier."""
 
     space: Space
     slots: list[int]
-    size_bytes: int
+    num_bytes: int
 
 
 class Writer:
@@ -54,10 +54,11 @@ class Writer:
 
     def write(self, space: Space, slots: list[int], size_bytes: int) -> None:
         """Put blocks into the line of those to be written."""
-        parcel = Parcel(space, slots, size_bytes)
+        num_bytes = size_bytes * len(slots)
+        parcel = Parcel(space, slots, num_bytes)
         self.staged.update(dict.fromkeys(slots, parcel))
         self.line.append(parcel)
-        self._way.queued_bytes += size_bytes * len(slots)
+        self._way.queued_bytes += num_bytes
 
     def begin(self, at_ns: int) -> None:
         """Have what stands in the line written, as far as the tier allows more lots at a time."""
@@ -70,13 +71,13 @@ class Writer:
         line, staged, most = self.line, self.staged, self._most_bytes
         while line:
             parcel = line.popleft()
-            parcels, total = [parcel], parcel.size_bytes * len(parcel.slots)
+            parcels, total = [parcel], parcel.num_bytes
             if line and total < most:
                 holder = parcel.space.holder
                 while line and total < most and line[0].space.holder is holder:
                     parcel = line.popleft()
                     parcels.append(parcel)
-                    total += parcel.size_bytes * len(parcel.slots)
+                    total += parcel.num_bytes
             for parcel in parcels:
                 if not staged.keys().isdisjoint(parcel.slots):
                     over = partial(self._crossed, 1, parcels, total)
