@@ -48,7 +48,7 @@ class Books:
         """One tier's blocks, bytes, children and order; what each namespace holds there."""
         here = self._slots[self._home[self._slots] == tier.rank]
         assert tier.num_blocks == len(here)
-        kids = np.frombuffer(self._table.kids[tier.rank], np.uint32)
+        kids = np.array(self._table.kids[tier.rank], np.int64)
         counted = np.bincount(self._parent[here], minlength=len(kids))
         assert (kids[self._slots] == counted[self._slots]).all()
         held = self._held(tier, here)
