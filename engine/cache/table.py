@@ -2,7 +2,8 @@
 
 A block costs its name (64 bytes), its place in the dictionary (42 to 60), its slot as an object (32), two links, the
 way back to its name, the block before it and a count for the hottest tier (8 each), 4 bytes for namespace, last use,
-reads and a count for each other tier, and two marks of a byte. `tests/benchmarks/test_cache.py` measures the sum for a million blocks.
+reads and a count for each other tier, and two marks of a byte. `tests/benchmarks/test_cache.py` measures the sum for
+a million blocks.
 """
 
 from array import array

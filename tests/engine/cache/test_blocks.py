@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from engine.cache import BlockChain, LineChain, namespace
+from engine.cache import BlockChain, LineChain, LineNames, namespace
 from engine.request import Stream
 
 START = namespace("llama", "1.0.0", "tenant", 4)
@@ -159,3 +159,21 @@ def test_an_answer_goes_on_where_a_lost_replica_left_it():
             stream.push(1, 0)
         chain.follow(stream, first)
     assert chain.keys == lines((b"a", 14), answer=12)
+
+
+@pytest.mark.parametrize("capacity", [1, 20, 1000])
+def test_names_that_are_remembered_are_the_names(capacity):
+    known, random = LineNames(capacity), np.random.default_rng(1)
+    for _ in range(300):
+        first, second = (b"%d" % number for number in random.integers(6, size=2))
+        begin, length = (int(number) for number in random.integers(1, 60, size=2))
+        prompt = Prompt((first, begin), (second, begin + length), few=int(random.integers(3)))
+        assert LineChain(START, 4, prompt, known).keys == LineChain(START, 4, prompt).keys
+
+
+def test_what_is_remembered_of_names_has_a_bound():
+    known = LineNames(capacity=100)
+    for number in range(1_000):
+        LineChain(START, 4, Prompt((b"%d" % number, 40)), known)
+    lines_of_all = [*known._young.values(), *known._old.values()]
+    assert 0 < sum(len(names) for _, names in lines_of_all) <= 110

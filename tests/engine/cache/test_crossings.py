@@ -1,0 +1,109 @@
+"""Transfers that are worked off when somebody looks, beside the plainest way of it: an event for the end of each."""
+
+from collections import deque
+from functools import partial
+
+import numpy as np
+import pytest
+
+from engine.cache.crossings import Crossings
+from engine.cache.ways import Way
+from engine.settings import GIB, TierSettings
+from sim.world import SimClock
+
+MS = 1_000_000
+
+
+class Eager:
+    """What `Crossings` does, with an event for each end."""
+
+    def __init__(self, clock):
+        self.clock = clock
+        self.lines = {}
+
+    def catch_up(self, now_ns):
+        pass
+
+    def write(self, way, size_bytes, over, at_ns):
+        self._ask(way, size_bytes, lambda: over(self.clock.now_ns()), 1)
+
+    def read(self, way, size_bytes, then):
+        self._ask(way, size_bytes, then, 0)
+
+    def _ask(self, way, size_bytes, over, line):
+        lines = self.lines.setdefault(way, (deque(), deque()))
+        if way.busy < way.settings.concurrency:
+            way.busy += 1
+            self._begin(way, size_bytes, over)
+        else:
+            lines[line].append((self.clock.now_ns(), partial(self._begin, way, size_bytes, over)))
+
+    def _begin(self, way, size_bytes, over):
+        self.clock.call_later(way.modelled_ns(size_bytes), partial(self._end, way, over))
+
+    def _end(self, way, over):
+        reads, writes = self.lines[way]
+        if reads or writes:
+            begun_ns, begin = (reads or writes).popleft()
+            way.waited_ns += self.clock.now_ns() - begun_ns
+            begin()
+        else:
+            way.busy -= 1
+        over()
+
+
+def played(make, seed, concurrency):
+    """When each transfer was over, and how long transfers waited on each way."""
+    random, clock = np.random.default_rng(seed), SimClock()
+    settings = TierSettings(gib=1, gib_per_s=1e6 / GIB, latency_s=0.001, concurrency=concurrency)
+    ways, crossings, over = [Way(settings, clock) for _ in range(2)], make(clock), {}
+
+    def ask(number, way, size_bytes, is_read, again):
+        crossings.catch_up(clock.now_ns())
+        if is_read:
+            crossings.read(way, size_bytes, lambda: over.update({number: clock.now_ns()}))
+        else:
+            crossings.write(way, size_bytes, partial(ended, number, way, size_bytes, again), clock.now_ns())
+
+    def ended(number, way, size_bytes, again, at_ns):
+        over[number, again] = at_ns
+        if again:
+            crossings.write(way, size_bytes, partial(ended, number, way, size_bytes, again - 1), at_ns)
+
+    for number in range(300):
+        at_ns, size, again = (int(random.integers(most)) for most in (200 * MS, 9_999, 3))
+        ask_later = partial(ask, number, ways[int(random.integers(2))], size, random.random() < 0.4, again)
+        clock.call_later(at_ns, ask_later)
+    clock.env.run(until=60_000 * MS)
+    crossings.catch_up(clock.now_ns())
+    assert [way.busy for way in ways] == [0, 0]
+    return over, [way.waited_ns for way in ways]
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 5])
+@pytest.mark.parametrize("seed", range(5))
+def test_everything_is_over_when_it_would_be_with_an_event_for_each_end(seed, concurrency):
+    over, waited = played(Crossings, seed, concurrency)
+    assert (over, waited) == played(Eager, seed, concurrency)
+    assert len(over) >= 300
+    assert sum(waited) > 0
+
+
+def test_nothing_happens_on_the_clock_at_the_end_of_a_write():
+    clock = SimClock()
+    way, crossings, over = Way(TierSettings(gib=1), clock), Crossings(clock), []
+    crossings.write(way, GIB, over.append, 0)
+    assert clock.env.peek() == float("inf")
+    crossings.catch_up(10**12)
+    assert over == [way.modelled_ns(GIB)]
+
+
+def test_when_a_moment_is_over_what_was_put_off_until_then_comes_first():
+    clock = SimClock()
+    way, crossings, told = Way(TierSettings(gib=1, concurrency=1), clock), Crossings(clock), []
+    crossings.after(5, told.append)
+    crossings.catch_up(5)
+    assert told == []
+    crossings.write(way, GIB, told.append, 5)
+    crossings.catch_up(10**12)
+    assert told == [6, 5 + way.modelled_ns(GIB)]
