@@ -39,7 +39,9 @@ LEGEND = (
     "more; where the floor is above so many marks as max_floor says, nothing passes. The last column: where the "
     "error of the p99 lies in 95 of 100 resamples of the requests, where a run has fewer than 5,000."
 )
-NOT_HERE = "Not here: whether configurations come in the same order in both worlds (python -m sim.fidelity rank)."
+NOT_HERE = (
+    "Not here: whether configurations come in the same order in both worlds (python -m sim.fidelity rank)."
+)
 
 Rows = list[tuple[str, ...]]
 
