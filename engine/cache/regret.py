@@ -5,14 +5,13 @@ asks for it, and the caches that are replayed are smaller by the same factor. So
 from a few percent of it, and memory has a bound: when the sample grows too large, every other name is dropped.
 """
 
-import re
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-ALL = 256
+ALL, CHOSEN = 256, 1
 MOST_TOUCHES = 200_000
 
 
@@ -33,7 +32,7 @@ class Regret(NamedTuple):
 class Sample:
     """The sampled blocks of all requests, in order: eight bytes each."""
 
-    __slots__ = ("_blocks", "_ends", "_hits", "_is_chosen", "_threshold")
+    __slots__ = ("_blocks", "_ends", "_hits", "_marks", "_threshold")
 
     def __init__(self, rate: float = 1 / 16) -> None:
         self._choose(max(1, round(ALL * rate)))
@@ -46,7 +45,11 @@ class Sample:
         if not keys:
             return
         heads = b"".join(keys)[:: len(keys[0])]  # names are equally long
-        chosen = [match.start() for match in self._is_chosen(heads)]
+        marks, chosen = heads.translate(self._marks), []
+        index = marks.find(CHOSEN)
+        while index >= 0:
+            chosen.append(index)
+            index = marks.find(CHOSEN, index + 1)
         if not chosen:
             return
         self._blocks.extend([int.from_bytes(keys[index][:8], "big") for index in chosen])
@@ -71,9 +74,9 @@ class Sample:
         )
 
     def _choose(self, threshold: int) -> None:
-        """Sample the names whose first byte is less. Found by an expression: 34 names one by one take 7 us."""
+        """Sample the names whose first byte is less. They are looked for as marks: 34 names one by one take 7 us."""
         self._threshold = threshold
-        self._is_chosen = re.compile(b"[\\x00-\\x%02x]" % (threshold - 1)).finditer
+        self._marks = bytes([CHOSEN] * threshold + [0] * (ALL - threshold))
 
     def _thin(self) -> None:
         """Keep half of the names."""
