@@ -6,6 +6,7 @@ What is imported is imported where it is used: under valgrind an import costs fi
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import count
 from typing import Any
 
@@ -91,8 +92,9 @@ def asking(strategy: str) -> list[Any]:
 
 
 def chain(number: int, blocks: int = PROMPT_BLOCKS) -> list[bytes]:
-    """Names of the blocks of one prompt."""
-    return [(number << 32 | index).to_bytes(16, "little") for index in range(blocks)]
+    """Names of the blocks of one prompt: digests, as a cache has them, of which a sample takes its share."""
+    seeds = ((number << 32 | index).to_bytes(16, "little") for index in range(blocks))
+    return [blake2b(seed, digest_size=16).digest() for seed in seeds]
 
 
 def quota_check() -> Operation:
