@@ -85,17 +85,21 @@ class BlockChain:
         self.extend(stream.tokens[first:])
 
 
+MOST_NAMES = 1 << 14
+"""That are kept of lines: two megabytes at most."""
+
+
 class LineNames:
     """The names of lines that were named before: most of a conversation's turn was in the turn before it.
 
-    Two generations of up to half of `capacity` names each: what was not asked for while one of them filled up is
-    forgotten.
+    Two generations of up to half of `capacity` names each (None: `MOST_NAMES`): what was not asked for while one of
+    them filled up is forgotten.
     """
 
     __slots__ = ("_most", "_num_young", "_old", "_young")
 
-    def __init__(self, capacity: int = 1 << 16) -> None:
-        self._most = max(1, capacity // 2)
+    def __init__(self, capacity: int | None = None) -> None:
+        self._most = max(1, (MOST_NAMES if capacity is None else capacity) // 2)
         self._num_young = 0
         self._young: dict[bytes, tuple[int, list[bytes]]] = {}
         self._old: dict[bytes, tuple[int, list[bytes]]] = {}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.cache import PrefixCache, cache
+from engine.cache import PrefixCache, blocks, cache
 from engine.engine import Engine
 from scenarios.soak import slope
 
@@ -19,8 +19,9 @@ IN_FLIGHT = "requests in flight when somebody looked, at most"
 
 @pytest.fixture(autouse=True)
 def short_memory(monkeypatch):
-    """What the cache remembers of blocks that left is full after hours, not days: these days are of few requests."""
+    """What is remembered of blocks that left, and of names, is full after hours, not days: here few requests come."""
     monkeypatch.setattr(cache, "MIN_GHOSTS", 64)
+    monkeypatch.setattr(blocks, "MOST_NAMES", 64)
 
 
 def failed(run):

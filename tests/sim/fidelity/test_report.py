@@ -78,7 +78,7 @@ def test_a_folder_holds_the_report_in_every_form_and_can_be_shown_again(make_cas
         ["poisson50", "poisson70"],
     )
     page, text = (folder.path / "report.html").read_text(), (folder.path / "report.md").read_text()
-    for said in ("TTFT p99, ms", "BLIS", "Kendall", "-10.00 %"):
+    for said in ("TTFT p99, ms", "BLIS", "sim.fidelity rank", "-10.00 %"):
         assert said in page
         assert said in text
     names = [path.name for path in (folder.path / "plots").glob("*.png")]
