@@ -64,19 +64,6 @@ class Scheduler:
         capacity = self.queue_capacity
         return capacity is None or self.num_running + len(self.waiting) < self.max_batch + capacity
 
-    @property
-    def kv_free_tokens(self) -> int:
-        return self.kv_capacity_tokens - self.kv_used_tokens
-
-    @property
-    def is_short(self) -> bool:
-        """Whether the KV does not hold the next token of all who decode: the next batch preempts somebody."""
-        return self.kv_used_tokens + len(self.decoding) > self.kv_capacity_tokens
-
-    def grow(self, tokens: int) -> None:
-        """Sequences that decode hold so much more KV, in steps beyond the one that `next_batch` has counted."""
-        self.kv_used_tokens += tokens
-
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the line."""
         self.waiting.append(sequence)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import msgspec
 
@@ -187,28 +187,23 @@ Frame = tuple[bytes, bytes, bytes]
 """What stands before, between and after the pieces of a choice that are events one after the other."""
 
 
-def framed(begun: bytes, end: bytes) -> Frame:
-    """That of events which begin and end so."""
-    return begun, end + begun, end
-
-
-class ChatWriter:
-    """Chunks of a chat."""
+class PieceWriter:
+    """What chats and completions share: a piece of text is an event, and only what stands around it differs."""
 
     __slots__ = ("_frames", "_head")
+
+    BEFORE: ClassVar[bytes]
+    AFTER: ClassVar[bytes]
 
     def __init__(self, head: Head) -> None:
         self._head = head
         self._frames: dict[int, Frame] = {}  # by choice
 
-    def opening(self, index: int) -> bytes:
-        delta = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
-        return self._head.event(delta % index)
-
     def piece(self, index: int, text: str, logprobs: dict[str, Any] | None) -> bytes:
         begun, _, _ = self._frame(index)
         told = b"null" if logprobs is None else encode(logprobs)
-        return b'%b%b},"logprobs":%b,"finish_reason":null}%b' % (begun, encode(text), told, self._head.end)
+        parts = begun, encode(text), self.AFTER, told, self._head.end
+        return b'%b%b%b,"logprobs":%b,"finish_reason":null}%b' % parts
 
     def pieces(self, index: int, texts: list[str]) -> bytes:
         begun, between, end = self._frame(index)
@@ -217,11 +212,25 @@ class ChatWriter:
     def _frame(self, index: int) -> Frame:
         frame = self._frames.get(index)
         if frame is None:
-            begun = self._head.begin(b'{"index":%d,"delta":{"content":' % index)
-            frame = self._frames[index] = framed(
-                begun, b'},"logprobs":null,"finish_reason":null}' + self._head.end
-            )
+            begun = self._head.begin(self.BEFORE % index)
+            end = self.AFTER + b',"logprobs":null,"finish_reason":null}' + self._head.end
+            frame = self._frames[index] = begun, end + begun, end
         return frame
+
+    def usage(self, usage: Usage) -> bytes:
+        return self._head.usage(usage)
+
+
+class ChatWriter(PieceWriter):
+    """Chunks of a chat."""
+
+    __slots__ = ()
+
+    BEFORE, AFTER = b'{"index":%d,"delta":{"content":', b"}"
+
+    def opening(self, index: int) -> bytes:
+        delta = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
+        return self._head.event(delta % index)
 
     def calls(self, index: int, part: "CallPart") -> bytes:
         """The name of a function first, then its arguments as they come."""
@@ -236,39 +245,16 @@ class ChatWriter:
         delta = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b}'
         return self._head.event(delta % (index, encode(reason)))
 
-    def usage(self, usage: Usage) -> bytes:
-        return self._head.usage(usage)
 
-
-class TextWriter:
+class TextWriter(PieceWriter):
     """Chunks of a completion."""
 
-    __slots__ = ("_frames", "_head")
+    __slots__ = ()
 
-    def __init__(self, head: Head) -> None:
-        self._head = head
-        self._frames: dict[int, Frame] = {}  # by choice
+    BEFORE, AFTER = b'{"index":%d,"text":', b""
 
     def opening(self, index: int) -> bytes:  # a text has none
         return b""
-
-    def piece(self, index: int, text: str, logprobs: dict[str, Any] | None) -> bytes:
-        begun, _, _ = self._frame(index)
-        told = b"null" if logprobs is None else encode(logprobs)
-        return b'%b%b,"logprobs":%b,"finish_reason":null}%b' % (begun, encode(text), told, self._head.end)
-
-    def pieces(self, index: int, texts: list[str]) -> bytes:
-        begun, between, end = self._frame(index)
-        return begun + between.join(map(encode, texts)) + end
-
-    def _frame(self, index: int) -> Frame:
-        frame = self._frames.get(index)
-        if frame is None:
-            begun = self._head.begin(b'{"index":%d,"text":' % index)
-            frame = self._frames[index] = framed(
-                begun, b',"logprobs":null,"finish_reason":null}' + self._head.end
-            )
-        return frame
 
     def calls(self, index: int, part: "CallPart") -> bytes:
         raise NotImplementedError("a text has no calls: its request cannot offer tools")
@@ -276,9 +262,6 @@ class TextWriter:
     def finish(self, index: int, reason: str) -> bytes:
         choice = b'{"index":%d,"text":"","logprobs":null,"finish_reason":%b}'
         return self._head.event(choice % (index, encode(reason)))
-
-    def usage(self, usage: Usage) -> bytes:
-        return self._head.usage(usage)
 
 
 def failure_event(error: EngineError) -> bytes:
