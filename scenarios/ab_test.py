@@ -60,7 +60,7 @@ def checks(run: Run, s: Settings) -> Iterator[Check]:
     yield at_most("requests that the other arm's model served", strays(rows, experiment), 0)
     for label in split:
         arm = Window(rows[rows["arm"] == label])
-        yield at_most(f"requests of {label} that did not complete", arm.not_completed, 0, f"n={arm.count}")
+        yield at_most(f"requests of {label} that did not complete", arm.not_completed, 0, arm.told)
     yield at_most("times that a replica was unhealthy", unhealthy(run), 0)
     yield from comparisons(run, rows, list(split), s)
 

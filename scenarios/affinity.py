@@ -11,7 +11,7 @@ import pandas as pd
 from engine.routing.decisions import SESSION
 from engine.settings import above, require
 from engine.settings import at_least as least
-from sim.checks import Check, at_least, at_most, gains
+from sim.checks import Check, all_completed, at_least, at_most, gains
 from sim.metrics import token_hit_ratio
 from sim.runs import Run, Window
 from sim.stage import Stage
@@ -58,7 +58,7 @@ def script(stage: Stage, s: Settings) -> None:
 
 
 def checks(run: Run, s: Settings) -> Iterator[Check]:
-    yield at_most("requests that did not complete", run.whole.not_completed, 0, f"n={run.whole.count}")
+    yield all_completed(run.whole)
     before = hers(run.between(0.0, s.returns_s), s)
     after = hers(run.after(s.returns_s), s)
     met = first(before.requests, "model"), first(after.requests, "model")

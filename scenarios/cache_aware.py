@@ -16,7 +16,7 @@ from engine.request import Request
 from engine.routing import Seat
 from engine.settings import above, require
 from engine.settings import at_least as least
-from sim.checks import Check, at_least, at_most, equal_share, gains
+from sim.checks import Check, all_completed, at_least, at_most, equal_share, gains
 from sim.faults import check_replica
 from sim.metrics import token_hit_ratio
 from sim.runs import Run, Window
@@ -126,7 +126,7 @@ def checks(run: Run, s: Settings) -> Iterator[Check]:
     note = f"n={window.count}; share/hit ratio: {told}"
     ranked = sorted(hits, key=lambda name: hits[name])
 
-    yield at_most("requests that did not complete", run.whole.not_completed, 0, f"n={run.whole.count}")
+    yield all_completed(run.whole)
     best, worst = (shares[ranked[-1]], shares[ranked[0]]) if ranked else (None, None)
     name = "share of the model with the highest hit ratio"
     yield at_least(name, best, s.min_share_of_best, note, published="67 %")

@@ -13,7 +13,7 @@ from engine.clock import to_ns
 from engine.engine import Engine
 from engine.settings import above, require
 from engine.settings import at_least as least
-from sim.checks import Check, at_least, at_most, evidence, gains, no_worse
+from sim.checks import Check, all_completed, at_least, at_most, evidence, gains, no_worse
 from sim.runs import Run
 from sim.stage import Act, Stage
 
@@ -95,7 +95,7 @@ def checks(run: Run, s: Settings) -> Iterator[Check]:
     in_use = None if before.empty else float(before.sum(axis="columns").iloc[-1])
     near = None if before.empty else 1 - float((before[first] - equal).abs().max())
 
-    yield at_most("requests that did not complete", run.whole.not_completed, 0, f"n={run.whole.count}")
+    yield all_completed(run.whole)
     yield evidence("part of the cache in use before the floors", in_use, s.min_in_use)
     yield evidence("how near it is to an equal part before the floors", near, 1 - s.max_unequal)
     most = most_held(held[first], s.floors_at_s, s.within_s)

@@ -6,7 +6,17 @@ from math import ceil
 
 from engine.settings import above, require
 from engine.settings import at_least as least
-from sim.checks import Check, at_least, at_most, equal_share, evidence, grown, p99_at_most, within
+from sim.checks import (
+    Check,
+    all_completed,
+    at_least,
+    at_most,
+    equal_share,
+    evidence,
+    grown,
+    p99_at_most,
+    within,
+)
 from sim.faults import crash, recover
 from sim.runs import Run
 from sim.stage import Stage
@@ -72,8 +82,7 @@ def checks(run: Run, s: Settings) -> Iterator[Check]:
     survivors = [replica for replica in run.replicas if replica != s.victim]
     served = " ".join(f"{name} {outage.served_by(name)}" for name in survivors)
 
-    note = f"n={run.whole.count}"
-    yield at_most("requests that did not complete", run.whole.not_completed, 0, note, published="0")
+    yield all_completed(run.whole, published="0")
     yield evidence("requests after its death", outage.count, s.min_outage_requests, published="100")
     yield evidence("requests in its hands when it died", in_hand, s.dies_holding)
     given = outage.given_to(s.victim, returned_s)  # who waited until it was back may well go there

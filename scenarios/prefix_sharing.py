@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.settings import require
 from sim import metrics
-from sim.checks import Check, at_least, at_most, gains
+from sim.checks import Check, all_completed, at_least, gains
 from sim.runs import Run, Window
 from sim.stage import Stage
 
@@ -38,7 +38,7 @@ def script(stage: Stage, _: Settings) -> None:
 
 
 def checks(run: Run, s: Settings) -> Iterator[Check]:
-    yield at_most("requests that did not complete", run.whole.not_completed, 0, f"n={run.whole.count}")
+    yield all_completed(run.whole)
     for kind, (shared, off, endless) in KINDS.items():
         sharing, alone, ideal = (run.beside.get(name, []) for name in (shared, off, endless))
         if shared == "itself":

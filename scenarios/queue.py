@@ -11,7 +11,7 @@ import numpy.typing as npt
 from engine.clock import NS_PER_S
 from engine.settings import above
 from sim import queueing
-from sim.checks import Check, at_most
+from sim.checks import Check, all_completed, at_most
 from sim.intervals import t_quantile
 from sim.runs import Run
 from sim.stage import Stage
@@ -43,7 +43,7 @@ def script(stage: Stage, s: Settings) -> None:
 def checks(run: Run, s: Settings) -> Iterator[Check]:
     whole = run.whole
     if run.config["fleet"]["queue_capacity"] is None:
-        yield at_most("requests that did not complete", whole.not_completed, 0, f"n={whole.count}")
+        yield all_completed(whole)
     for known in theories(run.config, len(run.replicas)):
         yield held_against(known, settled(run, known), s.max_errors)
 

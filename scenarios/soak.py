@@ -10,7 +10,7 @@ import pandas as pd
 from engine.clock import NS_PER_S
 from engine.settings import above, at_least, require
 from sim import metrics, told
-from sim.checks import Check, at_most, evidence
+from sim.checks import Check, all_completed, at_most, evidence
 from sim.footprint import Footprint, footprint
 from sim.intervals import Interval, t_quantile
 from sim.runs import Run
@@ -54,7 +54,7 @@ def script(stage: Stage, s: Settings) -> None:
 def checks(run: Run, s: Settings) -> Iterator[Check]:
     seen_hours = metrics.duration_s(run.requests) / HOUR_S
     yield evidence("hours of traffic", seen_hours, 0.95 * s.hours, f"n={run.whole.count}")
-    yield at_most("requests that did not complete", run.whole.not_completed, 0, f"n={run.whole.count}")
+    yield all_completed(run.whole)
     yield drift(run, s)
     looks = pd.DataFrame(told.events(run.path, Footprint.kind))
     warm = looks[looks["at_ns"] >= s.warm_s * NS_PER_S] if len(looks) else looks

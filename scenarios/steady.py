@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.settings import at_least
-from sim.checks import Check, at_most
+from sim.checks import Check, all_completed
 from sim.runs import Run
 from sim.stage import Stage
 
@@ -25,6 +25,4 @@ def script(stage: Stage, s: Settings) -> None:
 
 
 def checks(run: Run, s: Settings) -> Iterator[Check]:
-    yield at_most(
-        "requests that did not complete", run.whole.not_completed, s.max_not_completed, f"n={run.whole.count}"
-    )
+    yield all_completed(run.whole, s.max_not_completed)

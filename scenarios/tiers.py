@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from engine.settings import EngineSettings, at_least, require
-from sim.checks import Check, at_most, gains, no_worse
+from sim.checks import Check, all_completed, gains, no_worse
 from sim.checks import at_least as least
 from sim.metrics import TIERS
 from sim.runs import Run
@@ -48,7 +48,7 @@ def script(stage: Stage, _: Settings) -> None:
 
 def checks(run: Run, s: Settings) -> Iterator[Check]:
     steps = steps_of(run)
-    yield at_most("requests that did not complete", run.whole.not_completed, 0, f"n={run.whole.count}")
+    yield all_completed(run.whole)
     alone = run.beside.get(NONE, [])
     names = list(steps)
     if names:

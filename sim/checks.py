@@ -5,11 +5,15 @@ A check whose value could not be measured (nothing happened in its window) is in
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from sim.intervals import interval
+
+if TYPE_CHECKING:
+    from sim.runs import Window
 
 LEAST_SAMPLES_P99 = 100
 
@@ -73,6 +77,13 @@ def no_worse(
     found = interval(gained)
     holds = (found.mean if found.half_width is None else found.low) >= -margin
     return replace(check, verdict="pass" if holds else "inconclusive")
+
+
+def all_completed(requests: "Window", most: float = 0, *, published: str = "") -> Check:
+    """At most so many of the requests did not complete; for what reasons is said beside it."""
+    return at_most(
+        "requests that did not complete", requests.not_completed, most, requests.told, published=published
+    )
 
 
 def evidence(name: str, value: float | None, least: float, note: str = "", *, published: str = "") -> Check:

@@ -64,6 +64,15 @@ class Window:
         return self.count - len(self.completed)
 
     @property
+    def told(self) -> str:
+        """How many there are, and why some of them did not complete: `n=800; 2 rejected: context_too_long`."""
+        ends = self.requests.loc[self.requests["outcome"] != "completed", ["outcome", "reason"]]
+        reasons = ends["outcome"].astype(str) + (": " + ends["reason"].astype(object)).fillna("")
+        return "; ".join(
+            [f"n={self.count}", *(f"{num} {why}" for why, num in reasons.value_counts().items())]
+        )
+
+    @property
     def second_tries(self) -> int:
         """Requests that more than one replica had in its hands."""
         return int((self.requests["attempts"] > 1).sum())

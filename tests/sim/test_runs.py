@@ -7,6 +7,8 @@ import pytest
 
 import sim
 from engine.errors import BadSettings
+from sim.checks import all_completed
+from sim.runs import Window
 
 LINES = ["executor=roofline", "report=tables", "workload.requests=90"]
 
@@ -33,6 +35,16 @@ def test_a_window_is_asked_for_its_hits_and_for_one_model(run):
     assert run.whole.of_model(name[:-1]).count == 0
     assert run.is_modelled
     assert run.capacity_bytes == 2**30
+
+
+def test_requests_that_did_not_complete_say_why(run):
+    rows = run.requests.copy()
+    assert Window(rows).told == "n=90"
+    rows.loc[:2, ["outcome", "reason"]] = ["rejected", "context_too_long"]
+    rows.loc[5, ["outcome", "reason"]] = ["cancelled", None]
+    assert Window(rows).told == "n=90; 3 rejected: context_too_long; 1 cancelled"
+    check = all_completed(Window(rows), 3)
+    assert (check.value, check.verdict, check.note) == (4, "fail", Window(rows).told)
 
 
 def test_an_opened_run_is_the_one_that_was_played(run):
