@@ -362,8 +362,10 @@ def show_sweep(found: Sweep, out: Console) -> None:
                 soft_wrap=True,
             )
     out.print(against, highlight=False, markup=False, soft_wrap=True)
-    for failed in found.index[found.index["error"] != ""].itertuples():
-        out.print(f"run {failed.folder}: {failed.error}", markup=False, highlight=False, soft_wrap=True)
+    failed = found.index[found.index["error"] != ""]
+    for error, runs in failed.groupby("error", sort=False)["folder"]:
+        which = f"run {runs.iloc[0]}" if len(runs) == 1 else f"{len(runs)} runs, the first {runs.iloc[0]}"
+        out.print(f"{which}: {error}", markup=False, highlight=False, soft_wrap=True)
     out.print(f"runs  {found.path}", highlight=False, soft_wrap=True)
 
 

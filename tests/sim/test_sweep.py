@@ -53,6 +53,22 @@ def test_one_bad_combination_stops_all_before_anything_is_written(lines, tmp_pat
 
 
 @pytest.mark.slow
+def test_what_several_runs_failed_of_is_said_once(tmp_path):
+    out = Console(width=130, record=True, file=StringIO())
+    lines = [
+        *LINES[:2],
+        "workload.requests=20",
+        "fleet=reference_five",
+        "report=tables",
+        f"report.folder={tmp_path}",
+    ]
+    assert command.main([*lines, "hardware=h100,l4,rtx_4090", "seed=1,2", "workers=1"], out) == 2
+    text = out.export_text()
+    assert text.count("leaves no room for KV in the 24.0 GB of NVIDIA L4") == 1
+    assert "2 runs, the first 00002: Llama-3.3-70B-Instruct weighs 42.5 GB" in text
+
+
+@pytest.mark.slow
 def test_the_command_shows_means_and_differences(lines):
     out = Console(width=130, record=True, file=StringIO())
     assert command.main([*lines, "strategy=round_robin,random", "seed=1,2", "workers=1"], out) == 0
