@@ -21,6 +21,7 @@ from engine.pipes import let_readers_leave
 from sim import metrics
 from sim.beside import ITSELF
 from sim.callables import callable_as
+from sim.copies import without_copies
 from sim.experiments import LATENCIES, MAIN, complain, is_better
 from sim.runs import Run, matching, open_run
 from sim.stats import Difference, batch_means, difference, holm
@@ -132,7 +133,8 @@ def compare(first: RunsLike | Iterable[RunsLike], second: RunsLike | Iterable[Ru
         side = "second" if lonely[0] in sides[0] else "first"
         raise BadSettings(f"seed {lonely[0]} has no run on the {side} side, but runs are compared in pairs")
     seeds = sorted(sides[0])
-    pairs = [(sides[0][seed], sides[1][seed]) for seed in seeds]
+    pairs = _without_copies([(sides[0][seed], sides[1][seed]) for seed in seeds])
+    seeds = seeds[: len(pairs)]
     for one, other in pairs:
         _check_same_traffic(one, other)
     if len(pairs) == 1:
@@ -167,8 +169,13 @@ def differences_beside(run: Run) -> dict[str, list[Row]]:
         seeds = {int(other.manifest["seed"]): other for other in others}
         pairs = [(one, seeds[seed]) for one in itself if (seed := int(one.manifest["seed"])) in seeds]
         if name != ITSELF and pairs:
-            found[name] = _differences(pairs)
+            found[name] = _differences(_without_copies(pairs))
     return found
+
+
+def _without_copies(pairs: Sequence[tuple[Run, Run]]) -> Sequence[tuple[Run, Run]]:
+    """A single pair where on neither side a seed changes anything."""
+    return without_copies(pairs, [" ".join(run.manifest["digest"] for run in pair) for pair in pairs])
 
 
 def _differences(pairs: Sequence[tuple[Run, Run]]) -> list[Row]:

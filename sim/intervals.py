@@ -27,9 +27,11 @@ def interval(values: Sequence[float], coverage: float = COVERAGE) -> Interval:
     """The t-interval of the mean of independent values."""
     count = len(values)
     assert count > 0, "there are values"
-    mean = sum(values) / count
     if count == 1:
-        return Interval(mean, None)
+        return Interval(values[0], None)
+    if min(values) == max(values):  # their sum would be rounded
+        return Interval(values[0], 0.0)
+    mean = sum(values) / count
     deviation = sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
     return Interval(mean, t_quantile(count - 1, coverage) * deviation / sqrt(count))
 

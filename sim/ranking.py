@@ -15,6 +15,7 @@ from rich.table import Table
 
 from engine.errors import BadSettings
 from sim.compare import Row, rows_of
+from sim.copies import are_copies, rows_without_copies
 from sim.experiments import LATENCIES, MAIN, is_better
 from sim.intervals import Interval, interval
 from sim.metrics import OUTCOMES
@@ -104,7 +105,7 @@ def mean_of(runs: pd.DataFrame, figure: str) -> Interval | None:
     """The mean of a figure over runs; None where one of them has none."""
     if figure not in runs or not len(runs) or runs[figure].isna().any():
         return None
-    return interval(runs[figure].astype(float).tolist())
+    return interval(rows_without_copies(runs)[figure].astype(float).tolist())
 
 
 def ranked(
@@ -153,6 +154,8 @@ def effects(
     """
     if len(swept) < 2 or (index["error"] != "").any():  # noqa: PLR2004  one setting has no average over others
         return {}
+    if all(are_copies(rows["digest"].tolist()) for _, rows in index.groupby(list(swept), sort=False)):
+        index = index[index["seed"] == index["seed"].iloc[0]]
     found = {}
     for name, values in swept.items():
         sides = {
@@ -246,16 +249,23 @@ def _alone(index: pd.DataFrame, combination: Combination, figure: str) -> Ranked
 
 
 def _difference(first: pd.DataFrame, second: pd.DataFrame, figure: str) -> Difference | None:
-    both = first.index.intersection(second.index, sort=False)
-    one, other = first.loc[both], second.loc[both]
+    one, other = _pairs(first, second)
     if mean_of(one, figure) is None or mean_of(other, figure) is None:
         return None
     return difference(one[figure].astype(float).tolist(), other[figure].astype(float).tolist())
 
 
 def _paired_rows(first: pd.DataFrame, second: pd.DataFrame) -> list[Row]:
+    one, other = _pairs(first, second)
+    return rows_of(one, other) if len(one) else []
+
+
+def _pairs(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The runs of both sides on the same seeds; a single pair where on neither side a seed changes anything."""
     both = first.index.intersection(second.index, sort=False)
-    return rows_of(first.loc[both], second.loc[both]) if len(both) else []
+    one, other = first.loc[both], second.loc[both]
+    most = max(len(rows_without_copies(each)) for each in (one, other))
+    return one.iloc[:most], other.iloc[:most]
 
 
 def _figures_in(index: pd.DataFrame) -> list[str]:

@@ -24,6 +24,7 @@ from engine.settings import at_least, require
 from sim import metrics
 from sim.callables import callable_as
 from sim.config import RunSettings, read
+from sim.copies import SAME, are_copies, rows_without_copies, without_copies
 from sim.experiments import (
     MAIN,
     Folder,
@@ -82,7 +83,10 @@ class ReplicateSettings:
 
 @dataclass(slots=True)
 class Replications:
-    """Independent runs of one configuration, and the interval of each figure over them."""
+    """Independent runs of one configuration, and the interval of each figure over them.
+
+    There is none where nothing is drawn, so that all of them are the same run (`sim.copies`).
+    """
 
     path: Path
     analysis: str
@@ -188,6 +192,8 @@ class _Experiment:
             self._figures.append(self._figures_of(self._played[number]))
         if not settings.until:
             return settings.replications, f"{settings.replications} replications, as asked"
+        if are_copies([each.digest for each in self._played]):
+            return settings.replications, SAME
         for count in range(settings.replications, len(self._played) + 1):
             if self._is_sure(count):
                 return count, "the half-widths that were asked for"
@@ -221,7 +227,7 @@ class _Experiment:
         for extra in self._played[count:]:  # played beyond need by workers that had nothing else to do
             shutil.rmtree(extra.folder, ignore_errors=True)
         played, figures = self._played[:count], self._figures[:count]
-        found = intervals(figures)
+        found = intervals(without_copies(figures, [each.digest for each in played]))
         runs = self._write(played, found, stopped_by, figures)
         return Replications(
             self._folder.publish(),
@@ -244,6 +250,7 @@ class _Experiment:
         if figures is not None and self._warm_up is not None:
             table = pd.concat([table.iloc[:, :5], pd.DataFrame(list(figures))], axis=1)
         self._folder.write_table("replications.csv", table)
+        apart = rows_without_copies(table)
         told = {
             "analysis": self._settings.analysis,
             "warm_up_share": self._warm_up or 0.0,
@@ -251,7 +258,7 @@ class _Experiment:
             "stopped_by": stopped_by,
             "coverage": 0.95,
             "intervals": {
-                name: {"mean": one.mean, "half_width": one.half_width, "n": _count(table, name)}
+                name: {"mean": one.mean, "half_width": one.half_width, "n": _count(apart, name)}
                 for name, one in found.items()
             },
         }
@@ -344,16 +351,16 @@ def show(found: Replications, out: Console) -> None:
         shown.add_column(head, justify="left" if head == "figure" else "right")
     for name in MAIN:
         one = found.intervals.get(name)
-        if one is not None and one.half_width is not None:
-            relative = f"{100 * one.half_width / abs(one.mean):.2g} %" if one.mean else ""
+        if one is not None:
+            half, relative = "", ""
+            if one.half_width is not None:
+                half = f"{one.half_width:.4g}"
+                relative = f"{100 * one.half_width / abs(one.mean):.2g} %" if one.mean else ""
             ends = (found.runs[name].min(), found.runs[name].max())
-            shown.add_row(
-                name,
-                *(f"{value:.4g}" for value in (one.mean, one.half_width)),
-                relative,
-                *map("{:.4g}".format, ends),
-            )
+            shown.add_row(name, f"{one.mean:.4g}", half, relative, *map("{:.4g}".format, ends))
     out.print(shown)
+    if are_copies(found.runs["digest"].tolist()):
+        out.print(SAME, highlight=False, soft_wrap=True)
     start = (
         f"the first {found.warm_up:.0%} of each run left out" if found.analysis == "steady" else "whole runs"
     )

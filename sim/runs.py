@@ -20,6 +20,7 @@ from sim.beside import FOLDER as BESIDE
 from sim.beside import open_beside
 from sim.breakdown import breakdown, routed_ns
 from sim.checks import Check, overall
+from sim.copies import are_copies
 
 if TYPE_CHECKING:
     from sim.detectors import Finding
@@ -160,9 +161,15 @@ class Run:
 
     @property
     def beside(self) -> "dict[str, list[Run]]":
-        """The runs that were played beside this one (`sim.beside`), by name, a run for each seed; none is fine."""
+        """The runs that were played beside this one (`sim.beside`), by name, a run for each seed; none is fine.
+
+        Where no seed changes anything, there is one of each name.
+        """
         if self.played_beside is None:
             self.played_beside = open_beside(self.path, self, open_run)
+        every = self.played_beside.values()
+        if all(are_copies([run.manifest["digest"] for run in runs]) for runs in every):
+            return {name: runs[:1] for name, runs in self.played_beside.items()}
         return self.played_beside
 
     @property

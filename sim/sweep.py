@@ -18,6 +18,7 @@ from engine.errors import BadSettings
 from engine.pipes import let_readers_leave
 from sim.callables import callable_as
 from sim.compare import Row, show_rows
+from sim.copies import SAME, are_copies
 from sim.experiments import (
     Folder,
     complain,
@@ -362,6 +363,10 @@ def show_sweep(found: Sweep, out: Console) -> None:
                 soft_wrap=True,
             )
     out.print(against, highlight=False, markup=False, soft_wrap=True)
+    copied = [each for each in found.ranking if are_copies(each.runs["digest"].tolist())]
+    if copied:
+        of = "" if len(copied) == len(found.ranking) else f"{', '.join(each.name for each in copied)}: "
+        out.print(f"seeds  {of}{SAME}", highlight=False, markup=False, soft_wrap=True)
     failed = found.index[found.index["error"] != ""]
     for error, runs in failed.groupby("error", sort=False)["folder"]:
         which = f"run {runs.iloc[0]}" if len(runs) == 1 else f"{len(runs)} runs, the first {runs.iloc[0]}"

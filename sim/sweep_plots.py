@@ -8,9 +8,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sim import plots
+from sim.copies import without_copies
 from sim.experiments import is_better
 from sim.folder import put
-from sim.intervals import interval
+from sim.intervals import Interval, interval
 from sim.plots import Point
 
 __all__ = ["Point", "heat_map", "pareto", "rests_on", "save"]
@@ -39,7 +40,7 @@ def heat_map(
         for column, other in enumerate(values[across]):
             runs = whole[(whole[down] == one) & (whole[across] == other)]
             if len(runs) and not runs[figure].isna().any():
-                found = interval(runs[figure].astype(float).groupby(runs["seed"]).mean().tolist())
+                found = _over_seeds(runs, figure)
                 cells.iloc[row, column] = found.mean
                 halves.iloc[row, column] = np.nan if found.half_width is None else found.half_width
     return plots.heat_map(
@@ -50,6 +51,13 @@ def heat_map(
         halves=halves if halves.notna().to_numpy().any() else None,
         rests_on=rests_on,
     )
+
+
+def _over_seeds(runs: pd.DataFrame, figure: str) -> Interval:
+    """Seed by seed the mean of the combinations, and its interval over those seeds that change anything."""
+    by_seed = runs.groupby("seed", sort=True)
+    digests = by_seed["digest"].agg(" ".join).tolist()
+    return interval(without_copies(by_seed[figure].mean().astype(float).tolist(), digests))
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -33,6 +33,7 @@ has not used.
   seeds=3                 on which a candidate is played, from the setting `seed` on
   verify=5                fresh seeds on which the choice is verified; twice as many where it is close
   price.accelerator=2.0   an hour of what a replica runs on
+  price.HARDWARE=         the same of one choice of hardware, as in hardware=l4,h100 price.l4=0.8 price.h100=3
   price.TIER=             an hour of a GiB: gpu 0.02, ram 0.005, ssd 0.0002, network 0.0004, cloud 0.00005;
                           as long as you give none these are assumptions
   workers=(cores)         processes; the answer is the same whatever their number
@@ -100,9 +101,7 @@ class Advising:
     def _outcome(self, played: Played) -> Outcome:
         if played.again:
             raise Unwritable(f"a run could not be played ({played.error}); go on with: {self.go_on}")
-        if played.error is not None:
-            return Outcome(error=played.error)
-        return outcome_of(played.folder, self._search.goals)
+        return outcome_of(played, self._search.goals)
 
     def _draw(self, advice: Advice) -> None:
         from sim import sweep_plots  # noqa: PLC0415  matplotlib takes most of a second to import

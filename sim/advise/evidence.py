@@ -1,15 +1,16 @@
 """What runs say of a candidate: the share of requests within each limit, on each seed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
 from sim import metrics
 from sim.advise.settings import TPOT, TTFT, Goal
+from sim.copies import are_copies, without_copies
 from sim.intervals import Interval, interval
+from sim.workers import Played
 
 ROUNDING = 1e-12
 """Of sums of shares."""
@@ -26,11 +27,15 @@ class Outcome:
     latencies_s: dict[str, float] = field(default_factory=dict)
     """By ttft and tpot; infinite where so many requests were not served."""
     error: str | None = None
+    digest: str = ""
 
 
-def outcome_of(folder: Path, goals: Sequence[Goal]) -> Outcome:
-    """What the run in that folder says."""
-    return judged(pd.read_parquet(folder / "requests.parquet", columns=COLUMNS), goals)
+def outcome_of(played: Played, goals: Sequence[Goal]) -> Outcome:
+    """What a run says."""
+    if played.error is not None:
+        return Outcome(error=played.error)
+    requests = pd.read_parquet(played.folder / "requests.parquet", columns=COLUMNS)
+    return replace(judged(requests, goals), digest=played.digest)
 
 
 def judged(requests: pd.DataFrame, goals: Sequence[Goal]) -> Outcome:
@@ -75,11 +80,20 @@ class Candidate:
         return [self.outcomes[seed] for seed in seeds if seed in self.outcomes]
 
     def share(self, goal: Goal, seeds: Sequence[int]) -> Interval:
-        return interval([each.shares[goal.name] for each in self.on(seeds)])
+        return interval([each.shares[goal.name] for each in self._apart(seeds)])
 
     def latency_s(self, name: str, seeds: Sequence[int]) -> Interval:
-        values = [each.latencies_s[name] for each in self.on(seeds)]
+        values = [each.latencies_s[name] for each in self._apart(seeds)]
         return interval(values) if np.isfinite(values).all() else Interval(float("inf"), None)
+
+    def _apart(self, seeds: Sequence[int]) -> Sequence[Outcome]:
+        known = self.on(seeds)
+        return without_copies(known, [each.digest for each in known])
+
+    @property
+    def is_same_on_all(self) -> bool:
+        """Whether no seed changed anything: then no other traffic was seen either."""
+        return are_copies([each.digest for each in self.outcomes.values()])
 
     def margin(self, seeds: Sequence[int]) -> float:
         """By how much the worst goal's mean share is above what is asked for; negative where it is missed."""

@@ -1,26 +1,32 @@
 """What is asked for: the objective, the prices, and how much may be simulated."""
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.errors import BadSettings
-from engine.settings import above, at_least, require
+from engine.settings import TIERS, above, at_least, require
+from sim.config import choices
 from sim.experiments import whole_number
 
 TTFT, TPOT, BOTH = "ttft", "tpot", "both"
 NUMBERS = ("ttft_s", "tpot_s", "percentile", "attainment")
 COUNTS = ("budget", "seeds", "verify", "workers")
+ASSUMED = 2.0
+"""An hour of an accelerator, where nothing is said of it."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Prices:
     """What an hour costs, in any one currency: of an accelerator, and of a GiB in each tier.
 
-    The defaults are assumptions, so that there is an order among candidates without any; they are nobody's offer.
+    `hardware` are those of accelerators that are not the same, by the choices of `hardware=`. The defaults are
+    assumptions, so that there is an order among candidates without any; they are nobody's offer.
     """
 
-    accelerator: float = 2.0
+    accelerator: float | None = None
+    """Of whatever hardware has no price of its own; None is ASSUMED."""
+    hardware: dict[str, float] = field(default_factory=dict)
     gpu: float = 0.02
     ram: float = 0.005
     ssd: float = 0.0002
@@ -28,9 +34,19 @@ class Prices:
     cloud: float = 0.00005
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            require(f"price.{each.name}", value, 0 <= value < float("inf"), "at least 0")
+        for name, value in self.told().items():
+            require(f"price.{name}", value, 0 <= value < float("inf"), "at least 0")
+
+    def told(self) -> dict[str, float]:
+        """All of them by name."""
+        tiers = {name: float(getattr(self, name)) for name in TIERS}
+        return {"accelerator": self.of(None), **self.hardware, **tiers}
+
+    def of(self, hardware: str | None) -> float:
+        """That of an accelerator."""
+        if hardware in self.hardware:
+            return self.hardware[hardware]
+        return ASSUMED if self.accelerator is None else self.accelerator
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +115,16 @@ def settings_of(own: dict[str, str]) -> AdviceSettings:
     """The settings of a command line. Raises BadSettings."""
     given: dict[str, Any] = {name: whole_number(name, own[name]) for name in COUNTS if name in own}
     given |= {name: number(name, own[name]) for name in NUMBERS if name in own}
-    known = {each.name for each in fields(Prices)}
-    prices = {}
+    kinds, hardware = ("accelerator", *TIERS), choices("hardware")
+    prices: dict[str, float] = {}
     for name, value in own.items():
         if name.startswith("price."):
             kind = name.removeprefix("price.")
-            require("price", kind, kind in known, f"one of {', '.join(sorted(known))}")
+            allowed = f"one of {', '.join(kinds)}; or of {', '.join(hardware)}"
+            require("price", kind, kind in (*kinds, *hardware), allowed)
             prices[kind] = number(name, value)
-    return AdviceSettings(**given, prices=Prices(**prices))
+    of_hardware = {kind: prices.pop(kind) for kind in hardware if kind in prices}
+    return AdviceSettings(**given, prices=Prices(**prices, hardware=of_hardware))
 
 
 def number(name: str, text: str) -> float:

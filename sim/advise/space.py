@@ -20,7 +20,7 @@ POLICIES = {
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Of each tier's size."""
 
-COSTLY = ("tiers", "fleet", "scenario", "size")
+COSTLY = ("tiers", "fleet", "scenario", "size", "hardware")
 """Settings that may change what is paid for."""
 
 
@@ -59,12 +59,12 @@ def space_of(lines: Sequence[str], prices: Prices) -> Space:
     return Space(plan, base, combinations, _costs(plan, combinations, prices))
 
 
-def cost_of(settings: RunSettings, prices: Prices) -> float:
+def cost_of(settings: RunSettings, prices: Prices, hardware: str | None = None) -> float:
     """What an hour of it costs: an accelerator for each replica, and the GiB of each tier of the cache."""
     cache = settings.engine.cache
     tiers = cache.tiers if cache.enabled else {}
     memory = sum(tier.gib * float(getattr(prices, name)) for name, tier in tiers.items())
-    return len(settings.engine.fleet.replicas) * prices.accelerator + memory
+    return len(settings.engine.fleet.replicas) * prices.of(hardware) + memory
 
 
 def is_number(text: str) -> bool:
@@ -117,6 +117,7 @@ def _check_each(plan: Plan) -> None:
 
 def _costs(plan: Plan, combinations: Sequence[Combination], prices: Prices) -> list[float]:
     """Each different one is composed once: policies and traffic cost nothing."""
+    _check_prices(plan, prices)
     priced = [name for name in plan.swept if name.startswith(COSTLY)]
     known: dict[tuple[str, ...], float] = {}
     for each in combinations:
@@ -126,5 +127,30 @@ def _costs(plan: Plan, combinations: Sequence[Combination], prices: Prices) -> l
                 raise BadSettings(
                     f"there are more than {MOST_PRICED:,} sizes to choose from; name fewer of them"
                 )
-            known[key] = cost_of(read(plan.lines(each)), prices)
+            lines = plan.lines(each)
+            known[key] = cost_of(read(lines), prices, _hardware_of(lines))
     return [known[tuple(each[name] for name in priced)] for each in combinations]
+
+
+def _hardware_of(lines: Sequence[str]) -> str | None:
+    """What the lines choose; None where they leave it as it is."""
+    chosen = [line.partition("=")[2] for line in lines if line.startswith("hardware=")]
+    return chosen[-1] if chosen else None
+
+
+def _check_prices(plan: Plan, prices: Prices) -> None:
+    """Raises BadSettings where accelerators that differ would cost the same, or one is priced that nobody chooses."""
+    swept = plan.swept.get("hardware", [])
+    without = [name for name in swept if name not in prices.hardware]
+    if len(swept) > 1 and without and prices.accelerator is None:
+        raise BadSettings(
+            f"hardware is {', '.join(swept)}, but {without[0]} has no price; give one as in price.{without[0]}=1.5, "
+            "or price.accelerator= for whatever has none of its own"
+        )
+    chosen: Sequence[str | None] = swept or [_hardware_of(plan.fixed)]
+    unknown = [name for name in prices.hardware if name not in chosen]
+    if unknown:
+        raise BadSettings(
+            f"price.{unknown[0]} is {prices.hardware[unknown[0]]:g}, but no candidate runs on {unknown[0]}; "
+            f"choose it as in hardware={unknown[0]}"
+        )

@@ -12,6 +12,7 @@ from sim.advise.evidence import Candidate
 from sim.advise.search import INFEASIBLE, MEETS, UNDECIDED, Search, Verdict
 from sim.advise.settings import TPOT, TTFT, Goal
 from sim.advise.space import is_number
+from sim.copies import SAME
 from sim.intervals import Interval
 from sim.plan import label
 from sim.stats import difference
@@ -68,7 +69,8 @@ class Advice:
             return f"infeasible: none of the {played} meets {goals}. {self.binding()}"
         name = label(space.combinations[one.number])
         if self.verdict == MEETS:
-            return f"{name} meets {goals}, for {one.cost:.6g} an hour{self._least()}"
+            told = "" if self.fresh else f"; {SAME}, and no other traffic was seen"
+            return f"{name} meets {goals}, for {one.cost:.6g} an hour{self._least()}{told}"
         told = (
             "on average, but not surely"
             if self.fresh
@@ -113,7 +115,7 @@ class Advice:
             "overrides": self.overrides,
             "cost_per_hour": None if one is None else one.cost,
             "goals": [{"name": goal.name, "share": goal.share, "told": goal.told} for goal in self.goals],
-            "prices_per_hour": {name: getattr(settings.prices, name) for name in settings.prices.__slots__},
+            "prices_per_hour": settings.prices.told(),
             "candidates": len(self.search.space),
             "candidates_played": len(self.search.candidates),
             "all_cheaper_ones_played": self.found.is_whole,
@@ -127,7 +129,7 @@ class Advice:
     def markdown(self) -> str:
         """advice.md: for people."""
         settings = self.search.settings
-        prices = ", ".join(f"{name} {getattr(settings.prices, name):g}" for name in settings.prices.__slots__)
+        prices = ", ".join(f"{name} {price:g}" for name, price in settings.prices.told().items())
         parts = [f"# Advice: {self.verdict}", "", f"{self.sentence()}.".replace("..", ".")]
         if self.overrides:
             parts += ["", "```bash", "python -m sim " + " ".join(map(_typed, self.overrides)), "```"]
@@ -203,7 +205,7 @@ class Advice:
         if one.error:
             return f"failed: {one.error}"
         if one.number in self.found.verified:
-            return f"{self.found.verified[one.number]}, verified"
+            return f"{self.found.verified[one.number]}, {'the same' if one.is_same_on_all else 'verified'}"
         if len(one.on(self.seeds)) < len(self.seeds):
             return "misses by far"
         return MEETS if one.meets(self.seeds) else "misses"
@@ -261,6 +263,8 @@ class Advice:
         if self.chosen is None or one is self.chosen or self.chosen.error:
             return {}
         both = [seed for seed in sorted(one.outcomes) if seed in self.chosen.outcomes]
+        if one.is_same_on_all and self.chosen.is_same_on_all:
+            both = both[:1]
         found: dict[str, Any] = {}
         for goal in self.goals:
             first, second = (

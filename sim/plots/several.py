@@ -18,6 +18,7 @@ from engine.clock import NS_PER_S
 from engine.errors import BadSettings
 from sim import metrics
 from sim.certainty import interval_of
+from sim.copies import without_copies
 from sim.experiments import is_better
 from sim.intervals import Interval, interval
 from sim.metrics import Floats
@@ -81,6 +82,7 @@ def by_strategy(runs: Sequence[Run]) -> dict[str, dict[float, list[Run]]]:
 
 def mean_of(runs: Sequence[Run], figure: str | Callable[[Run], float | None]) -> Mean | None:
     """A figure over runs that differ in their seeds; None where one of them does not have it."""
+    runs = without_copies(runs, [run.manifest["digest"] for run in runs])
     values = [run.summary.get(figure) if isinstance(figure, str) else figure(run) for run in runs]
     known = [float(value) for value in values if value is not None]
     if len(known) < len(values) or not known:

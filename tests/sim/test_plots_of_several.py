@@ -28,7 +28,7 @@ def make_load(make_run):
             }
             for n, at in ((n, n * S // rate) for n in range(20))
         ]  # fmt: skip
-        run = make_run(rows, strategy=strategy, seed=seed)
+        run = make_run(rows, strategy=strategy, seed=seed, digest=f"{seed}")
         run.config["workload"] = {"rate": rate}
         return run
 

@@ -132,7 +132,7 @@ def test_with_more_seeds_beside_both_the_differences_are_over_those(two):
     runs = [sim.open_run(run.path) for run in two]
     for run, other in zip(runs, two, strict=True):
         again = sim.open_run(other.path)
-        again.manifest = {**again.manifest, "seed": 2}
+        again.manifest = {**again.manifest, "seed": 2, "digest": "of another run"}
         run.played_beside = {"itself": [run, again]}
     found, why_not = compared(*runs)
     assert (found.seeds, why_not) == ([1, 2], "")

@@ -78,6 +78,9 @@ def test_the_least_memory_that_meets_the_goal_is_found_verified_and_told(lines, 
         (["ttft_s=1", "seeds=1"], "seeds is 1, but must be at least 2"),
         (["ttft_s=1", "price.disk=3"], "price is 'disk', but must be one of accelerator"),
         (["ttft_s=1", "price.ram=-1"], "price.ram is -1.0, but must be at least 0"),
+        (["ttft_s=1", "price.l4=-1"], "price.l4 is -1.0, but must be at least 0"),
+        (["ttft_s=1", "hardware=l4,h100", "price.l4=1"], "h100 has no price; give one as in price.h100=1.5"),
+        (["ttft_s=1", "price.h100=3"], "price.h100 is 3, but no candidate runs on h100"),
         (
             ["ttft_s=1", "percentile=99"],
             "percentile is 99, which needs 100 requests a run, but the workload has 80",
@@ -121,6 +124,16 @@ def test_a_cost_is_accelerators_and_memory(lines):
     prices = Prices(accelerator=1.5, gpu=0.1, ram=0.01, ssd=0.001)
     assert cost_of(read([*lines, *tiers]), prices) == pytest.approx(3 * 1.5 + 0.2 + 0.1 + 1.0)
     assert cost_of(read([*lines, "tiers=off"]), prices) == pytest.approx(4.5)
+
+
+def test_hardware_has_prices_of_its_own(lines):
+    open_lines = [*lines, "hardware=l4,h100", "tiers.ram.gib=1"]
+    found = space_of(open_lines, Prices(ram=0, hardware={"l4": 0.5, "h100": 3}))
+    assert found.costs == [3 * 0.5, 3 * 3]
+    assert space_of(open_lines, Prices(ram=0, hardware={"l4": 0.5}, accelerator=1)).costs == [1.5, 3]
+    assert space_of(open_lines, Prices(ram=0, accelerator=1)).costs == [3, 3]
+    fixed = [*lines, "hardware=h100", "tiers.ram.gib=1,2"]
+    assert space_of(fixed, Prices(ram=0, hardware={"h100": 3})).costs == [9, 9]
 
 
 def test_the_function_raises_before_anything_is_written(lines, tmp_path):
