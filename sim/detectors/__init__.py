@@ -3,7 +3,7 @@
 Each is quiet on a healthy run, and speaks where a policy was made bad on purpose (`tests/sim/detectors`).
 """
 
-from sim.detectors import blocking, herding, inversion, thrashing
+from sim.detectors import blocking, herding, inversion, overload, thrashing
 from sim.detectors.finding import Finding, worst_first
 from sim.history import History, choices
 from sim.runs import Run
@@ -20,5 +20,6 @@ def findings(run: Run) -> list[Finding]:
             *inversion.detect(history),
             *blocking.detect(history),
             *thrashing.detect(run, history),
+            *overload.detect(run, history),
         ]
     )

@@ -93,7 +93,7 @@ def keys(run: Run) -> list[tuple[str, str]]:
 
 def looked_at(run: Run) -> list[str]:
     """What the detectors and the estimate of regret say, in sentences."""
-    detectors = "herding, priority inversion, head-of-line blocking and thrashing"
+    detectors = "overload, herding, priority inversion, head-of-line blocking and thrashing"
     count = len(run.findings)
     first = f"Looked for were {detectors}; "
     first += f"{some(count, 'finding')}, the worst first." if count else "nothing of that was found."
