@@ -3,10 +3,11 @@
 Published at github.com/Azure/AzurePublicDataset; Patel et al., "Splitwise", ISCA 2024.
 """
 
+import csv
 import re
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -144,7 +145,7 @@ def rows(path: Path) -> Iterator[tuple[int, int, int]]:
                 continue
             if blank:
                 raise BadTrace(f"{path}, line {blank} is blank, but must be a row, since others follow")
-            if names != _COLUMNS:
+            if names != _COLUMNS or b'"' in line:
                 line = _three(path, number, line, names, places)  # noqa: PLW2901
             try:
                 row = _values(line, minute_ns)
@@ -179,7 +180,7 @@ def _header(path: Path, line: bytes) -> list[bytes]:
     if not line:
         raise BadTrace(f"{path} is empty, but must begin with the header {_shown(HEADER)}")
     seen = line.removeprefix(_BOM).strip()
-    names = [name.strip() for name in seen.split(b",")]
+    names = _fields(seen)
     if not set(_COLUMNS) <= set(names):
         raise BadTrace(f"{path}, line 1: the header is {_shown(seen)}, but must be {_shown(HEADER)}")
     if len(set(names)) < len(names):
@@ -188,8 +189,8 @@ def _header(path: Path, line: bytes) -> list[bytes]:
 
 
 def _three(path: Path, number: int, line: bytes, names: list[bytes], places: list[int]) -> bytes:
-    """The three columns of a row that has others, or has them in another order."""
-    values = line.rstrip(b"\r\n").split(b",")
+    """The three columns of a row that has others, has them in another order or between quotes."""
+    values = _fields(line)
     if len(values) != len(names):
         cut = "" if line.endswith(b"\n") else "; the file ends in this line and may be cut short"
         raise BadTrace(
@@ -197,6 +198,16 @@ def _three(path: Path, number: int, line: bytes, names: list[bytes], places: lis
             f"{b','.join(names).decode(errors='replace')[:200]}{cut}"
         )
     return b",".join([values[place] for place in places]) + b"\n"
+
+
+def _fields(line: bytes) -> list[bytes]:
+    """The fields of a row, of which those between quotes may have commas."""
+    values = line.split(b",")
+    if b'"' in line:
+        text = line.decode("latin-1")  # a character for each byte: what is no UTF-8 is told with the column
+        with suppress(csv.Error):  # a carriage return in the middle
+            values = [value.encode("latin-1") for value in next(csv.reader([text]))]
+    return [value.strip() for value in values]
 
 
 def _complaint(line: bytes) -> str:

@@ -39,7 +39,7 @@ def at(path: Path, line: int) -> Iterator[None]:
 def header(path: Path, content: bytes) -> list[str]:
     """The names of the columns. Raises BadTrace."""
     with at(path, 1):
-        names = [name.strip() for name in text(content).removeprefix(BOM).split(",")]
+        names = split(content.removeprefix(BOM.encode()))
         if len(set(names)) != len(names):
             raise BadField(f" has a column twice: {','.join(names)[:200]}")
         return names
@@ -94,7 +94,10 @@ def split(content: bytes) -> list[str]:
         raise BadField(" has a NUL byte, but must be text")
     if '"' not in row:  # a third of the time that csv takes
         return [value.strip() for value in row.split(",")]
-    return [value.strip() for value in next(csv.reader([row]), [])]
+    try:
+        return [value.strip() for value in next(csv.reader([row]), [])]
+    except csv.Error as error:
+        raise BadField(" has a carriage return in the middle, but must end with a line feed") from error
 
 
 def text(content: bytes) -> str:

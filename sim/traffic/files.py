@@ -1,9 +1,9 @@
 """Trace files as a kind of workload: what is made of their rows. `formats.py` reads them."""
 
+from array import array
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from engine.settings import above, at_least, require
 from sim.streams import stream
 from sim.traffic import servegen
 from sim.traffic.formats import FORMATS, MAX_NAMES, NONE, SERVEGEN, Ids, Table, checked, load
+from sim.traffic.kinship import told_sessions
 from sim.traffic.trace import MAX_TOKENS, BadTrace, Lengths, Times, Trace
 from sim.traffic.workload import (
     MAX_REQUESTS,
@@ -24,12 +25,10 @@ from sim.traffic.workload import (
     workloads,
 )
 
-if TYPE_CHECKING:
-    from array import array
-
 ANY_FORMAT = ("auto", *FORMATS, SERVEGEN)
 JITTER_S = 5.0
 """How far a session of a copy is moved: so many seconds later at most."""
+OFF_STEP = 1e-3  # of a step: those of mooncake are off by a millisecond in a quarter of the published rows
 MAX_SCALE = 1000
 OTHERS = "*"
 
@@ -40,7 +39,8 @@ class TraceWorkload:
     """A trace file, plain or gzip, and what is made of it.
 
     `from_s` and `until_s` cut by the file's own time, from its first row on; then `requests` are kept. `quantum_s`:
-    arrivals that share a step of so many seconds are spread over it (null: the format's own rounding).
+    arrivals that share a step of so many seconds are spread over it, in the order of the file (null: the format's own
+    rounding, where all times have it).
     `rate_scale`: below 1 sessions are left out by chance, above 1 copies with sessions and blocks of their own are
     laid over it, each session up to 5 s later. `time_scale` multiplies every time. `rename_models` and
     `rename_tenants` give names of the file others, "*" all that are not listed; null leaves their requests out.
@@ -111,15 +111,19 @@ def read(settings: TraceWorkload, seed: int, model: str) -> Trace:
     model_of, models = _renamed("models", settings.rename_models, table.models, table.model)
     tenant_of, tenants = _renamed("tenants", settings.rename_tenants, table.tenants, table.tenant)
     order, arrival_ns = _cut(settings, table, (model_of >= 0) & (tenant_of >= 0))
-    quantum_s = settings.quantum_s if settings.quantum_s is not None else FORMATS[table.format].quantum_s
+    quantum_s = settings.quantum_s if settings.quantum_s is not None else _rounding_s(table)
     if quantum_s:
         within = stream(seed, "trace.spread").random(len(order))
+        within = within[np.lexsort((within, arrival_ns))]  # rows of one step stay in the order of the file
         arrival_ns = arrival_ns + (within * (quantum_s * NS_PER_S)).astype(np.int64)
+    tells_sessions = bool(table.sessions)
+    if not tells_sessions and (settings.wait or settings.rate_scale != 1):
+        _relate(settings, table, order)
     place, copy, arrival_ns = _scaled(settings, table, order, arrival_ns, seed)
     by_time = np.argsort(arrival_ns, kind="stable")
     place, arrival_ns = place[by_time], _stretched(settings, arrival_ns[by_time])
     copy = None if copy is None else copy[by_time]
-    session = _sessions(table, place, copy)
+    session = _sessions(table, place, copy) if tells_sessions or settings.wait else None
     after, think_ns = _waits(session, arrival_ns) if settings.wait and session is not None else (None, None)
     ids, end = _blocks(table, place, copy) if table.block_tokens else (None, None)
     listed = _listed(settings, models)
@@ -211,6 +215,30 @@ def _cut(settings: TraceWorkload, table: Table, listed: npt.NDArray[np.bool_]) -
             f"until_s and of the models and tenants that are not left out"
         )
     return order, arrival_ns - arrival_ns[0]
+
+
+def _relate(settings: TraceWorkload, table: Table, order: Ids) -> None:
+    """Tell the sessions of a file that does not: by its names of blocks, where it has any."""
+    if not table.block_tokens:
+        allowed = "false, since the file tells neither sessions nor blocks"
+        require("workload.wait", settings.wait, not settings.wait, allowed)
+        return
+    ids, end = _blocks(table, order, None)
+    found = told_sessions(ids, end, np.frombuffer(table.prompt_tokens, np.int32)[order], table.block_tokens)
+    session = np.frombuffer(table.session, np.int32).copy()
+    session[order] = found
+    table.session = array("i", session.tobytes())
+    table.sessions = dict.fromkeys(range(int(found.max()) + 1), 0)
+
+
+def _rounding_s(table: Table) -> float:
+    """What the times are rounded to: that of the format, where all of them are, as good as exactly."""
+    usual_s = FORMATS[table.format].quantum_s
+    step_ns, off_ns = round(usual_s * NS_PER_S), round(usual_s * NS_PER_S * OFF_STEP)
+    arrival_ns = np.frombuffer(table.arrival_ns, np.int64)
+    if usual_s and ((arrival_ns - arrival_ns[0] + off_ns) % step_ns > 2 * off_ns).any():
+        return 0.0
+    return usual_s
 
 
 def _scaled(

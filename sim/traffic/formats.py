@@ -31,8 +31,8 @@ from sim.traffic.fields import (
     rows,
     seconds,
     shown,
+    split,
     table,
-    text,
     tokens,
     whole,
 )
@@ -196,7 +196,7 @@ def _of_keys(values: dict[str, Any]) -> str:
 
 
 def _of_columns(first: bytes) -> str:
-    names = [name.strip() for name in text(first).split(",")]
+    names = split(first)
     if set(azure.HEADER.decode().split(",")) <= set(names):
         return "azure"
     if set(BURSTGPT) <= set(names):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from sim.traffic.trace import Lengths, Trace
+from sim.traffic.trace import Lengths, Times, Trace
 
 Ids = npt.NDArray[np.int64]
 
@@ -39,11 +39,12 @@ def kinship(trace: Trace) -> Kinship:
     differently from there: that is a template, of which the longest that another session shares is a session's own.
     Where the trace has sessions, these are taken.
     """
-    blocks = _full_blocks(trace)
-    if trace.session is None:
-        session = np.unique(_roots(_continued(blocks, len(trace))), return_inverse=True)[1]
-    else:
-        session = trace.session.astype(np.int64)
+    assert trace.block_ids is not None
+    assert trace.block_end is not None
+    blocks = _full_blocks(
+        trace.block_ids, trace.block_end, trace.prompt_tokens, trace.id_tokens, trace.model_of
+    )
+    session = _told(blocks) if trace.session is None else trace.session.astype(np.int64)
     depth, last = _shared(blocks, session)
     _, first = np.unique(session, return_index=True)  # the request that began each session
     names, template = np.unique(last[first], return_inverse=True)
@@ -56,6 +57,11 @@ def kinship(trace: Trace) -> Kinship:
         template=template[np.unique(session, return_inverse=True)[1]].astype(np.int32),
         template_tokens=template_tokens,
     )
+
+
+def told_sessions(ids: Lengths, end: Times, prompt_tokens: Lengths, id_tokens: int) -> Ids:
+    """The session of each request, told by names of blocks that stand one request after the other."""
+    return _told(_full_blocks(ids, end, prompt_tokens, id_tokens))
 
 
 def related(trace: Trace) -> Trace:
@@ -75,20 +81,24 @@ def related(trace: Trace) -> Trace:
     )
 
 
-def _full_blocks(trace: Trace) -> _Blocks:
-    assert trace.block_ids is not None
-    assert trace.block_end is not None
-    end = trace.block_end
+def _full_blocks(
+    ids: Lengths, end: Times, prompt_tokens: Lengths, id_tokens: int, model_of: Lengths | None = None
+) -> _Blocks:
     begin = np.concatenate(([0], end[:-1]))
-    full = np.minimum(trace.prompt_tokens.astype(np.int64) // trace.id_tokens, end - begin)
+    full = np.minimum(prompt_tokens.astype(np.int64) // id_tokens, end - begin)
     start = np.concatenate(([0], np.cumsum(full)[:-1]))
     place = np.repeat(begin - start, full) + np.arange(int(full.sum()))
-    row = np.repeat(np.arange(len(trace)), full)
-    ids = trace.block_ids[place].astype(np.int64)
-    if trace.model_of is not None:  # blocks of two models are never the same
-        ids = ids * (int(trace.model_of.max()) + 1) + trace.model_of[row]
-    ids = np.unique(ids, return_inverse=True)[1]
-    return _Blocks(ids=ids, row=row, start=start, full=full)
+    row = np.repeat(np.arange(len(full)), full)
+    names = ids[place].astype(np.int64)
+    if model_of is not None:  # blocks of two models are never the same
+        names = names * (int(model_of.max()) + 1) + model_of[row]
+    names = np.unique(names, return_inverse=True)[1]
+    return _Blocks(ids=names, row=row, start=start, full=full)
+
+
+def _told(blocks: _Blocks) -> Ids:
+    """The session of each request, by whom it continues."""
+    return np.unique(_roots(_continued(blocks, len(blocks.full))), return_inverse=True)[1]
 
 
 def _continued(blocks: _Blocks, count: int) -> Ids:

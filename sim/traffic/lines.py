@@ -22,6 +22,8 @@ def lines(path: Path, most: int = LINE_BYTES) -> Generator[bytes]:
     number = 0
     try:
         with path.open("rb") as file:
+            if not file.seekable():
+                raise BadTrace(f"{path} is a pipe, but must be a file, which can be read more than once")
             plain = _plain(file)
             while line := plain.readline(most + 1):
                 number += 1

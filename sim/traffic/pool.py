@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sim.traffic.fields import BOM, BadField, at, json_object, measure, rows, shown, split, table, text, whole
+from sim.traffic.fields import BOM, BadField, at, json_object, measure, rows, shown, split, table, whole
 from sim.traffic.lines import lines
 from sim.traffic.trace import MAX_TOKENS, BadTrace
 
@@ -140,7 +140,7 @@ def _one_file(path: Path, lengths: Path | None) -> Pool:
     with closing(lines(path)) as source:
         first = next(source, b"")
     with at(path, 1):
-        bare = is_row([value.strip() for value in text(first).split(",")])
+        bare = is_row(split(first))
     windows = _bare_rows(path) if bare else table(path, HEADER)
     for line, (model, client_id, *window) in windows:
         with_rate = clients.get((model, client_id))

@@ -68,6 +68,8 @@ def test_gzip_is_told_by_content_and_not_by_name(written, name):
         (HEADER + ROW).rstrip(b"\n"),
         HEADER + ROW + b"\n  \n\r\n",
         b"  TIMESTAMP , ContextTokens\t, GeneratedTokens  \n" + b" 2023-11-16 18:15:46.68059 ,\t374 , 44 \n",
+        b'"TIMESTAMP","ContextTokens","GeneratedTokens"\n"2023-11-16 18:15:46.68059",374,"44"\n',
+        b'TIMESTAMP,Note,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68059,"a, b",374,44\n',
     ],
 )
 def test_marks_line_ends_and_spaces_around_values_do_not_matter(written, content):
@@ -224,6 +226,7 @@ def test_a_timestamp_that_is_none_is_refused(written, timestamp):
         ),
         (HEADER + b"2023-11-16 18:15:46,1,2,3\n", "line 2 has the fields .*,1,2,3', but must have three"),
         (HEADER + ROW + b"2023-11-16 18:15", "line 3 .*; the file ends in this line and may be cut short"),
+        (HEADER + ROW.replace(b"374", b'"374"\r'), "line 2, column ContextTokens is"),
         (HEADER + ROW + b"\n" + ROW, "line 3 is blank, but must be a row, since others follow"),
         (HEADER + ROW.replace(b"374", b"3\xff4"), "line 2, byte 30 is 0xff, but must be UTF-8"),
         (HEADER + ROW.replace(b"374", b"3\x004"), "line 2, byte 30 is NUL, but must be text"),

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,6 +132,24 @@ def test_steps_of_the_clock_are_spread(trace):
     assert len(np.unique(whole.arrival_ns)) == 10
 
 
+def test_times_that_are_not_rounded_are_left_alone_and_steps_may_be_off_by_a_millisecond(trace):
+    exact = [0, 1234, 6000, 6001]
+    assert (trace("".join(mooncake(at, [0]) for at in exact)).arrival_ns // 10**6).tolist() == exact
+    assert trace("".join(mooncake(at, [0]) for at in (0, 2999, 6001))).arrival_ns[1] % 10**6
+    found = trace(BURSTGPT + "5.5,7,1,GPT-4,9,9,18,API log\n6.0,7,1,GPT-4,9,9,18,API log\n")
+    assert found.arrival_ns.tolist() == [0, 5 * 10**8]
+
+
+def test_turns_that_share_a_step_stay_in_their_order(trace):
+    rows = "".join(
+        f"{number // 40},{number % 4},1,GPT-4,{number + 1},9,18,API log\n" for number in range(400)
+    )
+    found = trace(BURSTGPT + rows)
+    assert found.prompt_tokens.tolist() == list(range(1, 401))
+    within_s = found.arrival_ns % 10**9 / 1e9
+    assert within_s.mean() == pytest.approx(0.5, abs=0.06)
+
+
 def rows(count, gap_s=1.0):
     return CANONICAL + "".join(f"{number * gap_s},m,t,{number + 1},1,,\n" for number in range(count))
 
@@ -157,6 +177,28 @@ def test_a_higher_rate_lays_copies_over_it_with_sessions_and_blocks_of_their_own
     more = trace(rows(2_000), rate_scale=2.5)
     assert len(more) == pytest.approx(5_000, abs=4 * np.sqrt(2_000 * 0.25))
     assert (np.diff(more.arrival_ns) >= 0).all()
+
+
+def test_sessions_that_names_of_blocks_tell_are_left_out_as_a_whole(trace):
+    content = "".join(
+        mooncake(60_000 * turn + 10 * number, [*range(10 * number, 10 * number + 2 + turn)])
+        for turn in range(4)
+        for number in range(200)
+    )
+    found = trace(content, rate_scale=0.5)
+    assert found.session is None
+    heads = found.block_ids[np.concatenate(([0], found.block_end[:-1]))]
+    kept, turns = np.unique(heads, return_counts=True)
+    assert 70 < len(kept) < 130
+    assert set(turns.tolist()) == {4}
+
+
+def test_sessions_that_names_of_blocks_tell_wait_where_that_is_asked_for(trace):
+    found = trace(mooncake(0, [0, 1]) + mooncake(1000, [7]) + mooncake(60_000, [0, 1, 2]), wait=True)
+    assert found.session[0] == found.session[2] != found.session[1]
+    assert found.after.tolist() == [-1, -1, 0]
+    with pytest.raises(BadSettings, match="wait is True, but must be false, since the file tells neither"):
+        trace(AZURE, wait=True)
 
 
 def test_time_is_stretched(trace):
@@ -201,6 +243,7 @@ def test_a_trace_with_blocks_is_played_and_its_prefixes_are_found(written):
         (CANONICAL + "5,m,t,1,1,,\n" + FILES["mooncake"], "line 3 has .* fields, but must have 7"),
         (CANONICAL.encode() + b"0,\xff,t,1,1,,\n", "line 2, byte 3 must be UTF-8"),
         (CANONICAL + "0,m\0,t,1,1,,\n", "line 2 has a NUL byte"),
+        (CANONICAL + '0,"m"\r,t,1,1,,\n', "line 2 has a carriage return in the middle"),
         (
             FILES["mooncake"] + FILES["bailian"],
             "line 3 has a chat_id like a row of bailian, but the first row",
@@ -288,13 +331,27 @@ def test_a_long_file_takes_no_more_memory_than_its_columns(written):
         FILES["canonical"].encode() + b"\n\r\n",
         FILES["canonical"].replace("acme", '"acme"').encode(),
         FILES["canonical"].replace(",", " , ").encode(),
+        b"\xef\xbb\xbf"
+        b'"'
+        + CANONICAL.strip().replace(",", '","').encode()
+        + b'"\n'
+        + FILES["canonical"].removeprefix(CANONICAL).encode(),
     ],
-    ids=["mark", "crlf", "no end", "blank ends", "quotes", "spaces"],
+    ids=["mark", "crlf", "no end", "blank ends", "quotes", "spaces", "quoted header"],
 )
 def test_how_lines_are_written_does_not_matter(content, trace):
     found = trace(content)
     assert found.prompt_tokens.tolist() == [100, 200]
     assert found.tenants[:1] == ("acme",)
+
+
+def test_a_pipe_is_refused_since_its_first_row_would_be_gone():
+    end, other = os.pipe()
+    with os.fdopen(other, "wb") as writer, os.fdopen(end, "rb"):
+        writer.write(FILES["canonical"].encode())
+        writer.flush()
+        with pytest.raises(BadTrace, match=f"/dev/fd/{end} is a pipe, but must be a file"):
+            detect(Path(f"/dev/fd/{end}"))
 
 
 def test_a_mark_before_json_does_not_matter(trace):
