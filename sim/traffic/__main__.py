@@ -21,6 +21,7 @@ from yaml import YAMLError
 
 from engine.errors import BadSettings, UnknownName
 from engine.pipes import let_readers_leave
+from engine.registry.discovery import printable
 from engine.settings import require
 from sim.composing import CONFIG_MODULE
 from sim.config import choices, typed
@@ -42,7 +43,7 @@ settings:
   workload.KEY=VALUE  a setting of the workload; for a file, those of workload={kind}; for a pool of clients, those
                       of workload=servegen
   seed=1              of what is drawn
-  block_tokens=64     describe: the size of the blocks that an endless cache would hold
+  block_tokens=64     the size of the blocks that an endless cache would hold
   window_s=null       fit: length of the windows that have a rate each; null: what fits best
   out=null            fit: the file to write; null: the settings go to standard output, the figures to standard error
 
@@ -50,6 +51,7 @@ workloads: {workloads}
 
 exit codes: 0 done, 2 bad file or settings, 130 interrupted"""
 COMMANDS = ("describe", "fit")
+OF_A_FIT = ("window_s", "out")
 BAD_SETTINGS = 2
 INTERRUPTED = 130
 WIDTH = 150  # of a table that is not shown on a terminal
@@ -118,7 +120,7 @@ def read(arguments: Sequence[str]) -> Asked:
         command=command,
         name=name.removeprefix("workload="),
         workload=workload(name, own),
-        options=_options([setting for setting in settings if setting not in own]),
+        options=_options(command, [setting for setting in settings if setting not in own]),
     )
 
 
@@ -190,7 +192,7 @@ def _tell(found: Fit | PartsFit, name: str, described: dict[str, Description], o
     shown = sys.stderr if out is None else sys.stdout
     width = max((len(concern) for concern in found.findings), default=0) + 2
     for concern, finding in found.findings.items():
-        shown.write(f"{concern:<{width}}{finding}\n")
+        shown.write(f"{printable(f'{concern:<{width}}{finding}')}\n")
     _print(_table(name, _rows(described)), shown)
 
 
@@ -241,12 +243,14 @@ def _settled(values: dict[str, Any]) -> Workload:
     return made
 
 
-def _options(settings: Sequence[str]) -> Options:
-    known = [each.name for each in fields(Options)]
+def _options(command: str, settings: Sequence[str]) -> Options:
+    known = [each.name for each in fields(Options) if command == "fit" or each.name not in OF_A_FIT]
     values = _dotted(settings)
     for name in values:
         if name not in known:
-            raise UnknownName(f"no setting is called {name!r}; choose from workload.KEY, {', '.join(known)}")
+            raise UnknownName(
+                f"no setting of {command} is called {name!r}; choose from workload.KEY, {', '.join(known)}"
+            )
     return typed(Options, values, "settings")
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.clock import NS_PER_S
+from engine.registry.discovery import printable
 from sim.traffic.kinship import kinship
 from sim.traffic.trace import Lengths, Times, Trace
 
@@ -313,7 +314,7 @@ def _slope(shares: Floats) -> float | None:
         return None
     rank, share = np.log(np.arange(1, len(shares) + 1)), np.log(shares)
     rank -= rank.mean()
-    return -float(np.dot(rank, share) / np.dot(rank, rank))
+    return 0.0 - float(np.dot(rank, share) / np.dot(rank, rank))  # of equal shares 0, not -0
 
 
 def _arrival_rows(found: Arrivals) -> list[tuple[str, str]]:
@@ -340,7 +341,8 @@ def _share_rows(name: str, found: Shares | None) -> list[tuple[str, str]]:
     if found is None:
         return [(name, "1")]
     listed = ", ".join(
-        f"{one} {share:.3f}" for one, share in zip(found.names[:LISTED], found.shares[:LISTED], strict=True)
+        f"{printable(one)} {share:.3f}"
+        for one, share in zip(found.names[:LISTED], found.shares[:LISTED], strict=True)
     )
     more = ", ..." if len(found.names) > LISTED else ""
     return [

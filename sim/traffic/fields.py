@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.clock import NS_PER_S
+from engine.registry.discovery import printable
 from sim.traffic.lines import lines
 from sim.traffic.trace import MAX_TOKENS, BadTrace
 
@@ -41,7 +42,7 @@ def header(path: Path, content: bytes) -> list[str]:
     with at(path, 1):
         names = split(content.removeprefix(BOM.encode()))
         if len(set(names)) != len(names):
-            raise BadField(f" has a column twice: {','.join(names)[:200]}")
+            raise BadField(f" has a column twice: {printable(','.join(names)[:200])}")
         return names
 
 
@@ -71,7 +72,7 @@ def table(
 
 def _check_count(values: Sequence[str], names: Sequence[str], content: bytes) -> None:
     if len(values) != len(names):
-        listed = ",".join(names)[:200]
+        listed = printable(",".join(names)[:200])
         raise BadField(f" has {len(values)} fields, but must have {len(names)}: {listed}{cut_short(content)}")
 
 

@@ -5,7 +5,7 @@ and priorities are drawn independently. What such settings cannot hold, a descri
 """
 
 from dataclasses import asdict, dataclass
-from math import exp, inf, isfinite, pi, sin, sqrt
+from math import exp, inf, isfinite, log, pi, sin, sqrt
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import yaml
 
 from engine.clock import NS_PER_S
+from engine.registry.discovery import printable
 from engine.settings import require
 from sim.traffic.arrivals import SHORTEST_S
 from sim.traffic.describe import correlation, ranks
@@ -25,11 +26,11 @@ from sim.traffic.generator import (
 )
 from sim.traffic.kinship import related
 from sim.traffic.lengths import LengthSettings
-from sim.traffic.likelihood import between, clipped_log_normal, distance, rounded, zipf_exponent
+from sim.traffic.likelihood import between, clipped_log_normal, distance, followed, rounded, zipf_exponent
 from sim.traffic.merged import MergedWorkload, of_model
 from sim.traffic.mixes import LARGEST_CV
 from sim.traffic.process import Process, as_settings, likeliest
-from sim.traffic.sessions import SessionSettings
+from sim.traffic.sessions import LONGEST_THINK_S, SessionSettings
 from sim.traffic.trace import Lengths, Trace
 
 Floats = npt.NDArray[np.float64]
@@ -194,29 +195,23 @@ def _by_session(trace: Trace) -> tuple[Ids, npt.NDArray[np.bool_]]:
 
 
 def _sessions(trace: Trace, findings: dict[str, str]) -> SessionSettings:
-    """Turns and thinking, of the turns that had time to be followed: the 99th percentile of the gaps, or more."""
+    """Turns and thinking. Whether a turn was the last, or the trace ended before the next one, is not known."""
     if trace.session is None or len(trace) == 1:
         return SessionSettings()
     order, same = _by_session(trace)
-    gaps_s = np.diff(trace.arrival_ns[order]) / NS_PER_S
     if not same.any():
         return SessionSettings()
-    horizon_s = min(float(np.percentile(gaps_s[same], 99)), trace.span_ns / NS_PER_S / 2)
-    at_risk = trace.arrival_ns[order[:-1]] <= trace.arrival_ns[-1] - horizon_s * NS_PER_S
-    followed = float((same & at_risk).sum()) / max(float(at_risk.sum()), 1.0)
-    mean_turns = 1 / (1 - min(followed, 0.999))
-    think_s, wait = gaps_s[same & at_risk], False
-    if trace.after is not None and trace.think_ns is not None:
-        think_s, wait = trace.think_ns[trace.after >= 0] / NS_PER_S, True
-    logs = np.log(think_s[think_s > 0])
-    if len(logs) == 0:
-        return SessionSettings(mean_turns=rounded(mean_turns), think_median_s=0.0, think_sigma=0.0, wait=wait)
-    findings["sessions"] = f"{mean_turns:.3g} turns; thinking is log-normal, from {len(logs):,} gaps"
+    arrival_ns = trace.arrival_ns[order]
+    gaps_s = np.diff(arrival_ns)[same] / NS_PER_S
+    left_s = (trace.arrival_ns[-1] - arrival_ns[np.append(~same, True)]) / NS_PER_S
+    share, mu, sigma = followed(gaps_s, left_s[left_s > 0])
+    mean_turns = 1 / (1 - share)
+    findings["sessions"] = f"{mean_turns:.3g} turns; thinking is log-normal, from {len(gaps_s):,} gaps"
     return SessionSettings(
         mean_turns=rounded(mean_turns),
-        think_median_s=rounded(exp(float(logs.mean()))),
-        think_sigma=rounded(min(float(logs.std()), 10.0)),
-        wait=wait,
+        think_median_s=rounded(exp(min(mu, log(LONGEST_THINK_S)))),
+        think_sigma=rounded(min(sigma, 10.0)),
+        wait=trace.after is not None,
     )
 
 
@@ -390,12 +385,21 @@ def _tenants(trace: Trace, starts: Starts, process: Process, findings: dict[str,
     if rest := int(counts.sum() - counts[listed].sum()):
         shares[OTHERS] = rounded(shares.get(OTHERS, 0.0) + rest / int(counts.sum()))
     findings["tenants"] = f"{len(listed)} of {int((counts > 0).sum())} with shares of their own"
-    if len(process.cvs) == 0:
+    if not process.cvs:
         return TenantSettings(shares=shares)
-    logs = np.log(process.cvs)
+    logs = np.log(list(process.cvs.values()))
     median, sigma = exp(float(logs.mean())), float(logs.std(ddof=1))
     findings["tenants"] += f"; CV of gaps is log-normal over {len(logs)}"
-    return TenantSettings(shares=shares, cv_median=rounded(min(median, LARGEST_CV)), cv_sigma=rounded(sigma))
+    return TenantSettings(
+        shares=shares,
+        cv_median=rounded(min(median, LARGEST_CV)),
+        cv_sigma=rounded(sigma),
+        cvs={
+            trace.tenants[index]: rounded(min(process.cvs[index], LARGEST_CV))
+            for index in listed.tolist()
+            if index in process.cvs
+        },
+    )
 
 
 def _classes(trace: Trace, starts: Starts) -> list[ClassSettings]:
@@ -414,7 +418,7 @@ def written(found: Fit | PartsFit, source: str) -> str:
     """The settings as a file for `conf/workload`, with a comment on how each concern was found."""
     lines = [
         "# as FOLDER/workload/NAME.yaml: python -m sim --config-dir FOLDER scenario=failover workload=NAME",
-        f"# fitted to {' '.join(source.split())}",
+        f"# fitted to {printable(' '.join(source.split()))}",
     ]
     if isinstance(found, Fit):
         return "\n".join(lines + _lines(found)) + "\n"
@@ -429,7 +433,7 @@ def _lines(found: Fit) -> list[str]:
     lines = []
     for key, value in _told(asdict(found.workload), asdict(GeneratedWorkload())).items():
         comments = [found.findings[name] for name in EXPLAINED.get(key, (key,)) if name in found.findings]
-        lines += [f"# {' '.join(comment.split())}" for comment in comments]
+        lines += [f"# {printable(' '.join(comment.split()))}" for comment in comments]
         if isinstance(value, dict) and value:
             lines += [f"{key}:", *(f"  {name}: {_flow(part)}" for name, part in value.items())]
         else:

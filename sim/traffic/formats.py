@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.clock import NS_PER_S
+from engine.registry.discovery import printable
 from sim.traffic import azure, mooncake, pool
 from sim.traffic.fields import (
     BOM,
@@ -190,7 +191,7 @@ def _of_keys(values: dict[str, Any]) -> str:
             "workload.lengths=FILE beside it"
         )
     raise BadField(
-        f" has the keys {', '.join(sorted(keys))[:200]}, but must have timestamp and hash_ids "
+        f" has the keys {printable(', '.join(sorted(keys))[:200])}, but must have timestamp and hash_ids "
         "(mooncake) or chat_id and parent_chat_id (bailian)"
     )
 

@@ -41,13 +41,15 @@ class TenantSettings:
     """Whose requests they are. Each tenant is a process of its own, with its share of the rate.
 
     `split`: one with 30 %, nine with 60 % together, forty with a tenth; or `shares` by name. With `cv_median`, the
-    gaps of each are Gamma with a CV drawn log-normally; otherwise all are of the family of the arrivals.
+    gaps of each are Gamma with a CV drawn log-normally, but for those whose CV is in `cvs`; otherwise all are of the
+    family of the arrivals.
     """
 
     split: bool = False
     shares: dict[str, float] | None = None
     cv_median: float | None = None
     cv_sigma: float = 1.11  # with a median of 1.2, the 90th percentile is 5
+    cvs: dict[str, float] | None = None
 
     def check(self, key: str) -> None:
         """Raise BadSettings unless there are such tenants."""
@@ -61,6 +63,9 @@ class TenantSettings:
                 f"{key}.cv_median", self.cv_median, 0 < self.cv_median <= LARGEST_CV, "above 0, at most 30"
             )
         require(f"{key}.cv_sigma", self.cv_sigma, 0 <= self.cv_sigma <= MAX_SIGMA, f"from 0 to {MAX_SIGMA:g}")
+        for name, cv in (self.cvs or {}).items():
+            require(f"{key}.cvs", name, name in self.table(), "the name of a tenant that has a share")
+            require(f"{key}.cvs.{name}", cv, 0 < cv <= LARGEST_CV, "above 0, at most 30")
 
     def table(self) -> dict[str, float]:
         """The share of each tenant, all together 1; empty for a single one."""
@@ -319,10 +324,12 @@ def _merged(settings: GeneratedWorkload, rate: float, until_s: float, seed: int)
 def _law(settings: GeneratedWorkload, tenant: str, seed: int) -> ArrivalSettings:
     """The process of a tenant."""
     median, sigma = settings.tenants.cv_median, settings.tenants.cv_sigma
-    if median is None:
-        return settings.arrivals
-    drawn = exp(sigma * float(stream(seed, f"tenant_cv.{tenant}").standard_normal()))
-    return ArrivalSettings(family="gamma", cv=min(max(median * drawn, 1 / LARGEST_CV), LARGEST_CV))
+    cv = (settings.tenants.cvs or {}).get(tenant)
+    if cv is None:
+        if median is None:
+            return settings.arrivals
+        cv = median * exp(sigma * float(stream(seed, f"tenant_cv.{tenant}").standard_normal()))
+    return ArrivalSettings(family="gamma", cv=min(max(cv, 1 / LARGEST_CV), LARGEST_CV))
 
 
 def _said(settings: GeneratedWorkload, follows: npt.NDArray[np.bool_], seed: int) -> tuple[Lengths, Lengths]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import erf, exp, lgamma, log, pi, sqrt
+from math import erf, exp, inf, lgamma, log, pi, sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,10 @@ Ids = npt.NDArray[np.int64]
 LARGEST_ZIPF = 20.0
 LOOKS = 100  # at a function, at most; ten are usual
 EXACT = 1e-10  # a root is known to so much of itself
-ROUNDS = 200  # of the search for a clipped law; 20 are usual
+ROUNDS = 200  # of the search for a clipped law, or one of which the end is not seen; 20 are usual
+PARTS = 100
+TINY_SIGMA = 1e-6
+MOST_FOLLOWED = 0.999  # of turns: sessions have a thousand at most
 CLIPPED = 0.001  # at a bound, more than this share of the values has been moved there
 _ASYMPTOTIC = 12.0  # from here on, the series below are exact to 1e-12
 _FEWEST = 3
@@ -128,6 +131,43 @@ def _maximised(
     new_mu = plain / total
     new_sigma = sqrt(max(square / total - new_mu**2, 1e-12))
     return new_mu, new_sigma, abs(new_mu - mu) + abs(new_sigma - sigma)
+
+
+def followed(gaps: Floats, left: Floats) -> tuple[float, float, float]:
+    """The share of turns that another follows, and the log-normal law of the gaps between: mu and sigma.
+
+    `left`: for each turn that none was seen to follow, how long that could have been seen. Some were the last, others
+    would be followed later: expectation and maximisation in turn, as for patients of whom some are cured (Boag,
+    "Maximum likelihood estimates of the proportion of patients cured by cancer therapy", 1949). Gaps of zero count as
+    followed only.
+    """
+    logs = np.log(gaps[gaps > 0])
+    share = len(gaps) / (len(gaps) + len(left))
+    if len(logs) == 0:
+        return share, -inf, 0.0
+    mu, sigma, surely = float(logs.mean()), max(float(logs.std()), TINY_SIGMA), float((logs**2).sum())
+    parts = np.array_split(
+        np.sort(np.log(left)), min(PARTS, max(len(left), 1))
+    )  # those of a part count alike
+    bounds = [(float(part.mean()), len(part)) for part in parts if len(part)]
+    for _ in range(ROUNDS):
+        later, plain, square = 0.0, float(logs.sum()), surely
+        for bound, count in bounds:
+            standard = (bound - mu) / sigma
+            above, hazard = 1 - normal_cdf(standard), _hazard(standard)
+            expected = count * share * above / (1 - share + share * above)
+            mean = mu + sigma * hazard
+            later += expected
+            plain += expected * mean
+            square += expected * (mean**2 + sigma**2 * max(1 + standard * hazard - hazard**2, 0.0))
+        new_mu = plain / (len(logs) + later)
+        new_sigma = sqrt(max(square / (len(logs) + later) - new_mu**2, TINY_SIGMA**2))
+        moved = abs(new_mu - mu) + abs(new_sigma - sigma)
+        mu, sigma = new_mu, new_sigma
+        share = min((len(gaps) + later) / (len(gaps) + len(left)), MOST_FOLLOWED)
+        if moved < 1e-5 or later > len(gaps):  # noqa: PLR2004  so few were seen that any law would do
+            break
+    return share, mu, sigma
 
 
 def zipf_exponent(counts: Ids) -> float:

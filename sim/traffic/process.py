@@ -28,6 +28,7 @@ class Seen:
     """The gaps between starts, each tenant's own, one tenant after the other; `of` is the index of the tenant.
 
     Clocks have ticks: a gap may be too short for them. Its length is then half of the shortest that was seen.
+    `tenant` are those who have gaps, `count` how many.
     """
 
     arrival_s: Floats  # of all starts
@@ -35,18 +36,22 @@ class Seen:
     length_s: Floats
     unseen: npt.NDArray[np.bool_]
     of: Ids
+    tenant: Lengths
     count: Ids
 
 
 @dataclass(slots=True, kw_only=True)
 class Process:
-    """A renewal process: the law of its gaps, and a curve. `aic` is Akaike's criterion: the less, the better."""
+    """A renewal process: the law of its gaps, and a curve. `aic` is Akaike's criterion: the less, the better.
+
+    `cvs`: how the gaps of single tenants vary, where a law of their own is better.
+    """
 
     laws: list[Gaps]
     curve: Floats
     curve_s: float
     aic: float
-    cvs: Floats = field(default_factory=lambda: np.empty(0))
+    cvs: dict[int, float] = field(default_factory=dict)
 
 
 def likeliest(arrival_s: Floats, tenant: Lengths, span_s: float, window_s: float | None) -> Process:
@@ -65,12 +70,14 @@ def _seen(start_s: Floats, tenant: Lengths) -> Seen:
     order = np.argsort(tenant, kind="stable")
     arrival_s, tenant = start_s[order], tenant[order]
     same = np.diff(tenant) == 0
-    _, of, count = np.unique(tenant[1:][same], return_inverse=True, return_counts=True)
+    those, of, count = np.unique(tenant[1:][same], return_inverse=True, return_counts=True)
     end_s, length_s = arrival_s[1:][same], np.diff(arrival_s)[same]
     unseen = length_s <= 0
     ticks_s = length_s[~unseen]
     length_s[unseen] = ticks_s.min() / 2 if len(ticks_s) else SHORTEST_S
-    return Seen(arrival_s=start_s, end_s=end_s, length_s=length_s, unseen=unseen, of=of, count=count)
+    return Seen(
+        arrival_s=start_s, end_s=end_s, length_s=length_s, unseen=unseen, of=of, tenant=those, count=count
+    )
 
 
 def _with_windows(seen: Seen, span_s: float, window_s: float) -> Process:
@@ -92,16 +99,16 @@ def _with_windows(seen: Seen, span_s: float, window_s: float) -> Process:
     if 2 * (likelier - likely) > 2 * (len(cvs) - 1) + SURE:
         likely, free = likelier, free + len(cvs) - 1
     else:
-        cvs = np.empty(0)
+        cvs = {}
     likely += float(np.log(faster).sum()) - float(np.dot(seen.count, np.log(means)))
     return Process(laws=laws, curve=curve, curve_s=length_s, aic=2 * free - 2 * likely, cvs=cvs)
 
 
-def _each_tenant(seen: Seen, gaps: Floats, laws: list[Gaps]) -> tuple[Floats, float]:
+def _each_tenant(seen: Seen, gaps: Floats, laws: list[Gaps]) -> tuple[dict[int, float], float]:
     """The variation of the gaps of each tenant that has enough, and how likely Gamma laws of their own make all."""
     enough = np.flatnonzero(seen.count >= FEW_GAPS)
     if len(enough) < FEW_TENANTS or not laws:
-        return np.empty(0), -inf
+        return {}, -inf
     ends = np.cumsum(seen.count)
     parts = [slice(ends[index] - seen.count[index], ends[index]) for index in enough.tolist()]
     each = [gamma_gaps(gaps[part], int(seen.unseen[part].sum())) for part in parts]
@@ -109,7 +116,8 @@ def _each_tenant(seen: Seen, gaps: Floats, laws: list[Gaps]) -> tuple[Floats, fl
     common = gamma_gaps(gaps[listed], int(seen.unseen[listed].sum()))
     likelier = sum(law.log_likelihood for law in each) - common.log_likelihood
     of_all = next(law.log_likelihood for law in laws if law.family == "gamma")
-    return np.array([law.shape**-0.5 for law in each]), of_all + likelier
+    cvs = (law.shape**-0.5 for law in each)
+    return dict(zip(seen.tenant[enough].tolist(), cvs, strict=True)), of_all + likelier
 
 
 def _curve(arrival_s: Floats, span_s: float, window_s: float) -> Floats:

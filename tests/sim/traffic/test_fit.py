@@ -9,7 +9,7 @@ from engine.errors import BadSettings
 from sim.config import typed
 from sim.traffic import AzureWorkload, Trace, TraceWorkload, draw
 from sim.traffic.arrivals import ArrivalSettings, Flash
-from sim.traffic.describe import describe
+from sim.traffic.describe import arrivals, describe
 from sim.traffic.fit import fit, histogram, written
 from sim.traffic.generator import (
     ClassSettings,
@@ -153,6 +153,21 @@ def test_tenants_whose_gaps_differ_have_a_law_each():
     assert found.cv_sigma == pytest.approx(0.6, rel=0.35)
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_gaps_of_each_tenant_are_regenerated_as_bursty_as_they_were(seed):
+    tenants = TenantSettings(split=True, cv_median=1.2, cv_sigma=1.11)
+    trace = generated(seed, tenants=tenants, requests=30_000)
+    found = fit(trace).workload
+    again = draw(found, seed + 10, ["m"])
+    assert len(found.tenants.cvs) > 40
+    for name in ("t0", "t3", "t9"):
+        first, second = (
+            each.arrival_ns[each.tenant_of == each.tenants.index(name)] for each in (trace, again)
+        )
+        assert arrivals(second).gap_cv == pytest.approx(arrivals(first).gap_cv, rel=0.3)
+    assert arrivals(again.arrival_ns).gap_cv == pytest.approx(arrivals(trace.arrival_ns).gap_cv, rel=0.1)
+
+
 def test_tenants_beyond_those_that_are_listed_are_one():
     shares = {f"t{index}": 1.0 for index in range(400)}
     found = fitted(tenants=TenantSettings(shares=shares)).tenants
@@ -177,6 +192,18 @@ def test_sessions_that_the_end_cuts_off_do_not_count_as_short():
     asked = SessionSettings(mean_turns=6.0, think_median_s=20.0, think_sigma=0.5)
     found = fitted(sessions=asked, requests=None, duration_s=300.0, rate=40.0).sessions
     assert found.mean_turns == pytest.approx(6.0, rel=0.06)
+
+
+@pytest.mark.parametrize("wait", [False, True])
+@pytest.mark.parametrize(
+    ("turns", "median_s", "sigma"), [(1.6, 123.0, 1.06), (3.5, 60.0, 1.5), (8.0, 120.0, 1.0)]
+)
+def test_thinking_that_the_end_cuts_off_does_not_count_as_short(turns, median_s, sigma, wait):
+    asked = SessionSettings(mean_turns=turns, think_median_s=median_s, think_sigma=sigma, wait=wait)
+    found = fitted(sessions=asked, requests=None, duration_s=900.0, rate=30.0).sessions
+    assert found.mean_turns == pytest.approx(turns, rel=0.12)
+    assert found.think_median_s == pytest.approx(median_s, rel=0.12)
+    assert found.think_sigma == pytest.approx(sigma, rel=0.08)
 
 
 def test_templates_are_recovered():
@@ -215,7 +242,7 @@ def test_what_is_written_is_read_as_the_same_settings():
 
 def test_names_with_line_breaks_stay_within_their_comments():
     trace = generated(model_zipf=1.0, models=2, requests=500)
-    trace.models = ("a\nrate: 9", "b")
+    trace.models = ("a\nrate: 9", "b\x1b[31m")
     found = fit(trace)
     again = typed(GeneratedWorkload, yaml.safe_load(written(found, "x\nkind: none")), "workload")
     assert again == found.workload
@@ -362,9 +389,10 @@ def test_the_published_blocks_are_regenerated_with_their_sessions_and_hits(seed)
     for column in ("input", "output"):
         one, other = getattr(original, column), getattr(again, column)
         assert (other.mean, other.p50, other.p90) == pytest.approx((one.mean, one.p50, one.p90), rel=0.1)
-    # as was published of them: 1.63 turns, thinking of 123 s / 1.06, a fifth of the gaps above five minutes
+    # as was published of them: 1.63 turns, gaps of 123 s, a fifth of these above five minutes
     assert found.sessions.mean_turns == pytest.approx(1.63, rel=0.1)
-    assert found.sessions.think_median_s == pytest.approx(123, rel=0.15)
+    assert original.sessions.gaps_s.p50 == pytest.approx(123, rel=0.1)
+    assert again.sessions.gaps_s.mean == pytest.approx(original.sessions.gaps_s.mean, rel=0.1)
     assert original.sessions.late == pytest.approx(0.21, abs=0.02)
 
 

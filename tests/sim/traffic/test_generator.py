@@ -91,6 +91,14 @@ def test_tenants_have_their_shares():
     assert np.bincount(named.tenant_of)[0] / len(named) == pytest.approx(0.75, abs=0.03)
 
 
+def test_the_gaps_of_a_tenant_may_have_a_variation_of_their_own():
+    tenants = TenantSettings(shares={"acme": 1.0, "other": 1.0}, cvs={"acme": 4.0})
+    trace = made(requests=30_000, tenants=tenants)
+    acme, other = (np.diff(trace.arrival_ns[trace.tenant_of == tenant]) for tenant in (0, 1))
+    assert acme.std() / acme.mean() == pytest.approx(4.0, rel=0.15)
+    assert other.std() / other.mean() == pytest.approx(1.0, rel=0.05)
+
+
 def test_templates_are_shared_by_the_sessions_that_have_one():
     trace = made(prefixes=PrefixSettings(count=3, share=0.5, tokens=LengthSettings(law="fixed", tokens=128)))
     assert (trace.prefix >= 0).mean() == pytest.approx(0.5, abs=0.03)
@@ -140,6 +148,14 @@ def test_a_run_may_be_as_long_as_a_time():
         ({"prompt": LengthSettings(law="cats")}, "workload.prompt.law is 'cats'"),
         ({"prompt": LengthSettings(law="fixed")}, "workload.prompt.tokens is None"),
         ({"tenants": TenantSettings(split=True, shares={"a": 1.0})}, "null, since split is on"),
+        (
+            {"tenants": TenantSettings(split=True, cvs={"acme": 1.0})},
+            "tenants.cvs is 'acme', but must be the name of",
+        ),
+        (
+            {"tenants": TenantSettings(split=True, cvs={"t1": 0.0})},
+            "tenants.cvs.t1 is 0.0, but must be above 0",
+        ),
         ({"classes": [ClassSettings(name="x", share=0.0)]}, "with a share above zero"),
         ({"models": 0}, "workload.models is 0"),
         ({"model_weights": [1.0]}, "model_weights is .*, but must be empty, since model_zipf is null"),
