@@ -225,7 +225,10 @@ def _loaded(path: Path) -> dict[str, Any]:
 def _changed(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The settings with those of the command line. Raises BadSettings."""
     changes = _dotted([line.removeprefix("workload.") for line in overrides])
-    return _plain(OmegaConf.merge(OmegaConf.create(values), changes))
+    try:
+        return _plain(OmegaConf.merge(OmegaConf.create(values), changes))
+    except OmegaConfBaseException as error:  # a list in the place of a group
+        raise BadSettings(f"{', '.join(overrides)} cannot be set: {str(error).splitlines()[0]}") from error
 
 
 def _plain(values: Any) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def test_a_file_is_described(sample, capsys):
     assert "index of dispersion, 10 / 60 s" in said
 
 
-@pytest.mark.parametrize("name", ["mix_b", "flash"])
+@pytest.mark.parametrize("name", ["mix_b", "flash", "short", "favourite", "mix_b_brief"])
 def test_a_workload_is_described_with_its_settings_changed(name, capsys):
     assert main(["describe", f"workload={name}", "workload.requests=300", "block_tokens=16"]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -105,6 +105,9 @@ def test_what_cannot_be_is_refused_in_one_sentence(sample, capsys):
     assert "workload.rat" in refused(capsys, "describe", "workload=mix_b", "workload.rat=1")
     assert "workload.rate is -1" in refused(capsys, "describe", "workload=mix_b", "workload.rate=-1")
     assert "workload.path has no value" in refused(capsys, "describe", "workload=azure")
+    assert "workload.output=[1] cannot be set" in refused(
+        capsys, "describe", "workload=closed", "workload.output=[1]"
+    )
     assert "block_tokens is 0" in refused(capsys, "describe", str(sample), "block_tokens=0")
     assert "window_s is" in refused(capsys, "fit", str(sample), "window_s=-5")
 
