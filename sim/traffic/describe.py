@@ -314,7 +314,7 @@ def _slope(shares: Floats) -> float | None:
         return None
     rank, share = np.log(np.arange(1, len(shares) + 1)), np.log(shares)
     rank -= rank.mean()
-    return 0.0 - float(np.dot(rank, share) / np.dot(rank, rank))  # of equal shares 0, not -0
+    return 0.0 - round(float(np.dot(rank, share) / np.dot(rank, rank)), 12)  # of equal shares 0, not -1e-16
 
 
 def _arrival_rows(found: Arrivals) -> list[tuple[str, str]]:

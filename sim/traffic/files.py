@@ -194,7 +194,7 @@ def _cut(settings: TraceWorkload, table: Table, listed: npt.NDArray[np.bool_]) -
     """The rows that are wanted in the order of their arrival, and when they arrive after the first of them."""
     arrival_ns = np.frombuffer(table.arrival_ns, np.int64)
     order = np.argsort(arrival_ns, kind="stable")
-    arrival_ns = arrival_ns[order] - arrival_ns.min()
+    arrival_ns = arrival_ns[order] - min(int(arrival_ns.min()), table.first_ns)
     first = int(np.searchsorted(arrival_ns, settings.from_s * NS_PER_S))
     last = len(arrival_ns)
     if settings.until_s is not None:

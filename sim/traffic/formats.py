@@ -38,7 +38,7 @@ from sim.traffic.fields import (
     whole,
 )
 from sim.traffic.lines import lines
-from sim.traffic.trace import MAX_TOKENS, BadTrace, Lengths
+from sim.traffic.trace import LONGEST_NS, MAX_TOKENS, BadTrace, Lengths
 
 CANONICAL = ("timestamp_s", "model", "tenant", "input_tokens", "output_tokens")
 BURSTGPT = ("Timestamp", "Model", "Request tokens", "Response tokens")
@@ -81,12 +81,14 @@ class Table:
     delayed: int = 0  # rows whose time is told by the row before them in their session
     dropped_rows: int = 0
     failed_rows: int = 0
+    first_ns: int = LONGEST_NS  # of the rows that were dropped
 
     def add(self, row: Row) -> None:
         """One more row; one without prompt or output tokens is only counted: nobody can serve it."""
         arrival_ns, prompt_tokens, output_tokens, model, tenant, session, blocks = row
         if not prompt_tokens or not output_tokens:
             self.dropped_rows += 1
+            self.first_ns = min(self.first_ns, arrival_ns)
             return
         self.arrival_ns.append(arrival_ns)
         self.prompt_tokens.append(prompt_tokens)

@@ -107,6 +107,14 @@ def test_shares_by_zipfs_law_have_its_exponent():
     assert found.zipf == pytest.approx(1.5, abs=0.001)
 
 
+def test_equal_shares_have_the_exponent_zero_and_nothing_near_it():
+    for count in (2, 5, 50):
+        model_of = np.tile(np.arange(count, dtype=np.int32), 7)
+        names = tuple(f"m{index}" for index in range(count))
+        rows = describe(trace(range(7 * count), models=names, model_of=model_of)).rows()
+        assert dict(rows)["models: Zipf exponent"] == "0"
+
+
 def test_sessions_are_told_by_their_turns_and_gaps():
     found = describe(trace([0, 1, 11, 400, 401, 500], session=column(7, 3, 7, 7, 3, 5))).sessions
     assert found.count == 3

@@ -163,6 +163,11 @@ def test_a_trace_is_cut_by_its_own_time(trace):
         trace(rows(100), from_s=500.0)
 
 
+def test_a_row_that_is_dropped_counts_as_the_first(trace):
+    content = CANONICAL + "7,m,t,1,0,,\n" + "".join(f"{at},m,t,{at},1,,\n" for at in (17, 27, 37))
+    assert trace(content, from_s=15.0, until_s=30.0).prompt_tokens.tolist() == [27]
+
+
 def test_a_lower_rate_leaves_requests_out_by_chance(trace):
     found = trace(rows(4_000), rate_scale=0.25)
     assert len(found) == pytest.approx(1_000, abs=4 * np.sqrt(4_000 * 0.25 * 0.75))
