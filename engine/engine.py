@@ -76,6 +76,7 @@ from engine.settings import EngineSettings, LimitSettings, require
 from engine.telemetry import (
     Admitted,
     AttemptLost,
+    Ended,
     Evicted,
     FellBack,
     HealthChanged,
@@ -292,7 +293,7 @@ class Engine:
         self._check(request)
         held = self.lifecycle.hold_at_once(model.key)
         with held if held is not None else await self.lifecycle.hold(model.key, request.deadline_ns):
-            story.end.loaded_ns = now_ns = self.clock.now_ns()
+            now_ns = self._loaded(story.end)
             job = self._read(request, self.fleet.homes[model.key], story, stream)
             self.registry.used(model, now_ns)
             with self._attempts(model.key, job.request, job.request.max_tokens, now_ns) as attempts:
@@ -334,7 +335,7 @@ class Engine:
                 attempts.stay_with(model.key)
                 try:
                     with await self.lifecycle.hold(model.key, request.deadline_ns):
-                        story.end.loaded_ns = now_ns = self.clock.now_ns()
+                        now_ns = self._loaded(story.end)
                         job = self._read(request, self.fleet.homes[model.key], story, stream)
                         self.registry.used(model, now_ns)
                         return await self._serve_on(attempts, job, story)
@@ -496,6 +497,7 @@ class Engine:
         with found or NO_PREFIX as prefix:
             decision = None
             if found is not None and self.cache.mover is not None:
+                end.queued_ns = None  # of an attempt before: somebody may leave while the prefix comes
                 decision = await self.carrier.bring(found, job.home.executor, num_tokens)
                 now_ns = self.clock.now_ns()
             end.queued_ns = now_ns
@@ -817,6 +819,13 @@ class Engine:
 
     def _fell_back(self, request: Request, before: str, after: str, error: EngineError) -> None:
         self.telemetry.emit(FellBack(self.clock.now_ns(), request.id, before, after, error.reason))
+
+    def _loaded(self, end: Ended) -> int:
+        """Its model is in memory, as of now: what one before it let in or tried is not of this one."""
+        end.loaded_ns = now_ns = self.clock.now_ns()
+        if end.admitted_ns is not None:
+            end.admitted_ns = end.tried_ns = end.queued_ns = None
+        return now_ns
 
     def _admitted(self, story: Story, now_ns: int) -> None:
         story.end.admitted_ns = now_ns
