@@ -53,6 +53,8 @@ class Settings:
 
 def script(stage: Stage, s: Settings) -> None:
     check_replica("scenario.first", s.first, stage.engine)
+    preload = stage.engine.settings.models.preload
+    require("models.preload", preload, preload, "true: who answers first is in memory, and the others wait")
     enough = s.alone_requests < len(stage.trace)
     require("scenario.alone_requests", s.alone_requests, enough, f"fewer than {len(stage.trace)} requests")
     opens_s = stage.trace.arrival_s(s.alone_requests / len(stage.trace))

@@ -268,7 +268,8 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
         return f"no setting is called {key!r}"
     name = key.rpartition(".")[2]
     if name in node:
-        has = f", which has {_options(map(str, node[name]))}" if isinstance(node[name], DictConfig) else ""
+        held = _options(map(str, node[name])) if isinstance(node[name], DictConfig) else ""
+        has = f", which has {held}" if held else ""
         return f"{key} is a map{has}: to put another one in its place, write '~{key}' '+{key}={{...}}'"
     return f"no setting is called {key!r}; the settings of {parent} are {_options(map(str, node))}"
 

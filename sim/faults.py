@@ -5,7 +5,7 @@ from typing import ClassVar, Protocol
 
 from engine.clock import to_ns
 from engine.engine import Engine
-from engine.errors import BadSettings
+from engine.settings import require
 from engine.telemetry import Event
 
 LOOK_AGAIN_NS = 1_000_000
@@ -32,7 +32,7 @@ class Fault(Protocol):
 
 @dataclass(slots=True)
 class Crash:
-    """A replica dies, with all that it holds.
+    """A replica dies, with all that it holds; one whose model is not in memory at that moment holds nothing.
 
     With `holding` it waits, up to `patience_s`, for a moment at which it has so many requests in its hands:
     the hardest moment to die at, which a lightly loaded replica would otherwise hardly ever be caught in.
@@ -43,25 +43,30 @@ class Crash:
     patience_s: float = 0.0
 
     async def strike(self, engine: Engine) -> FaultStruck:
-        replica, clock = engine.replicas[self.replica], engine.clock
+        clock = engine.clock
         give_up_ns = clock.now_ns() + to_ns(self.patience_s)
-        while replica.num_in_hand < self.holding and clock.now_ns() < give_up_ns:
+        while (in_hand := num_in_hand(self.replica, engine)) < self.holding and clock.now_ns() < give_up_ns:
             await clock.sleep(LOOK_AGAIN_NS)
-        in_hand = replica.num_in_hand
-        replica.crash()
+        if self.replica in engine.replicas:
+            engine.replicas[self.replica].crash()
         return FaultStruck(clock.now_ns(), "crash", self.replica, in_hand)
 
 
 @dataclass(slots=True)
 class Recover:
-    """A replica comes back, its device empty."""
+    """A replica comes back, its device empty; one whose model is not in memory comes with that, whole."""
 
     replica: str
 
     async def strike(self, engine: Engine) -> FaultStruck:
-        replica = engine.replicas[self.replica]
-        replica.recover()
-        return FaultStruck(engine.clock.now_ns(), "recover", self.replica, replica.num_in_hand)
+        if self.replica in engine.replicas:
+            engine.replicas[self.replica].recover()
+        return FaultStruck(engine.clock.now_ns(), "recover", self.replica, num_in_hand(self.replica, engine))
+
+
+def num_in_hand(replica: str, engine: Engine) -> int:
+    """How many requests that replica holds; none where its model is not in memory."""
+    return engine.replicas[replica].num_in_hand if replica in engine.replicas else 0
 
 
 def crash(replica: str, holding: int = 0, patience_s: float = 0.0) -> Crash:
@@ -75,7 +80,6 @@ def recover(replica: str) -> Recover:
 
 
 def check_replica(key: str, replica: str, engine: Engine) -> None:
-    """Raise BadSettings when the fleet has no such replica."""
-    if replica not in engine.replicas:
-        known = ", ".join(engine.replicas)
-        raise BadSettings(f"{key} is {replica!r}, but must be a replica of the fleet: {known}")
+    """Raise BadSettings when the fleet has no such replica, in memory or not."""
+    known = [name for model in engine.registry.all() for name in engine.fleet.names_of(model.key)]
+    require(key, replica, replica in known, f"a replica of the fleet: {', '.join(known)}")

@@ -107,15 +107,20 @@ def _instant(name: str, pid: int, tid: int, at_ns: int) -> Event:
 def _marks(series: pd.DataFrame, pids: dict[str, int]) -> Iterator[Event]:
     marks = series[series["metric"].isin(list(MARKS))]
     for at_ns, subject, metric in _rows(marks, "at_ns", "subject", "metric"):
-        yield _instant(metric, pids[subject], 0, at_ns) | {"s": "p"}
+        pid, name = _named(metric, subject, pids)
+        yield _instant(name, pid, 0, at_ns) | {"s": "p"}
 
 
 def _counters(series: pd.DataFrame, pids: dict[str, int]) -> Iterator[Event]:
     points = series[series["metric"].isin(COUNTERS)]
     for at_ns, subject, metric, value in _rows(points, "at_ns", "subject", "metric", "value"):
-        pid = pids.get(subject, ENGINE_PID)
-        name = metric if subject in pids else f"{subject} {metric}"
+        pid, name = _named(metric, subject, pids)
         yield {"ph": "C", "name": name, "pid": pid, "ts": at_ns / 1_000, "args": {"value": value}}
+
+
+def _named(metric: str, subject: str, pids: dict[str, int]) -> tuple[int, str]:
+    """In which process a metric stands, and as what: what is of no replica, as the engine's."""
+    return (pids[subject], metric) if subject in pids else (ENGINE_PID, f"{subject} {metric}")
 
 
 def _rows(table: pd.DataFrame, *names: str) -> Iterator[tuple[Any, ...]]:

@@ -11,7 +11,7 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from engine.cache import tables
 from engine.clock import NS_PER_S, stopwatch_ns
@@ -29,6 +29,9 @@ from sim.runs import SCHEMA_VERSION, Run
 from sim.stage import Stage
 from sim.ties import SHUFFLED, shuffle
 from sim.traffic.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from sim.recorder import Words
 
 LIBRARIES = ("modelyard", "simpy", "numpy", "pandas", "hydra-core", "torch")
 
@@ -177,7 +180,7 @@ def _manifest(settings: RunSettings, stage: Stage, wall_ns: int) -> dict[str, An
         "overrides": settings.overrides,
         "executor": settings.engine.executor.name,
         "strategy": settings.engine.routing.strategy,
-        "replicas": list(settings.engine.fleet.replicas),
+        "replicas": _replicas(settings, stage),
         "interrupted": stage.stopped,
         "digest": stage.recorder.digest(),
         "trace": {
@@ -199,6 +202,12 @@ def _manifest(settings: RunSettings, stage: Stage, wall_ns: int) -> dict[str, An
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": {library: _version(library) for library in LIBRARIES},
     }
+
+
+def _replicas(settings: RunSettings, stage: Stage) -> list[str]:
+    """Those of the fleet's settings, and those of models that came into memory besides and served somebody."""
+    served = cast("Words", stage.recorder.columns["replica"]).counts()
+    return list(dict.fromkeys((*settings.engine.fleet.replicas, *served, *stage.engine.replicas)))
 
 
 def _version(library: str) -> str | None:

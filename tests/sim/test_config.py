@@ -142,6 +142,12 @@ BAD = [
         "fleet.replicas is a map, which has a, b, c",
         "'~fleet.replicas' '+fleet.replicas={...}'",
     ),
+    (
+        [*ROOFLINE, "allocation=priority", "allocation.members={x: high}"],
+        UnknownName,
+        "allocation.members is a map: to put",
+        "'+allocation.members={...}'",
+    ),
     ([*ROOFLINE, "foo=1"], UnknownName, "no setting is called 'foo'", "seed"),
     ([*ROOFLINE, "+foo=1"], UnknownName, "no setting is called 'foo'", "seed"),
     ([*ROOFLINE, "workload.foo=1"], UnknownName, "no setting is called 'workload.foo'", "rate"),

@@ -1,5 +1,6 @@
 """The Python face: run, open, load, and the questions that one asks of a run."""
 
+import gzip
 import json
 import threading
 
@@ -94,6 +95,25 @@ def test_shares_need_enough_requests(run):
     assert run.whole.share("a", fewest=91) is None
     assert run.between(None, None).share("a") is None
     assert run.between(None, None).share_error(["a", "b"]) is None
+
+
+def test_replicas_of_models_that_came_when_they_were_asked_for_are_told_too(tmp_path):
+    """Also where one of them falls ill, which is a mark in the trace of the run."""
+    lines = [
+        "executor=roofline",
+        "fleet=three_models",
+        "~fleet.replicas.b",
+        "~fleet.replicas.c",
+        "report=tables",
+    ]
+    lines += ["workload.requests=60", "workload.rate=20", "workload.model_zipf=0", "models.cold_median_s=0.1"]
+    dies = "faults=[{fault: crash, replica: 'model-b@1.0.0', at_s: 2}]"
+    run = sim.run("steady", [*lines, "models.cold_p90_s=0.1", dies, f"report.folder={tmp_path}"])
+    assert sorted(run.replicas) == ["a", "model-b@1.0.0", "model-c@1.0.0"]
+    assert sum(run.summary[f"share_{replica}"] for replica in run.replicas) == pytest.approx(1)
+    assert run.mark_s("crash", "model-b@1.0.0") == 2
+    trace = json.loads(gzip.decompress((run.path / "trace.json.gz").read_bytes()))["traceEvents"]
+    assert {event["pid"] for event in trace if event["name"] == "decode"} == {1, 2, 3}
 
 
 def test_marks_that_never_came_are_none(run):

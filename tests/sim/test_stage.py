@@ -80,6 +80,22 @@ def test_a_crash_does_not_wait_longer_than_its_patience(stage):
     assert crashed_ns == 500_000_000
 
 
+def test_a_fault_finds_nothing_to_take_from_a_model_that_is_not_in_memory():
+    """It is known all the same, and dies like any other once it is there."""
+    stage = make_stage("models.preload=false", "models.cold_median_s=1", "models.cold_p90_s=1")
+    stage.at(0.0, crash("a"), "test")
+    stage.at(0.5, recover("b"), "test")
+    stage.at(0.75, crash("c", holding=1, patience_s=10), "test")
+    stage.play()
+    series = stage.recorder.timeseries()
+    stage.close()
+    in_hand = series[series["metric"] == "requests_in_hand"]
+    assert list(in_hand["subject"]) == ["a", "b", "c"]
+    assert list(in_hand["value"]) == [0, 0, in_hand["value"].iloc[-1]]
+    assert in_hand["value"].iloc[-1] >= 1
+    assert (stage.recorder.requests()["attempts"] > 1).any()
+
+
 def test_a_fault_on_a_replica_that_does_not_exist_is_refused(stage):
     with pytest.raises(
         BadSettings, match=r"scenario\.victim is 'z', but must be a replica of the fleet: a, b, c"
@@ -105,6 +121,22 @@ def test_requests_that_are_refused_have_an_end_too():
     assert set(requests["outcome"]) == {"completed", "rejected"}
     assert set(requests.loc[requests["outcome"] == "rejected", "reason"]) == {"over_quota"}
     assert len(requests) == 60
+
+
+def test_who_falls_back_and_is_refused_there_has_no_times_of_the_model_before():
+    """Its replica died under it; the model that it was sent to has used its hour up."""
+    lines = ("fleet=three_models", "routing.fallbacks={model-a: [model-b]}", "workload.rate=200")
+    run = read(
+        [*LINES, *lines, "quotas.limits=[{model: model-b, hourly_requests: 1}]", "quotas.max_wait_s=0"]
+    )
+    stage = Stage(run.engine, draw(run.workload, run.seed, ["model-a"]), 1.0)
+    stage.at(0.0, crash("a", holding=3, patience_s=1), "test")
+    stage.play()
+    stage.close()
+    refused = stage.recorder.requests().query("reason == 'over_quota' and attempts == 1")
+    assert len(refused) >= 2
+    assert (refused["loaded_ns"] > refused["arrival_ns"]).all()
+    assert refused[["admitted_ns", "tried_ns", "queued_ns"]].isna().all(axis=None)
 
 
 def test_little_s_law_holds_to_the_nanosecond(stage):
