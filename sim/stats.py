@@ -17,6 +17,7 @@ from sim.intervals import COVERAGE, Interval, interval, t_quantile, within
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 BATCHES = 20
 TIMES_A_BATCH = 10
@@ -35,22 +36,32 @@ class TooShort(EngineError):
 
 
 def quantile_interval(values: Floats, q: float, coverage: float = COVERAGE) -> tuple[float, float] | None:
-    """Between which two of the values the q-quantile lies; None when there are too few to say.
+    """Between which two of the values, given in the order of time, the q-quantile lies; None when too few say so.
 
-    Distribution-free: the number of independent values below the quantile is binomial (Conover, "Practical
-    Nonparametric Statistics", 3.2), here by its normal approximation, ranks rounded outwards.
+    Distribution-free: the number of values below the quantile is binomial (Conover, "Practical Nonparametric
+    Statistics", 3.2), here by its normal approximation, ranks rounded outwards. Where neighbours are alike its
+    variance is as many times that as their autocorrelation time: that of the values, or that of being below the
+    quantile, whichever is longer. O(n log n).
     """
-    count = len(values)
-    middle, deviation = count * q, sqrt(count * q * (1 - q))
-    reach = NormalDist().inv_cdf((1 + coverage) / 2) * deviation
-    low, high = floor(middle - reach), ceil(middle + reach) + 1
-    if low < 1 or high > count:
+    if _ranks(len(values), q, coverage, 1.0) is None:
         return None
-    ends = np.partition(values, (low - 1, high - 1))[[low - 1, high - 1]]
-    return float(ends[0]), float(ends[1])
+    below = values <= np.quantile(values, q)
+    time = max(autocorrelation_time(values), autocorrelation_time(below))
+    ranks = _ranks(len(values), q, coverage, time)
+    if ranks is None:
+        return None
+    low, high = np.partition(values, ranks)[list(ranks)]
+    return float(low), float(high)
 
 
-def autocorrelation_time(values: Floats) -> float:
+def _ranks(count: int, q: float, coverage: float, time: float) -> tuple[int, int] | None:
+    """The places in order of the ends of a quantile's interval; None where there are no such values."""
+    reach = NormalDist().inv_cdf((1 + coverage) / 2) * sqrt(time * count * q * (1 - q))
+    low, high = floor(count * q - reach) - 1, ceil(count * q + reach)
+    return (low, high) if low >= 0 and high < count else None
+
+
+def autocorrelation_time(values: Floats | Flags) -> float:
     """How many neighbours say together as much as one independent value; at least 1.
 
     The integrated autocorrelation time with a window of five times itself (Sokal, "Monte Carlo Methods in Statistical

@@ -54,7 +54,8 @@ def latency_cdf(run: Run) -> Figure:
         height=3.6,
     )
     (axes,) = frame.panels
-    latencies = {name.upper(): of(run.whole.completed) for name, of in LATENCIES.items()}
+    done = run.whole.completed.sort_values(["arrival_ns", "request_id"])
+    latencies = {name.upper(): of(done) for name, of in LATENCIES.items()}
     for index, (name, values) in enumerate(latencies.items()):
         if len(values):
             ordered = np.sort(values) * 1e3
