@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from sim.stats import BATCHES, batch_means
 Values = npt.NDArray[np.float64]
 Options = dict[str, Any]
 
+ROUNDS = 10  # of each user in a closed loop, before it has forgotten how it began
 RARE = 1e-6
 """How often somebody may have to wait for a place at a server that all share, and it is still one that all share."""
 SCV = {"exponential": 1.0, "deterministic": 0.0, "uniform": 1 / 3, "erlang2": 0.5}
@@ -50,14 +51,16 @@ def checks(run: Run, s: Settings) -> Iterator[Check]:
 
 @dataclass(frozen=True, slots=True)
 class Theory:
-    """A mean that has a formula: of what, its value, and what a mean of so many says at best, if that is known.
+    """A mean that has a formula: of what, its value, and the standard error that a mean of so many has at least.
 
-    `priority`: of the requests that have it alone.
+    `is_exact`: it has no more, and need not be told from the values, which hang together over more of them than they
+    show. `priority`: of the requests that have it alone.
     """
 
     figure: str
     value: float
-    error_of: Callable[[int], float] | None = None
+    error_of: Callable[[int], float]
+    is_exact: bool = False
     priority: int | None = None
 
 
@@ -92,12 +95,15 @@ def theories_by_class(work: Options, fleet: Options, executor: Options) -> list[
     formula = formulas.get(fleet["discipline"])
     if formula is None or not is_single or not is_poisson or a >= 1 or len(dict.fromkeys(of)) < len(of):
         return []
-    shares = [each["share"] for each in classes]
-    values = formula([a * share / sum(shares) for share in shares], scv_of(executor))
+    mean_s, shares = executor["mean_s"], [each["share"] for each in classes]
+    loads = [a * share / sum(shares) for share in shares]
     figure = "wait" if fleet["discipline"] == "priority" else "sojourn"
+    values = formula(loads, scv_of(executor))
     return [
-        Theory(figure, executor["mean_s"] * value, priority=each)
-        for each, value in zip(of, values, strict=True)
+        Theory(
+            figure, mean_s * value, errors(mean_s * value, queueing.spread_by_class(loads, k)), priority=each
+        )
+        for k, (each, value) in enumerate(zip(of, values, strict=True))
     ]
 
 
@@ -106,8 +112,14 @@ def closed_theory(work: Options, fleet: Options, executor: Options) -> Theory | 
     is_memoryless = executor["law"] == work["think"] == "exponential"
     if not is_memoryless or fleet["max_batch"] != 1 or fleet["queue_capacity"] is not None:
         return None
-    mean_s = executor["mean_s"]
-    return Theory("sojourn", mean_s * queueing.sojourn_closed(work["users"], work["think_s"] / mean_s))
+    mean_s, users = executor["mean_s"], work["users"]
+    think = work["think_s"] / mean_s
+    error_of = errors(mean_s, queueing.spread_closed(users, think))
+    return Theory(
+        "sojourn",
+        mean_s * queueing.sojourn_closed(users, think),
+        lambda count: error_of(count) if count >= ROUNDS * users else inf,  # they all begin with a thought
+    )
 
 
 def open_theory(work: Options, fleet: Options, executor: Options) -> Theory | None:
@@ -117,18 +129,29 @@ def open_theory(work: Options, fleet: Options, executor: Options) -> Theory | No
     found = None
     if fleet["discipline"] == "ps":
         if a < 1 and waiting is None and a**servers < RARE:
-            found = Theory("sojourn", mean_s * queueing.sojourn_shared(a))
+            value = mean_s * queueing.sojourn_shared(a)
+            found = Theory("sojourn", value, errors(mean_s, queueing.spread_of_sharing(a)))
     elif waiting is not None:
         if is_memoryless or waiting == 0:
-            found = Theory("refused", queueing.turned_away(servers, servers + waiting, a))
+            places = servers + waiting
+            spread = queueing.spread_of_refusals(servers, places, a)
+            found = Theory("refused", queueing.turned_away(servers, places, a), errors(1.0, spread))
     elif servers > 1:
         if is_memoryless and a < servers:
-            found = Theory("wait", mean_s * queueing.wait_of_many(servers, a))
+            value = mean_s * queueing.wait_of_many(servers, a)
+            found = Theory("wait", value, errors(mean_s, queueing.spread_of_waits(servers, a)))
     elif a < 1:
         scv = scv_of(executor)
         value = mean_s * queueing.wait_of_one(a, scv)
-        found = Theory("wait", value, lambda count: float(mean_s * asymptotic_error(a, scv, count)))
+        found = Theory(
+            "wait", value, lambda count: float(mean_s * asymptotic_error(a, scv, count)), is_exact=True
+        )
     return found
+
+
+def errors(mean_s: float, spread: float) -> Callable[[int], float]:
+    """The standard error of a mean of so many, by how much it varies in mean service times."""
+    return lambda count: mean_s * sqrt(spread / count)
 
 
 def scv_of(executor: Options) -> float:
@@ -143,13 +166,14 @@ def held_against(known: Theory, values: Values, max_errors: float) -> Check:
     """
     of = "" if known.priority is None else f", priority {known.priority}"
     name, note = f"standard errors from theory{of}", f"theory: mean {known.figure} {known.value:.4g}"
-    error = 0.0
+    error = inf
     if len(values) >= BATCHES:
-        error = cautious_error(values) if known.error_of is None else known.error_of(len(values))
-    if not error or max_errors * error >= known.value:
+        error = known.error_of(len(values))
+        if not known.is_exact:
+            error = max(error, cautious_error(values))
+    if max_errors * error >= known.value:
         return at_most(name, None, max_errors, f"{note}; too few requests to tell")
-    if known.error_of is not None:
-        error = max(error, batch_error(values))
+    error = max(error, batch_error(values))
     mean = float(values.mean())
     return at_most(
         name, abs(mean - known.value) / error, max_errors, f"mean {mean:.4g}; {note}, n={len(values)}"
@@ -189,5 +213,5 @@ def batch_error(values: Values) -> float:
 
 
 def cautious_error(values: Values) -> float:
-    """The same where no formula says how far values hang together: batches are as long as they seem to need."""
+    """The same where no formula says all of how far values hang together: batches as long as they seem to need."""
     return (batch_means(values).half_width or 0.0) / t_quantile(BATCHES - 1)

@@ -6,6 +6,8 @@ loop Reiser and Lavenberg, "Mean-value analysis of closed multichain queueing ne
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
+from math import ceil, exp, log
 
 NOTHING = 1e-15
 
@@ -38,11 +40,35 @@ def sojourn_shared(a: float) -> float:
 
 def states(servers: int, places: int, a: float) -> list[float]:
     """How likely each number from 0 to `places` is in M/M/c/K; K counts those who are served too."""
-    weights = [1.0]
-    for count in range(1, places + 1):
-        weights.append(weights[-1] * a / min(count, servers))
+    return chances(*rates(servers, places, a))
+
+
+def rates(servers: int, places: int, a: float) -> tuple[list[float], list[float]]:
+    """The rates at which the number in M/M/c/K grows by one, from 0 on, and falls, from 1 on."""
+    return [a] * places, [float(min(count, servers)) for count in range(1, places + 1)]
+
+
+def chances(births: Sequence[float], deaths: Sequence[float]) -> list[float]:
+    """How likely each number is, from 0 on, by the rates at which it grows by one, and falls back from there."""
+    logs = [0.0, *accumulate(log(up / down) for up, down in zip(births, deaths, strict=True))]
+    most = max(logs)  # products of many rates would not be floats
+    weights = [exp(each - most) for each in logs]
     total = sum(weights)
     return [weight / total for weight in weights]
+
+
+def long_run_variance(births: Sequence[float], deaths: Sequence[float], values: Sequence[float]) -> float:
+    """How much the mean over a time of what a birth-and-death process is worth varies, times that time.
+
+    `values` are those of each number, rates as in `chances`. (Burman, "A functional central limit theorem for
+    birth-death processes", 1980; Whitt, "Asymptotic formulas for Markov processes with applications to simulation",
+    Operations Research 40(2), 1992.)
+    """
+    known = chances(births, deaths)
+    mean = sum(chance * value for chance, value in zip(known, values, strict=True))
+    upto = accumulate(chance * (value - mean) for chance, value in zip(known, values, strict=True))
+    flows = [chance * birth for chance, birth in zip(known, births, strict=False)]
+    return 2 * sum(part**2 / flow for part, flow in zip(upto, flows, strict=False) if flow > NOTHING)
 
 
 def turned_away(servers: int, places: int, a: float) -> float:
@@ -56,9 +82,9 @@ def turned_away(servers: int, places: int, a: float) -> float:
 
 def sojourn_bounded(servers: int, places: int, a: float) -> float:
     """The mean time of those who find a place in M/M/c/K."""
-    chances = states(servers, places, a)
-    inside = sum(count * chance for count, chance in enumerate(chances))
-    return inside / (a * (1 - chances[-1]))
+    known = states(servers, places, a)
+    inside = sum(count * chance for count, chance in enumerate(known))
+    return inside / (a * (1 - known[-1]))
 
 
 def waits_by_class(loads: Sequence[float], scv: float = 1.0) -> list[float]:
@@ -103,3 +129,40 @@ def sojourn_of_choices(choices: int, load: float) -> float:
     while (term := load ** ((power * choices - choices) / (choices - 1))) > NOTHING:
         total, power = total + term, power * choices
     return total
+
+
+def spread_of_waits(servers: int, a: float) -> float:
+    """How much the mean of n waits in M/M/c varies, times n."""
+    places = servers + ceil(log(NOTHING) / log(a / servers))
+    waiting = [max(0, count - servers) for count in range(places + 1)]
+    return long_run_variance(*rates(servers, places, a), waiting) / a
+
+
+def spread_of_sharing(a: float) -> float:
+    """The same of times with processor sharing, where service is exponential."""
+    places = ceil(log(NOTHING) / log(a))
+    return long_run_variance(*rates(1, places, a), range(places + 1)) / a
+
+
+def spread_of_refusals(servers: int, places: int, a: float) -> float:
+    """The same of whether there was no place in M/M/c/K: by how long it is full, and by who comes meanwhile."""
+    is_full = [0] * places + [1]
+    return a * long_run_variance(*rates(servers, places, a), is_full) + turned_away(servers, places, a)
+
+
+def spread_by_class(loads: Sequence[float], place: int) -> float:
+    """About the same of waits, or times, of one class in means of their own: exponential for those who have to wait.
+
+    They hang together as the waits of M/M/1 do, of which only those of this class and of the ones before it count.
+    """
+    upto = sum(loads[: place + 1])
+    alike = (2 + 5 * upto - 4 * upto**2 + upto**3) / ((2 - upto) * (1 - upto) ** 2)
+    return (2 / sum(loads) - 1) * max(1.0, alike * loads[place] / upto)
+
+
+def spread_closed(users: int, think: float) -> float:
+    """The same of times at one server of users who think in between."""
+    births = [(users - count) / think for count in range(users)]
+    known = chances(births, [1.0] * users)
+    rate = 1 - known[0]
+    return long_run_variance(births, [1.0] * users, range(users + 1)) / rate

@@ -7,7 +7,9 @@ import sim
 from engine.errors import BadSettings
 from engine.execution import Scheduler
 from engine.execution.law import LawExecutor
-from scenarios.queue import asymptotic_error, batch_error
+from scenarios.queue import asymptotic_error, batch_error, held_against, theories
+from sim import queueing
+from sim.config import read
 
 LINES = ["workload.requests=3000", "report=tables"]
 SPARSE = ("workload.rate=0.001", "report.sample_every_s=10000")
@@ -135,6 +137,49 @@ def test_several_servers_are_not_held_against_a_formula_that_is_not_theirs(tmp_p
 )
 def test_what_has_no_formula_is_not_held_against_one(tmp_path, lines):
     assert FORMULA not in verdicts(play(tmp_path, "workload.requests=200", *lines))
+
+
+def known(*lines):
+    """What theory says of the first of a system's means."""
+    return theories(read(["scenario=queue", *lines]).config, 1)[0]
+
+
+def test_one_short_wait_where_hardly_anybody_waits_says_nothing():
+    """Batches see no more than that wait: by them it is a long way from theory."""
+    values = np.zeros(7_200)
+    values[3_000] = 1e-5
+    check = held_against(known("fleet.max_batch=7", "workload.rate=1.4"), values, 4.0)
+    assert check.verdict == "inconclusive"
+    assert "too few requests to tell" in check.note
+
+
+@pytest.mark.parametrize(
+    ("lines", "count"),
+    [
+        (("fleet.max_batch=2", "workload.rate=1.4"), 360),
+        (("workload=closed", "workload.users=15", "workload.think_s=3"), 39),
+        (("workload=classes", "workload.rate=0.8", "fleet.discipline=preemptive"), 86),
+    ],
+)
+def test_a_short_run_that_looks_calm_is_not_told_from_theory(lines, count):
+    assert held_against(known(*lines), np.tile([0.1, 0.2], count // 2), 4.0).verdict == "inconclusive"
+
+
+def test_errors_are_those_of_means_of_independent_runs():
+    """Of M/M/1, where its own formula knows: the number inside, and waits by the same way as those of M/M/c."""
+    for load in (0.3, 0.7):
+        births, deaths = queueing.rates(1, 300, load)
+        spread = queueing.long_run_variance(births, deaths, range(301))
+        assert spread == pytest.approx(2 * load * (1 + load) / (1 - load) ** 4)
+        exact = asymptotic_error(load, 1.0, 1) ** 2
+        assert exact < queueing.spread_of_waits(1, load) < 1.2 * exact
+        assert exact < queueing.spread_of_sharing(load) < 3 * exact
+    assert queueing.spread_by_class([0.2, 0.5], 1) > queueing.spread_by_class([0.2, 0.5], 0)
+
+
+def test_a_line_of_any_length_has_chances():
+    assert sum(queueing.states(2, 100_000, 3.0)) == pytest.approx(1)
+    assert queueing.states(1, 10, 1.2)[-1] == pytest.approx(0.192586, abs=1e-6)
 
 
 def test_the_asymptotic_errors_are_those_of_the_table():
