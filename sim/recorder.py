@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from itertools import chain
 from struct import pack
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from sim.faults import FaultStruck
 from sim.points import Name
 
 WIDTHS = "bhiq"  # types of columns of integers, from one byte to eight
-MISSING = -1  # no time and no count of ours is negative
+MISSING = -1  # no time and no count of ours is negative; a priority may be, and is never missing
 FLUSH_ROWS = 4_096
 """Rows that are kept as they came before they go to their columns together: cheaper than one at a time."""
 
@@ -74,6 +74,10 @@ class Numbers:
         """Nullable integers: what did not happen has no time."""
         values = self.values()
         return pd.Series(pd.arrays.IntegerArray(values, values == MISSING))
+
+    def whole(self) -> "pd.Series[Any]":
+        """The same where each row has its number, which may be below 0."""
+        return pd.Series(self.values(), dtype="Int64")
 
     def digest(self, order: npt.NDArray[np.intp]) -> bytes:
         return sha256(self.values()[order].astype("<i8").tobytes()).digest()
@@ -359,7 +363,9 @@ class Recorder:
 
     def requests(self) -> pd.DataFrame:
         """One row a request that has ended, in the order of the ends."""
-        return pd.DataFrame({name: column.series() for name, column in self.columns.items()})
+        priority = cast("Numbers", self.columns["priority"]).whole()
+        known = {name: column.series() for name, column in self.columns.items()}
+        return pd.DataFrame({**known, "priority": priority})
 
     def decisions(self) -> pd.DataFrame:
         """One row a choice of the router."""

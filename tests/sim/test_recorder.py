@@ -51,6 +51,12 @@ def test_what_did_not_happen_is_missing_and_not_zero():
     assert str(table["arrival_ns"].dtype) == "Int64"
 
 
+def test_a_priority_below_zero_is_one_like_any_other():
+    table = recorded(ended(1, priority=-1), ended(2), ended(3, priority=7)).requests()
+    assert table["priority"].tolist() == [-1, 0, 7]
+    assert list(table.columns).index("priority") == 7
+
+
 def test_digest_depends_on_the_rows_and_not_on_the_order_of_their_ends():
     one, two = ended(1, replica="a"), ended(2, replica="b")
     assert recorded(one, two).digest() == recorded(two, one).digest()
