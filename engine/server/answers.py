@@ -284,21 +284,24 @@ def _entry(text: "Text", token: int, logprob: float) -> dict[str, Any]:
     return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
 
 
-def text_logprobs(text: "Text", stream: Stream, begin: int, end: int, offset: int) -> dict[str, Any]:
-    """What a completion is told of them; `offset`: characters of the answer before the first of them."""
-    pairs = list(_pairs(stream, begin, end))
-    tokens = [text.tokenizer.token_text(token) for token, _ in pairs]
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token)
+def text_logprobs(text: "Text", stream: Stream, begin: int, end: int, offsets: list[int]) -> dict[str, Any]:
+    """What a completion is told of them; `offsets`: characters of the answer before each of them."""
+    pairs = _pairs(stream, begin, end)
     name = text.tokenizer.token_text
     return {
-        "tokens": tokens,
+        "tokens": [name(token) for token, _ in pairs],
         "token_logprobs": [logprobs.chosen for _, logprobs in pairs],
-        "top_logprobs": [{name(token): chance for token, chance in each.top} for _, each in pairs],
+        "top_logprobs": [_by_text(text, each.top) for _, each in pairs],
         "text_offset": offsets,
     }
+
+
+def _by_text(text: "Text", top: Iterable[tuple[int, float]]) -> dict[str, float]:
+    """Of tokens that read alike, as pieces of characters do, the likelier one."""
+    found: dict[str, float] = {}
+    for token, chance in top:
+        found.setdefault(text.tokenizer.token_text(token), chance)
+    return found
 
 
 def _pairs(stream: Stream, begin: int, end: int) -> list[tuple[int, Logprobs]]:

@@ -26,7 +26,7 @@ from engine.server.answers import (
 )
 from engine.server.prompts import Prompt
 from engine.server.tools import Reading, whole
-from engine.text import Said
+from engine.text import Said, Text, TextStream
 
 
 class Choice:
@@ -38,6 +38,9 @@ class Choice:
     _told_tokens = 0
     _told_characters = 0
     _reading: Reading | None = None
+    _shown: TextStream | None = (
+        None  # what its tokens read like, where somebody wants to know each one's place
+    )
     _is_open = False
     _is_closed = False
 
@@ -78,8 +81,8 @@ class Choice:
             )
         if self.completion is not None and not self._is_closed:
             self._is_closed = True
-            if self._reading is not None:
-                told += b"".join(self._said(self._reading.finish(), writer, None))
+            said = [] if self._reading is None else self._reading.finish()
+            told += b"".join(self._said(said, writer, self._logprobs_left(writer)))
             told += writer.finish(self.index, self.finish_reason)
         return told
 
@@ -93,8 +96,11 @@ class Choice:
             else:
                 events.append(writer.piece(self.index, piece, logprobs))
             logprobs = None
-            self._told_characters += len(piece)
         return b"".join(events)
+
+    def _logprobs_left(self, writer: Writer) -> dict[str, Any] | None:
+        """Those of tokens at the end that have no text."""
+        return self.logprobs(writer) if self._told_tokens < len(self.stream.logprobs) else None
 
     @property
     def reading(self) -> Reading | None:
@@ -134,7 +140,17 @@ class Choice:
         self._told_tokens = end
         if of_chat and not isinstance(writer, TextWriter):
             return chat_logprobs(text, self.stream, begin, end)
-        return text_logprobs(text, self.stream, begin, end, self._told_characters)
+        return text_logprobs(text, self.stream, begin, end, self._places(text, begin, end))
+
+    def _places(self, text: Text, begin: int, end: int) -> list[int]:
+        """Where in the answer these tokens begin. One may be a part of a character only, or have no text."""
+        if self._shown is None:
+            self._shown = text.stream(after=self.request.prompt_tokens[-1:].tolist())
+        places = []
+        for token in self.stream.tokens[begin:end]:
+            places.append(self._told_characters)
+            self._told_characters += len(self._shown.push(token)[0])
+        return places
 
 
 class Out(Protocol):

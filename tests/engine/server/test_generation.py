@@ -1,12 +1,17 @@
-"""When a stream's news is told: at once, or with what comes within two milliseconds."""
+"""What a stream is told of its tokens, and when: at once, or with what comes within two milliseconds."""
 
 import asyncio
+import json
 from functools import partial
 
 import pytest
 
+from engine.request import Completion, Logprobs, Request, Sampling, Usage
 from engine.server import generation
-from engine.server.generation import PACE_S, Pacer, Wake
+from engine.server.answers import ChatWriter, Head, TextWriter
+from engine.server.generation import PACE_S, TICK_S, Choice, Pacer, Wake
+from engine.server.prompts import text_prompt
+from engine.text.letters import letters
 
 
 def played(play, tell_at_once=lambda: False):
@@ -47,7 +52,7 @@ def test_what_comes_soon_after_is_told_later_and_once(before):
         return waited_s, is_waiting
 
     waited_s, is_waiting = played(play)
-    assert waited_s > 0.9 * PACE_S
+    assert waited_s > PACE_S - TICK_S
     assert is_waiting
 
 
@@ -170,3 +175,53 @@ def test_a_defect_in_telling_is_raised_where_somebody_waits():
             await wake.wait()
 
     played(play, lambda: 1 / 0)
+
+
+def answering(of_chat):
+    """A choice, and what takes a token more of it and gives the logprobs that are told then; None: it is over."""
+    text, writer = (
+        letters(512),
+        (ChatWriter if of_chat else TextWriter)(Head("a", "b", 0, "c", tells_usage=False)),
+    )
+    prompt = text_prompt("x", is_open=False, most_tokens=None)
+    tokens = prompt.tokens(text)
+    choice = Choice(0, prompt, Request(0, "c", tokens, 9, 0, sampling=Sampling(logprobs=1)))
+    read = text.stream(after=tokens[-1:].tolist())
+
+    def push(token):
+        if token is None:
+            choice.stream.write(read.flush())
+            usage = Usage(1, choice.stream.num_tokens, 0)
+            choice.completion = Completion(0, "c", "r", 1, choice.stream, usage, 0)
+        else:
+            choice.stream.push(token, 0, Logprobs(-0.5, [(token, -0.5), (0xFF, -9.0)]))
+            choice.stream.write(read.push(token)[0])
+        events = [json.loads(line[6:]) for line in choice.news(writer).decode().splitlines() if line]
+        return [each["choices"][0]["logprobs"] for each in events if each["choices"][0]["logprobs"]]
+
+    return choice, push
+
+
+SAID = "a\u00e9\U0001f642b".encode()
+NO_TEXT = 99_999
+
+
+def test_tokens_without_text_at_the_end_of_a_stream_are_told_too():
+    choice, push = answering(of_chat=True)
+    told = [each for token in (*SAID, NO_TEXT, NO_TEXT, None) for each in push(token)]
+    assert [one["bytes"] for each in told for one in each["content"]] == [*([byte] for byte in SAID), [], []]
+    assert push(None) == []
+    assert choice.text.encode() == SAID
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["whole", "token by token"])
+def test_the_place_of_a_piece_of_a_character_is_that_of_the_character(at_once):
+    choice, push = answering(of_chat=False)
+    told = [each for token in (*SAID, None) for each in push(token)]
+    if at_once:
+        whole, _ = answering(of_chat=False)
+        whole.stream = choice.stream
+        told = [whole.logprobs(of_chat=False)]
+    assert [place for each in told for place in each["text_offset"]] == [0, 1, 1, 2, 2, 2, 2, 3]
+    halves = [top for each in told for top in each["top_logprobs"]][1]
+    assert halves == {"\ufffd": -0.5}, "of what reads alike the likelier one"
