@@ -137,7 +137,6 @@ class Engine:
         self.registry = Registry(Store(Path(remembered)) if remembered is not None else None)
         self.quotas = Quotas(settings.quotas, clock, self._quota_changed, epoch_ns=clock.epoch_ns)
         self._lines_end = settings.fleet.queue_capacity is not None
-        self._modes_cut = any(mode.max_output_tokens is not None for mode in settings.quotas.modes.values())
         self.cache = PrefixCache(
             replace(settings.cache, limits=[*settings.cache.limits, *held_bytes(settings)])
         )
@@ -397,7 +396,7 @@ class Engine:
         """The request as that model reads it: in its words, and no longer than its mode lets it be."""
         if request.wording is not None:
             request = self._worded(request.wording, request, home, story)
-        if self._modes_cut:
+        if self.quotas.modes_cut:
             request = self._cut(request, home.model.key)
         job = self._job(request, home, stream)
         if request.prefix_keys and job.chain is not None and request.wording is None:
@@ -725,7 +724,7 @@ class Engine:
         """Settle what was used, however it ended: prompt and output where something was computed, else nothing."""
         end, num_tokens = story.end, job.stream.num_tokens
         if num_tokens or end.started_ns is not None:
-            cost = self.settings.quotas.cached_token_cost
+            cost = self.quotas.settings.cached_token_cost
             cached = round((1 - cost) * end.cached_tokens) if cost != 1 else 0
             grant.settle(job.request.num_prompt_tokens - cached + num_tokens)
 

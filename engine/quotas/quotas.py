@@ -93,6 +93,7 @@ class Quotas:
 
     Reserved is what a request can use at most, when it is admitted; so requests that run side by side never pass a
     limit together. `epoch_ns`: nanoseconds from 1970 (UTC) to the clock's zero, so that everybody has the same hours.
+    `modes_cut`: some mode shortens answers, so whoever serves has to ask.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Quotas:
     ) -> None:
         """Raises BadSettings for a state file that cannot be used."""
         self.settings = settings
+        self.modes_cut = _cut(settings)
         self._clock = clock
         self._observer = observer
         self._epoch_ns = epoch_ns
@@ -312,6 +314,7 @@ class Quotas:
     def update(self, settings: QuotaSettings) -> None:
         """Other limits from now on. What is spent stays spent, and those who wait are looked at again."""
         self.settings = settings
+        self.modes_cut = _cut(settings)
         now_ns = self._now_ns()
         self._ledgers.clear()
         for name, book in self._models.items():
@@ -347,7 +350,8 @@ class Quotas:
                 used = window.used(total.spent)
                 found[f"x-ratelimit-limit-{what}"] = str(window.limit)
                 found[f"x-ratelimit-remaining-{what}"] = str(max(0, window.limit - used))
-                found[f"x-ratelimit-reset-{what}"] = duration(window.end_ns - now_ns)
+                whole_ns = window.free_ns(window.limit, total.spent) if used else window.end_ns
+                found[f"x-ratelimit-reset-{what}"] = duration(whole_ns - now_ns)
         return found
 
     def verdict(self, request: Request, model: str, now_ns: int) -> str:
@@ -890,6 +894,11 @@ def duration(time_ns: int) -> str:
     if hours:
         return f"{hours}h{minutes}m{seconds}s"
     return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
+
+
+def _cut(settings: QuotaSettings) -> bool:
+    """Whether a mode shortens answers."""
+    return any(mode.max_output_tokens is not None for mode in settings.modes.values())
 
 
 def _name(model: str) -> str:

@@ -17,9 +17,10 @@ from engine.errors import BadRequest, BadSettings, EngineError, NotFound
 from engine.request import Request
 from engine.server.answers import encode
 from engine.server.audit import AuditLog
-from engine.server.bodies import parsed, refused, shown
+from engine.server.bodies import must, parsed, refused, shown
 from engine.server.prompts import Prompt
 from engine.server.settings import ServerSettings
+from engine.server.typed import typed
 from engine.settings import AllowanceSettings, ModeSettings, QuotaSettings
 
 B = TypeVar("B")
@@ -345,6 +346,7 @@ class Admin:
                 "prompt_tokens",
                 f"prompt_tokens is {wanted.prompt_tokens}, but must be from 1 to {MAX_EXPLAINED}",
             )
+        must("max_tokens", wanted.max_tokens, wanted.max_tokens >= 1, "1 or more")
         prompt = Prompt(lambda _: [], 4 * wanted.prompt_tokens, is_open=False).estimate()
         asked = Request(
             -1,
@@ -439,7 +441,7 @@ async def _body(request: HttpRequest) -> bytes:
 def changed_quotas(before: QuotaSettings, sent: dict[str, Any]) -> QuotaSettings:
     """The settings with some fields replaced. Raises BadRequest for one that there is not, or that cannot be.
 
-    `enabled` and `state_file` stay as they are: they decide what is made at the start.
+    `enabled`, `state_file` and what limits say of the cache stay as they are: they decide what is made at the start.
     """
     for name in sent:
         if name not in CHANGEABLE:
@@ -448,10 +450,22 @@ def changed_quotas(before: QuotaSettings, sent: dict[str, Any]) -> QuotaSettings
                 f"{name} cannot be changed while the server runs; what can be is {', '.join(CHANGEABLE)}",
             )
     try:
-        changes = {name: msgspec.convert(value, CHANGEABLE[name]) for name, value in sent.items()}
-        return replace(before, **changes)
-    except (msgspec.ValidationError, BadSettings) as error:
+        changes = {name: typed(CHANGEABLE[name], value, f"quotas.{name}") for name, value in sent.items()}
+        after = replace(before, **changes)
+    except BadSettings as error:
         raise BadRequest(f"the quotas are no good: {error}") from error
+    if _of_cache(before) != _of_cache(after):
+        raise refused(
+            "limits",
+            "ram_gib and ssd_gib of limits cannot be changed while the server runs: the cache is made with them",
+        )
+    return after
+
+
+def _of_cache(settings: QuotaSettings) -> dict[tuple[str | None, str | None], tuple[float | None, ...]]:
+    """What rules say of the cache, by whom they are for."""
+    sizes = {(rule.model, rule.tenant): (rule.ram_gib, rule.ssd_gib) for rule in settings.limits}
+    return {whose: size for whose, size in sizes.items() if any(size)}
 
 
 CHANGEABLE: dict[str, Any] = {

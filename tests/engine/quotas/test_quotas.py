@@ -326,6 +326,14 @@ def test_headers_tell_the_tightest_window_of_requests_and_of_tokens(make, ask):
     assert make().headers("m@1.0.0", "t", 0) == {}
 
 
+def test_headers_of_a_sliding_window_tell_when_the_last_of_its_use_is_over(make, ask):
+    quotas = make({"tenant": "*", "hourly_requests": 2, "sliding": True})
+    for at_s in (60, 1800):
+        ask(quotas, 1, at_s=at_s).settle(1)
+    told = quotas.headers("m@1.0.0", "t", to_ns(1800))
+    assert told["x-ratelimit-reset-requests"] == "1h1m0s"  # the part in which it lies counts to its end
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

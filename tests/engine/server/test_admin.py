@@ -190,6 +190,29 @@ def test_quotas_change_and_what_is_spent_stays_spent(run):
     changed(run, "PUT", "/admin/quotas", {"limits": [{"model": "*", "hourly_tokens": 10**7}]})
 
 
+def test_what_a_cached_token_costs_and_how_much_a_mode_lets_be_said_change_while_it_serves(run):
+    quotas, long = run.server.engine.quotas, [{"role": "user", "content": "kept " * 40}]
+
+    def cost():
+        before = run.call(lambda: quotas._settled_tokens)
+        usage = one(run.server.port, post({**HELLO, "messages": long, "max_tokens": 8})).json["usage"]
+        return run.call(lambda: quotas._settled_tokens) - before, usage
+
+    changed(run, "PUT", "/admin/routing/strategy", {"strategy": "affinity"})
+    cost()
+    shorter = {"cached_token_cost": 0, "modes": {"warning": {"max_output_tokens": 2}}}
+    _, _, was, _ = changed(run, "PUT", "/admin/quotas", shorter)
+    changed(run, "PUT", "/admin/mode", {"mode": "warning"})
+    spent, usage = cost()
+    assert usage["completion_tokens"] == 2
+    assert (cached := usage["prompt_tokens_details"]["cached_tokens"]) > 0
+    assert spent == usage["total_tokens"] - cached
+    changed(run, "PUT", "/admin/mode", {"mode": None})
+    changed(run, "PUT", "/admin/quotas", was)
+    spent, usage = cost()
+    assert spent == usage["total_tokens"] == usage["prompt_tokens"] + 8
+
+
 def test_an_operators_mode_holds_until_it_is_taken_back(run):
     assert changed(run, "PUT", "/admin/mode", {"mode": "emergency", "model": "llama"}) == (
         "mode.set",
@@ -281,12 +304,35 @@ def test_explaining_a_request_changes_nothing(run):
         ("PUT", "/admin/quotas", {"enabled": False}, 400, "enabled cannot be changed while the server runs"),
         ("PUT", "/admin/quotas", {"max_concurrent_requests": 0}, 400, "quotas.max_concurrent_requests is 0"),
         ("PUT", "/admin/quotas", {"limits": [{"hourly_tokens": -1, "model": "a"}]}, 400, "-1"),
+        (
+            "PUT",
+            "/admin/quotas",
+            {"limits": [{"model": "*", "hourly_token": 5}]},
+            400,
+            "quotas.limits[0].hourly_token is no setting; did you mean 'quotas.limits[0].hourly_tokens'?",
+        ),
+        (
+            "PUT",
+            "/admin/quotas",
+            {"limits": [{"model": "*", "hourly_tokens": "5"}]},
+            400,
+            "quotas.limits[0].hourly_tokens is '5', but must be of type int or null",
+        ),
+        ("PUT", "/admin/quotas", {"modes": {"warning": {"att": 1}}}, 400, "did you mean"),
+        (
+            "PUT",
+            "/admin/quotas",
+            {"limits": [{"model": "*", "tenant": "acme", "ram_gib": 1}]},
+            400,
+            "ram_gib and ssd_gib of limits cannot be changed while the server runs",
+        ),
         ("PUT", "/admin/quotas", [], 400, "Expected `object`, got `array`"),
         ("PUT", "/admin/mode", {"mode": "panic"}, 400, "mode is 'panic', but must be one of normal, warning"),
         ("PUT", "/admin/mode", {"mode": "normal", "model": "x"}, 404, "no model is called 'x'"),
         ("PUT", "/admin/mode", {}, 400, "mode is missing"),
         ("POST", "/admin/explain", {"model": "x"}, 404, "no model is called 'x'"),
         ("POST", "/admin/explain", {"model": "llama", "prompt_tokens": 0}, 400, "prompt_tokens is 0"),
+        ("POST", "/admin/explain", {"model": "llama", "max_tokens": 0}, 400, "max_tokens is 0"),
     ],
 )
 def test_what_cannot_be_changed_is_refused_and_the_refusal_is_written_down(
