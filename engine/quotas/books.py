@@ -347,16 +347,20 @@ class Book:
         else:
             self.arrival = max(self.arrival, arrival)
 
-    def never(self, tokens: int) -> str | None:
-        """The limit that so many tokens can never keep; None where there is none."""
-        for window in self.tokens.windows:
-            if tokens > window.limit:
-                return f"{window.kind}_tokens is {window.limit}"
+    def never(self, tokens: int, requests: int = 1) -> str | None:
+        """The limit that so many tokens, of requests that come together, can never keep; None where there is none."""
+        for total, amount in ((self.tokens, tokens), (self.requests, requests)):
+            for window in total.windows:
+                if amount > window.limit:
+                    return f"{window.kind}_{total.name} is {window.limit}"
         if self.gap_token and tokens * self.gap_token > self.slack:
             return f"burst_tokens is {self.slack // self.gap_token}"
+        if self.gap_request and requests * self.gap_request > self.slack:
+            return f"burst_requests is {self.slack // self.gap_request}"
         if self.more is not None and tokens > self.more.depth:
             return f"burst_tokens is {self.more.depth}"
-        return f"concurrent_tokens is {self.max_held_tokens}" if tokens > self.max_held_tokens else None
+        is_held = requests == 1 and tokens > self.max_held_tokens  # of several, one may wait for the other
+        return f"concurrent_tokens is {self.max_held_tokens}" if is_held else None
 
     def blocked(self, tokens: int, now_ns: int) -> tuple[str, int | None]:
         """Which limit is in the way, and until when; None: until somebody leaves. ("", now) where there is none."""

@@ -1,7 +1,7 @@
 """Quotas: reserve, wait, settle, refund. Nobody uses more than is allowed, and nobody pays for what was not used."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -167,6 +167,15 @@ class Quotas:
     async def wait(self, request: Request, model: str, tokens: int) -> Grant:
         """A grant for whom `reserve` has told to wait. Raises OverQuota or DeadlinePassed while it waits."""
         return await self._wait(request, self.ledger(model, request.tenant), tokens)
+
+    def never(self, model: str, tenant: str, tokens: Sequence[int]) -> BadRequest | None:
+        """What to say to requests of so many tokens each that come together, and that nothing will ever let in."""
+        for book in self.ledger(model, tenant).books:
+            never = book.never(sum(tokens), len(tokens))
+            if never is not None:
+                what = f"{len(tokens)} requests of {sum(tokens)} tokens together never fit"
+                return BadRequest(f"{what} {_whose(book)}, whose {never}")
+        return None
 
     @property
     def in_service(self) -> int:

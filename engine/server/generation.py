@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from engine.engine import Engine
-from engine.errors import EngineError
+from engine.errors import EngineError, OverQuota
 from engine.request import Completion, Request, Stream
 from engine.server.answers import (
     DONE,
@@ -189,7 +189,10 @@ class Generation:
         self._writer: Writer | None = None  # once something has come
 
     async def run(self, engine: Engine) -> None:
-        """Let the engine answer all of them. Raises the first EngineError, the others are cancelled then."""
+        """Let the engine answer all of them. Raises the first EngineError, the others are cancelled then.
+
+        Where limits refuse several, the one that is to wait longest: before that not all of them fit.
+        """
         if len(self.choices) == 1:
             (choice,) = self.choices
             choice.completion = await engine.serve(choice.request, choice.stream)
@@ -199,7 +202,7 @@ class Generation:
                 for choice in self.choices:
                     group.create_task(choice.run(engine))
         except BaseExceptionGroup as several:
-            raise several.exceptions[0] from None
+            raise max(several.exceptions, key=_wait_s) from None
 
     async def stream(self, engine: Engine, out: Out, pacer: "Pacer", *, tells_usage: bool) -> None:
         """Send what comes as it comes, until all has come or the client has left.
@@ -282,6 +285,10 @@ class Generation:
     def _writer_for(self, model: str) -> Writer:
         self.head = self.head.by(model)
         return ChatWriter(self.head) if self._is_chat else TextWriter(self.head)
+
+
+def _wait_s(error: BaseException) -> float:
+    return error.retry_after_s if isinstance(error, OverQuota) else 0.0
 
 
 def _error_of(work: "asyncio.Task[None]") -> EngineError | None:

@@ -228,7 +228,15 @@ class Public:
                 if home is not None and prompt.grammar is not None:
                     request = prompt(request, home.text, home.request_tokens)  # it is the model's own
                 made.append(Choice(len(made), prompt, request))
+        if home is not None and len(made) > 1:
+            self._check_together(meant, tenant, [choice.request.max_tokens for choice in made])
         return made
+
+    def _check_together(self, meant: list[str], tenant: str, tokens: list[int]) -> None:
+        """Raise BadRequest for choices that no limit will ever let in together: who comes again comes in vain."""
+        errors = [self._engine.quotas.never(key, tenant, tokens) for key in meant]
+        if errors[0] is not None and all(errors):
+            raise errors[0]
 
     async def _word_aside(self, prompts: list[Prompt], meant: list[str]) -> None:
         """Work out the tokens of long prompts in a thread: others are served meanwhile."""

@@ -326,6 +326,30 @@ def test_headers_tell_the_tightest_window_of_requests_and_of_tokens(make, ask):
     assert make().headers("m@1.0.0", "t", 0) == {}
 
 
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (
+            {"hourly_requests": 2},
+            "3 requests of 60 tokens together never fit tenant 't', whose hourly_requests is 2",
+        ),
+        ({"daily_tokens": 59}, "daily_tokens is 59"),
+        ({"requests_per_s": 1.0, "burst_requests": 2}, "burst_requests is 2"),
+        ({"tokens_per_s": 1.0, "burst_tokens": 40}, "burst_tokens is 40"),
+        (
+            {"requests_per_s": 1.0, "burst_requests": 3, "tokens_per_s": 1.0, "burst_tokens": 59},
+            "burst_tokens is 59",
+        ),
+        ({"concurrent_requests": 1, "concurrent_tokens": 20}, None),
+        ({"hourly_requests": 3, "daily_tokens": 60}, None),
+    ],
+    ids=str,
+)
+def test_what_comes_together_and_never_fits_is_known(make, rule, said):
+    error = make({"tenant": "t", **rule}).never("m@1.0.0", "t", [10, 20, 30])
+    assert error is None if said is None else said in str(error)
+
+
 def test_headers_of_a_sliding_window_tell_when_the_last_of_its_use_is_over(make, ask):
     quotas = make({"tenant": "*", "hourly_requests": 2, "sliding": True})
     for at_s in (60, 1800):

@@ -1,10 +1,12 @@
 """Tenants: neither what one asked, nor where its sessions are, nor what it has left shows to another."""
 
+import time
+
 import pytest
 
 from engine.settings import AllowanceSettings, CacheSettings, QuotaSettings
 from tests.engine.server.conftest import modelled
-from tests.engine.server.raw import bearer, figures, new_key, one, post, quiet
+from tests.engine.server.raw import HELLO, bearer, figures, new_key, one, post, quiet
 
 LONG = {
     "model": "llama",
@@ -150,3 +152,23 @@ def test_tenants_share_what_is_cached_only_where_an_operator_says_so(serving, ke
         found.keys = keys[1]
         assert cached(ask(found, "acme", LONG)) == 0
         assert cached(ask(found, "other", LONG)) > 500
+
+
+def test_several_choices_are_told_to_come_when_all_of_them_fit_or_never(serving, keys):
+    file, key = keys[0], keys[1]["acme"]
+    bursts = QuotaSettings(
+        max_wait_s=0, limits=[AllowanceSettings(tenant="*", requests_per_s=4.0, burst_requests=2)]
+    )
+    with serving(modelled(quotas=bursts), quiet(keys_file=str(file))) as found:
+
+        def asked_for(choices):
+            return one(found.server.port, post({**HELLO, "n": choices}, headers=[bearer(key)]))
+
+        assert asked_for(2).status == 200
+        refused = asked_for(2)
+        assert refused.status == 429
+        time.sleep(int(refused.headers["retry-after-ms"]) / 1_000)
+        assert asked_for(2).status == 200, "half as late there was room for one"
+        never = asked_for(3)
+        assert never.status == 400, "whoever comes again comes in vain"
+        assert "whose burst_requests is 2" in never.error["message"]
