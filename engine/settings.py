@@ -141,6 +141,8 @@ class ModelSettings:
     kv_bytes: float = 2.0  # per number in the KV cache, at full size
 
     def __post_init__(self) -> None:
+        is_name = self.name != "" and self.name.isprintable()  # it stands in headers and labels
+        require("fleet.models.name", self.name, is_name, "a name that can be printed")
         above(f"fleet.models.{self.name}.weight_bytes", self.weight_bytes, 0)
         above(f"fleet.models.{self.name}.kv_bytes", self.kv_bytes, 0)
 
@@ -191,6 +193,8 @@ class FleetSettings:
         )
         known = [model.name for model in self.models]
         for replica, model in self.replicas.items():
+            is_name = replica != "" and replica.isprintable()  # it stands in headers and labels
+            require("fleet.replicas", replica, is_name, "names that can be printed")
             require(f"fleet.replicas.{replica}", model, model in known, f"one of {', '.join(known)}")
 
 

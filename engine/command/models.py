@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from engine.registry import Model, Registry
@@ -46,12 +47,13 @@ def _print(found: Discovery, *, as_json: bool) -> None:
     table.columns[0].no_wrap = True
     for each in found.found:
         if each.checkpoint is not None and each.is_healthy:
-            table.add_row(*_row(Model.from_checkpoint(each.checkpoint)), each.shown)
+            table.add_row(*map(escape, (*_row(Model.from_checkpoint(each.checkpoint)), each.shown)))
     if found.healthy:
         console.print(table)
     for each in found.unhealthy:
-        console.print(f"[red]unhealthy[/red]  {each.shown}: {each.reason}", highlight=False)
-    console.print(f"{len(found.healthy)} models, {len(found.unhealthy)} unhealthy files in {found.folder}")
+        console.print(f"[red]unhealthy[/red]  {escape(f'{each.shown}: {each.reason}')}", highlight=False)
+    counts = f"{len(found.healthy)} models, {len(found.unhealthy)} unhealthy files"
+    console.print(f"{counts} in {escape(str(found.folder))}")
 
 
 def _short(number: float, unit: str) -> str:

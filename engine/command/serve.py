@@ -17,8 +17,9 @@ def prepared(path: Path | None, overrides: Sequence[str], models_folder: Path) -
 
 
 async def run(found: Deployment) -> None:
-    """Serve it. Inside of a running loop."""
-    await serve(Server(found.engine, found.server), say)
+    """Serve it. Inside of a running loop. Raises BadSettings for what shows only now."""
+    with found.placed():
+        await serve(Server(found.engine, found.server), say)
 
 
 def say(line: str) -> None:

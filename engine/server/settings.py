@@ -3,9 +3,11 @@
 Sessions, experiments, cache, quotas and health are the engine's, and stand in engine/settings.py.
 """
 
+import re
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from engine.settings import above, at_least, require
 
@@ -142,8 +144,15 @@ class TraceSettings:
 
     def __post_init__(self) -> None:
         at = self.endpoint
-        is_url = at is None or at.startswith(("http://", "https://"))
-        require("server.traces.endpoint", at, is_url, "http://... or https://..., or null")
+        require(
+            "server.traces.endpoint",
+            at,
+            at is None or _is_url(at),
+            "http://HOST... or https://HOST..., or null",
+        )
+        for name, value in self.headers.items():
+            is_header = TOKEN.fullmatch(name) is not None and value.isascii() and value.isprintable()
+            require(f"server.traces.headers.{name}", value, is_header, "a header's name, and text in ASCII")
         require("server.traces.file", self.file, self.file != "", "the path of a file, or null")
         require("server.traces.sample", self.sample, 0 <= self.sample <= 1, "from 0 to 1")
         require("server.traces.service_name", self.service_name, self.service_name != "", "a name")
@@ -254,6 +263,25 @@ class ServerSettings:
         require("server.host", self.host, is_loopback(self.host), allowed)
         if self.admin_port is not None:
             require("server.admin_host", self.admin_host, is_loopback(self.admin_host), allowed)
+
+
+TOKEN = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
+"""The name of a header."""
+
+
+def _is_url(text: str) -> bool:
+    """Whether it names a host that speaks HTTP."""
+    try:
+        url = urlsplit(text)
+        return (
+            url.scheme in ("http", "https")
+            and bool(url.hostname)
+            and url.port != 0
+            and text.isprintable()
+            and " " not in text
+        )
+    except ValueError:  # a port that is none
+        return False
 
 
 def _check_file(key: str, file: str | None, max_bytes: int, keep: int) -> None:

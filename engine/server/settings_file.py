@@ -5,9 +5,10 @@ file, and for all that a file does not say, defaults hold that can be served at 
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,15 @@ SUBJECT = re.compile(r"([\w.*@/+-]+(?:\[\d+\][\w.*@/+-]*)*)(?: is | has |: | and
 
 @dataclass(slots=True, kw_only=True)
 class Deployment:
-    """An engine and its server, ready to be made. `notes` are what was decided without being asked, in sentences."""
+    """An engine and its server, ready to be made. `notes` are what was decided without being asked, in sentences.
+
+    What is wrong and shows when they are made is told with its place inside of `placed()`.
+    """
 
     engine: EngineSettings
     server: ServerSettings
     notes: list[str] = field(default_factory=list)
+    placed: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def deployment(
@@ -102,6 +107,8 @@ def deployment(
                 raise unknown(name, [*SECTIONS, *earlier.KEYS])
     notes = [f"settings: {'the defaults' if path is None else path}"]
     with _placed(tree, path):
+        if tree.get("server.log.level") is False:
+            tree.values["server"]["log"]["level"] = "off"  # which YAML reads as false
         server = typed(ServerSettings, _group(tree, "server"), "server")
         notes += _doors(server)
         loading = _group(tree, "models")
@@ -113,7 +120,7 @@ def deployment(
             models, said = default_models(folder)
             notes += said
         engine = _engine(tree, loading, models)
-    return Deployment(engine=engine, server=server, notes=notes)
+    return Deployment(engine=engine, server=server, notes=notes, placed=partial(_placed, tree, path))
 
 
 def _read(path: Path) -> Tree:

@@ -118,12 +118,15 @@ def test_a_download_that_pip_refuses_is_told_in_one_sentence(tmp_path, monkeypat
 def test_models_are_listed_with_what_they_are_and_bad_files_with_the_reason(tmp_path):
     make_stand_ins(tmp_path, ["phi-4", "gemma-2-9b-it"])
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
+    (tmp_path / "x[").mkdir()
+    (tmp_path / "x[/b].gguf").write_bytes(b"GGUF")
     done = engine("models", tmp_path)
     assert done.returncode == 0
     assert "phi-4@1.0.0" in done.stdout
     assert "gemma2" in done.stdout
     assert "unhealthy  bad.gguf: " in done.stdout
-    assert f"2 models, 1 unhealthy files in {tmp_path}" in done.stdout
+    assert "unhealthy  x[/b].gguf: " in done.stdout
+    assert f"2 models, 2 unhealthy files in {tmp_path}" in done.stdout
 
 
 def test_models_as_json_are_those_of_the_api(tmp_path):

@@ -50,6 +50,9 @@ BAD = [
     (LogSettings, "server.log", "max_per_s", 0),
     (LogSettings, "server.log", "keep", -1),
     (TraceSettings, "server.traces", "endpoint", "collector:4318"),
+    (TraceSettings, "server.traces", "endpoint", "http://"),
+    (TraceSettings, "server.traces", "endpoint", "http://collector:99999/v1/traces"),
+    (TraceSettings, "server.traces", "endpoint", "http://a b/v1/traces"),
     (TraceSettings, "server.traces", "sample", 1.1),
     (TraceSettings, "server.traces", "sample", float("nan")),
     (TraceSettings, "server.traces", "file", ""),
@@ -68,6 +71,14 @@ def test_a_bad_value_is_refused_with_its_name(cls, key, name, value):
         BadSettings, match=rf"^{re.escape(key)}\.{name} is {re.escape(repr(value))}, but must"
     ):
         cls(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("a b", "c"), ("a", "b\nc: d"), ("a", "\u00e9")], ids=range(3))
+def test_headers_of_traces_are_some(name, value):
+    with pytest.raises(
+        BadSettings, match=r"^server\.traces\.headers\.a( b)? is .* but must be a header's name"
+    ):
+        TraceSettings(headers={name: value})
 
 
 def test_what_nobody_sets_can_be_served():

@@ -1,11 +1,13 @@
 """The settings file: what it says, what the earlier system's says, what is wrong with it, and where."""
 
+import asyncio
 import re
 from pathlib import Path
 
 import pytest
 
 from engine.command.fetch import OFFERS
+from engine.command.serve import run
 from engine.engine import Engine
 from engine.errors import BadSettings, UnknownName
 from engine.formats.opening import slug
@@ -367,11 +369,13 @@ def test_one_thing_is_said_once_and_rightly(read, tmp_path, text, words):
         ("fleet: {models: {a: b}}", 1, "b'}, but must be a list"),
         ("fleet:\n  models:\n  - nowhere.gguf", 3, "fleet.models[0] is"),
         ("fleet:\n  models: [{name: x}]", 2, "is {'name': 'x'}, but must have a path, or"),
+        ('fleet:\n  replicas: {"a\\n": phi-4}', 2, "fleet.replicas is 'a\\n', but must be names that can be"),
+        ("server:\n  traces: {endpoint: 'http://'}", 2, "server.traces.endpoint is 'http://', but must be http://HOST"),
         ("seed: -1", 1, "seed is -1, but must be a whole number from 0"),
         ("seed: true", 1, "seed is True"),
         ("models: {folder: 5}", 1, "models.folder is 5, but must be of type str or null"),
     ],
-    ids=range(39),
+    ids=range(41),
 )  # fmt: skip
 def test_what_is_wrong_is_told_with_its_line(read, tmp_path, text, line, words):
     with pytest.raises(BadSettings) as refused:
@@ -400,6 +404,29 @@ def test_what_is_wrong_with_a_line_of_a_command_is_told(read, line, words):
     with pytest.raises(BadSettings) as refused:
         read("server: {port: 9000}", line)
     assert str(refused.value).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("routing:\n  groups:\n    small: [phi-5]", 3, "routing.groups.small names 'phi-5', but no model"),
+        ("cache:\n  ssd: {gib: 1}", 2, "cache.ssd.path is None, but must say where"),
+        ("server:\n  keys_file: nowhere", None, "the keys file"),
+    ],
+    ids=range(3),
+)
+def test_what_shows_when_it_is_made_is_told_with_its_line_too(read, tmp_path, text, line, words):
+    found = read(text, "server.port=0", "server.admin_port=0", "server.log.level=off")
+    with pytest.raises(BadSettings) as refused:
+        asyncio.run(run(found))
+    at = "" if line is None else f", line {line}"
+    assert str(refused.value).startswith(f"{tmp_path}/modelyard.yaml{at}: {words}")
+
+
+@pytest.mark.parametrize("word", ["off", '"off"', "Off"])
+def test_a_log_that_is_off_is_off(read, word):
+    assert read(f"server: {{log: {{level: {word}}}}}").server.log.level == "off"
+    assert read("", f"server.log.level={word}").server.log.level == "off"
 
 
 def test_a_name_that_is_unknown_is_an_unknown_name(read):
