@@ -179,8 +179,8 @@ def _explained(raw: bytes, text: str) -> BadRequest:
         return BadRequest(f"the body is no good: {what}")
     try:
         value = _value_at(msgspec.json.decode(raw), place)
-    except msgspec.DecodeError:  # a number that no float holds
-        return BadRequest(f"the body is no good: {what}")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # further on there is something worse
+        return refused(place, f"{place} is no good: {what}")
     wanted = what.removeprefix("Expected ").partition(", got ")[0].replace("`", "").replace(" | ", " or ")
     return refused(place, f"{place} is {shown(value)}, but must be {wanted}")
 
