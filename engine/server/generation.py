@@ -232,12 +232,14 @@ class Generation:
             if not work.done():
                 work.cancel()
                 await asyncio.wait([work])
+            if not work.cancelled():
+                work.exception()  # seen: whoever has left is told nothing of it, and nobody else has to be
 
     async def _tell(self, work: "asyncio.Task[None]", out: Out, *, tells_usage: bool) -> bool:
         """Send what has come since the last time; whether that was the last of it."""
+        error = _error_of(work)
         if out.is_gone:
             return True
-        error = _error_of(work)
         if self._writer is None:
             first = next((each for each in self.choices if each.stream.num_tokens), None)
             if first is None:

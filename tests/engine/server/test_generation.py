@@ -1,15 +1,17 @@
 """What a stream is told of its tokens, and when: at once, or with what comes within two milliseconds."""
 
 import asyncio
+import gc
 import json
 from functools import partial
 
 import pytest
 
+from engine.errors import NoReplica
 from engine.request import Completion, Logprobs, Request, Sampling, Usage
 from engine.server import generation
 from engine.server.answers import ChatWriter, Head, TextWriter
-from engine.server.generation import PACE_S, TICK_S, Choice, Pacer, Wake
+from engine.server.generation import PACE_S, TICK_S, Choice, Generation, Pacer, Wake
 from engine.server.prompts import text_prompt
 from engine.text.letters import letters
 
@@ -225,3 +227,35 @@ def test_the_place_of_a_piece_of_a_character_is_that_of_the_character(at_once):
     assert [place for each in told for place in each["text_offset"]] == [0, 1, 1, 2, 2, 2, 2, 3]
     halves = [top for each in told for top in each["top_logprobs"]][1]
     assert halves == {"\ufffd": -0.5}, "of what reads alike the likelier one"
+
+
+class Left:
+    """Where nobody is any more, as is seen when there is something to tell."""
+
+    is_gone = True
+
+    def when_gone(self, tell):
+        pass
+
+
+class Refusing:
+    """An engine that has nobody for a request."""
+
+    async def serve(self, request, stream):
+        raise NoReplica("nobody serves it")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_refusal_of_who_has_left_is_nobodys_alarm(count):
+    async def run():
+        alarms = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: alarms.append(context))
+        choices = [answering(of_chat=True)[0] for _ in range(count)]
+        asked = Generation(choices, 1, Head("a", "b", 0, "c", tells_usage=False), is_chat=True)
+        await asked.stream(Refusing(), Left(), Pacer(), tells_usage=False)
+        del asked, choices
+        gc.collect()
+        await asyncio.sleep(0)
+        return alarms
+
+    assert asyncio.run(run()) == []

@@ -91,7 +91,11 @@ def raw_chat(fields):
         (b'"metadata": ' + b"[" * 10_000 + b"]" * 10_000, 400, "nested more than 64 deep"),
         (b'"metadata": ' + b'{"a":' * 10_000, 400, "nested more than 64 deep"),
         (b'"seed": ' + b"9" * 5_000, 400, ""),
-        (b'"max_tokens": [], "user": "\xff"', 400, "max_tokens is no good: Expected `int | null`, got `array`"),
+        (
+            b'"max_tokens": [], "user": "\xff"',
+            400,
+            "max_tokens is no good: Expected `int | null`, got `array`",
+        ),
         (b'"max_tokens": [], "user": "\xed\xa0\x80"', 400, "max_tokens is no good: Expected"),
         (b'"logit_bias": {"a`] - at `$.x": 1, "b": "c"}', 400, "logit_bias[...] is"),
     ],
