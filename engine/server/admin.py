@@ -277,7 +277,8 @@ class Admin:
 
     def _drained(self, request: HttpRequest, *, drained: bool) -> Any:
         engine, name = self._engine, request.path_params["name"]
-        before = {"drained": name in engine.replicas and engine.router.seat(name).is_drained}
+        seats = {seat.name: seat for seat in engine.router.seats()}  # not of replicas that are being warmed
+        before = {"drained": name in seats and seats[name].is_drained}
         engine.router.drain(name, engine.clock.now_ns(), drained=drained)
         action = "replica.drain" if drained else "replica.resume"
         return self._note(request, action, name, before, {"drained": drained})

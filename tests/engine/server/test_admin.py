@@ -1,6 +1,8 @@
 """What operators may look at and change while requests come, each change written down with what was before."""
 
+import asyncio
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -390,6 +392,28 @@ def test_a_model_leaves_and_comes_back(loading):
     told = do(loading, "POST", "/admin/models/mistral/load").json
     assert (told["before"], told["after"]) == ({"state": "unloaded"}, {"state": "healthy"})
     assert served_by(loading, model="mistral") == "mistral"
+
+
+def test_a_replica_that_is_being_warmed_is_none_that_can_be_drained(loading, monkeypatch):
+    """It is in memory, but nobody asks it yet: there is nothing to drain, and nothing breaks."""
+    go_on = threading.Event()
+
+    async def warm(key):
+        while not go_on.is_set():
+            await asyncio.sleep(0.001)
+
+    assert do(loading, "POST", "/admin/models/mistral/unload").status == 200
+    monkeypatch.setattr(loading.server.engine.fleet, "_warm", warm)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(do, loading, "POST", "/admin/models/mistral/load")
+        assert until(lambda: "mistral" in loading.server.engine.replicas)
+        answers = [do(loading, "POST", f"/admin/replicas/mistral/{act}") for act in ("drain", "resume")]
+        told = do(loading, "GET", "/admin/status")
+        go_on.set()
+        assert asked.result().status == told.status == 200
+    for answer in answers:
+        assert answer.status == 404
+        assert "no replica is called 'mistral'" in answer.error["message"]
 
 
 def test_a_model_that_is_drained_serves_whom_it_has(loading):
