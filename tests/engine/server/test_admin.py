@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -396,11 +395,10 @@ def test_a_model_leaves_and_comes_back(loading):
 
 def test_a_replica_that_is_being_warmed_is_none_that_can_be_drained(loading, monkeypatch):
     """It is in memory, but nobody asks it yet: there is nothing to drain, and nothing breaks."""
-    go_on = threading.Event()
+    go_on = asyncio.Event()
 
-    async def warm(key):
-        while not go_on.is_set():
-            await asyncio.sleep(0.001)
+    async def warm(_):
+        await go_on.wait()
 
     assert do(loading, "POST", "/admin/models/mistral/unload").status == 200
     monkeypatch.setattr(loading.server.engine.fleet, "_warm", warm)
@@ -409,7 +407,7 @@ def test_a_replica_that_is_being_warmed_is_none_that_can_be_drained(loading, mon
         assert until(lambda: "mistral" in loading.server.engine.replicas)
         answers = [do(loading, "POST", f"/admin/replicas/mistral/{act}") for act in ("drain", "resume")]
         told = do(loading, "GET", "/admin/status")
-        go_on.set()
+        loading.call(go_on.set)
         assert asked.result().status == told.status == 200
     for answer in answers:
         assert answer.status == 404
