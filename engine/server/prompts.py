@@ -210,7 +210,7 @@ def _sampling(
 ) -> Sampling:
     return Sampling(
         temperature=1.0 if temperature is None else temperature,
-        top_k=max(0, top_k or 0),  # -1 is vLLM's word for no limit
+        top_k=0 if top_k in (None, -1) else top_k,  # -1 is vLLM's word for no limit
         top_p=1.0 if top_p is None else top_p,
         min_p=min_p or 0.0,
         repetition_penalty=1.0 if repetition_penalty is None else repetition_penalty,

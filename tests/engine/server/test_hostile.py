@@ -71,6 +71,7 @@ def raw_chat(fields):
         (b'"temperature": 1e308', 400, "temperature is 1e+308, but must be from 0 to 2"),
         (b'"temperature": -0.1', 400, "temperature is -0.1, but must be from 0 to 2"),
         (b'"temperature": "1"', 400, 'temperature is "1", but must be float or null'),
+        (b'"top_k": -2', 400, "top_k is -2, but must be 0 (no limit) or more"),
         (b'"top_p": 0', 400, "top_p is 0.0, but must be above 0 and at most 1"),
         (b'"min_p": 2', 400, "min_p is 2.0, but must be from 0 to 1"),
         (b'"repetition_penalty": 0', 400, "repetition_penalty is 0.0, but must be a number above 0"),
