@@ -30,7 +30,7 @@ from engine.server.gate import Handler
 from engine.server.generation import Choice, Generation, Pacer
 from engine.server.keys import Holder
 from engine.server.prompts import Prompt, chat_prompt, name_within, sampling_of, text_prompt
-from engine.server.settings import DEFAULT_TENANT, LimitsSettings, ServerSettings
+from engine.server.settings import DEFAULT_TENANT, MAX_PRIORITY, LimitsSettings, ServerSettings
 from engine.server.tools import check_response_format, check_tools
 from engine.telemetry import Asked, Content, OwnCounts
 from engine.telemetry.context import TraceContext
@@ -426,7 +426,6 @@ class Public:
 OF_TENANT = "\x1f"
 LONG_BYTES = 1 << 16
 """A body from which on prompts are worked out beside the loop: 20 ms of tokenising, which others would wait for."""
-MAX_PRIORITY = 1_000
 MAX_DEADLINE_MS = 24 * 3_600_000
 
 

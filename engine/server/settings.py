@@ -18,6 +18,12 @@ MODELS_FOLDER = Path("vendor/layerModels")
 """Where models are looked for unless somebody says otherwise."""
 
 DEFAULT_TENANT = "default"
+MAX_PRIORITY = 1_000
+MAX_ATTEMPTS = 1_000_000  # of a job
+SOONEST_S, YEAR_S = 0.001, 366 * 86_400  # between two times of a schedule
+CENTURY_S = 100 * YEAR_S
+"""In nanoseconds since 1970 it still is a whole number that a database keeps."""
+
 LOG_LEVELS = ("debug", "info", "warning", "error", "off")
 MAX_PORT = (1 << 16) - 1
 
@@ -204,18 +210,25 @@ class JobSettings:
 
     def __post_init__(self) -> None:
         require("server.jobs.folder", self.folder, self.folder != "", "the path of a folder, or null")
-        counts = ("workers", "max_attempts", "batch_concurrency", "batches_at_once", "scrub_bytes_per_s")
+        counts = ("workers", "batch_concurrency", "batches_at_once", "scrub_bytes_per_s")
         most = ("max_batch_requests", "max_waiting", "max_tenant_files", "max_tenant_batches")
         for name in (*counts, *most):
             at_least(f"server.jobs.{name}", getattr(self, name), 1)
-        for name in ("retry_after_s", "keep_s", "max_files_bytes", "max_tenant_files_bytes"):
+        for name in ("max_files_bytes", "max_tenant_files_bytes"):
             at_least(f"server.jobs.{name}", getattr(self, name), 0)
         above("server.jobs.batch_check_every_s", self.batch_check_every_s, 0)
         for name in ("rescan", "health", "scrub", "rebalance", "quota_reset"):
-            if (every_s := getattr(self, f"{name}_every_s")) is not None:
-                above(f"server.jobs.{name}_every_s", every_s, 0)
-        share = self.batch_idle_below
-        require("server.jobs.batch_idle_below", share, 0 <= share <= 1, "from 0 to 1")
+            if getattr(self, f"{name}_every_s") is not None:
+                self._within(f"{name}_every_s", SOONEST_S, YEAR_S)
+        for name in ("retry_after_s", "keep_s"):
+            self._within(name, 0, CENTURY_S)
+        self._within("max_attempts", 1, MAX_ATTEMPTS)
+        self._within("batch_priority", -MAX_PRIORITY, MAX_PRIORITY)
+        self._within("batch_idle_below", 0, 1)
+
+    def _within(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        require(f"server.jobs.{name}", value, low <= value <= high, f"from {low} to {high}")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -21,13 +21,12 @@ from engine.server.jobs.kinds import kinds
 from engine.server.jobs.store import STATES, Schedule
 from engine.server.jobs.upload import Form, body_of, expiry_s, take_in, told_bytes
 from engine.server.keys import Holder
+from engine.server.settings import SOONEST_S, YEAR_S
 
 MAX_BATCHES, MAX_FILES, MAX_JOBS = 100, 10_000, 1_000
 LISTED_BATCHES, LISTED_JOBS = 20, 100
 MAX_NAME = 64
 MAX_PRIORITY = 1_000_000
-MAX_DELAY_S = 366 * 86_400.0
-MIN_EVERY_S = 0.001
 LOOPBACK = "operator@loopback"
 """Who it was, where operators have no keys."""
 
@@ -57,14 +56,14 @@ class NewJob(msgspec.Struct, forbid_unknown_fields=True):
     kind: str
     arguments: dict[str, Any] = {}
     priority: Annotated[int, msgspec.Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
-    delay_s: Annotated[float, msgspec.Meta(ge=0, le=MAX_DELAY_S)] = 0.0
+    delay_s: Annotated[float, msgspec.Meta(ge=0, le=YEAR_S)] = 0.0
 
 
 class NewSchedule(msgspec.Struct, forbid_unknown_fields=True):
     """What an operator says of a job that comes again and again."""
 
     kind: str
-    every_s: Annotated[float, msgspec.Meta(ge=MIN_EVERY_S, le=MAX_DELAY_S)]
+    every_s: Annotated[float, msgspec.Meta(ge=SOONEST_S, le=YEAR_S)]
     arguments: dict[str, Any] = {}
     is_on: bool = True
 

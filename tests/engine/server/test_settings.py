@@ -61,6 +61,12 @@ BAD = [
     (JobSettings, "server.jobs", "workers", 0),
     (JobSettings, "server.jobs", "batch_idle_below", -0.5),
     (JobSettings, "server.jobs", "scrub_every_s", 0.0),
+    (JobSettings, "server.jobs", "health_every_s", 1e-10),
+    (JobSettings, "server.jobs", "scrub_every_s", 1e10),
+    (JobSettings, "server.jobs", "keep_s", 1e10),
+    (JobSettings, "server.jobs", "retry_after_s", float("nan")),
+    (JobSettings, "server.jobs", "max_attempts", 0),
+    (JobSettings, "server.jobs", "batch_priority", 5_000),
     (JobSettings, "server.jobs", "max_batch_requests", 0),
 ]
 
