@@ -379,7 +379,9 @@ def _message(message: Any) -> dict[str, Any]:
         return {"role": "user", "parts": [_text(message)]}
     content, parts = message.get("content"), []
     if message.get("role") == "tool":
-        parts = [{"type": "tool_call_response", "id": message.get("tool_call_id"), "response": content}]
+        parts = [
+            {"type": "tool_call_response", "id": message.get("tool_call_id"), "response": _told(content)}
+        ]
     elif isinstance(content, list):
         parts = [_text(part.get("text") if isinstance(part, dict) else part) for part in content]
     elif content is not None:
@@ -391,14 +393,21 @@ def _message(message: Any) -> dict[str, Any]:
                 "type": "tool_call",
                 "id": call.get("id"),
                 "name": function.get("name"),
-                "arguments": function.get("arguments"),
+                "arguments": _told(function.get("arguments")),
             }
         )
     return {"role": message.get("role", "user"), "parts": parts}
 
 
 def _text(content: Any) -> dict[str, Any]:
-    return {"type": "text", "content": content}
+    return {"type": "text", "content": _told(content)}
+
+
+def _told(content: Any) -> Any:
+    """What somebody wrote, without keys: those are told nowhere. What is cut off anyway is not looked through."""
+    if isinstance(content, list):
+        return [_told(each) for each in content]
+    return scrubbed(content[:MAX_CONTENT]) if isinstance(content, str) else content
 
 
 def _written(messages: list[dict[str, Any]]) -> str:

@@ -386,6 +386,34 @@ def test_whatever_was_said_can_be_told(body):
     assert json.loads(trace[0].attributes["gen_ai.input.messages"])
 
 
+KEY = "sk-abcdefghijklmnopqrstuvwxyz"
+CALL = {"id": "c1", "function": {"name": "f", "arguments": f'{{"api_key": "{KEY}"}}'}}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"my key is {KEY}",
+        [f"the first: {KEY}", "another"],
+        [{"role": "user", "content": f'"password=hunter2hunter2" and {KEY}'}],
+        [{"role": "user", "content": [{"type": "text", "text": KEY}]}],
+        [{"role": "assistant", "content": None, "tool_calls": [CALL]}],
+        [{"role": "tool", "tool_call_id": "c1", "content": KEY}],
+    ],
+    ids=range(6),
+)
+def test_keys_are_in_no_trace_whatever_was_asked_for(body):
+    (trace,) = Traces(content=True).tell(
+        Content(1, 7, "input", body), Content(2, 7, "output", f"it is {KEY}"), ended()
+    )
+    for name in ("gen_ai.input.messages", "gen_ai.output.messages"):
+        told = trace[0].attributes[name]
+        assert "[redacted]" in told
+        assert KEY not in told
+        assert "hunter2" not in told
+        assert json.loads(told)
+
+
 # which are kept
 
 
