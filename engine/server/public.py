@@ -385,7 +385,7 @@ class Public:
     # what else there is
 
     async def models(self, client: Client) -> None:
-        """All models that the key may use; groups beside them, which are asked for like models."""
+        """All models that the key may use. Groups, which are asked for like models, are not among them."""
         holder, registry = client.holder, self._engine.registry
         known = (
             registry.all()
