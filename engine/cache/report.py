@@ -125,23 +125,23 @@ def most_shared(cache: PrefixCache, count: int = 10) -> list[SharedPrefix]:
 
 
 def figures(cache: PrefixCache, carrier: Carrier) -> Iterator[Figure]:
-    """What a scrape gets, in O(models x tiers). Tenants are left out: their number has no bound."""
+    """What a scrape gets, a sum over all tenants. They are no label: their number has no bound."""
     labels = ("model_name", "tier")
-    spaces = [(model, space) for model, found in _by_model(cache).items() for space in found]
+    stats = {model: [space.stats for space in found] for model, found in _by_model(cache).items()}
     for name, help_text in (
         ("hit_tokens", "Prompt tokens found, by the tier in which they were."),
         ("evicted_blocks", "Blocks gone for good, by the tier in which they were."),
         ("demoted_blocks", "Blocks sent down, by the tier to which they went."),
         ("promoted_blocks", "Blocks brought up, by the tier from which they came."),
     ):
-        values: Values = {}
-        for model, space in spaces:
-            for tier, value in zip(cache.tiers, getattr(space.stats, name), strict=True):
-                values[model, tier.name] = values.get((model, tier.name), 0) + value
+        values: Values = {
+            (model, tier.name): sum([getattr(each, name)[rank] for each in found])
+            for model, found in stats.items()
+            for rank, tier in enumerate(cache.tiers)
+        }
         yield Figure(f"modelyard:cache_{name}", help_text, labels, values)
     asked: Values = {
-        (model,): float(sum(space.stats.prompt_tokens for space in found))
-        for model, found in _by_model(cache).items()
+        (model,): float(sum([each.prompt_tokens for each in found])) for model, found in stats.items()
     }
     yield Figure(
         "modelyard:cache_prompt_tokens", "Prompt tokens that the cache was asked for.", ("model_name",), asked
