@@ -259,10 +259,10 @@ class CallReader:
         """Whatever ends a call, if anything does."""
         text, end = self._held + piece, self._format.end
         rest, self._held = text.lstrip(), ""
-        if rest.startswith(end):
+        if end and rest.startswith(end):
             self._state = self._behind
             return rest[len(end) :]
-        if end.startswith(rest):
+        if end and end.startswith(rest):
             self._held = text
             return ""
         self._state = self._behind

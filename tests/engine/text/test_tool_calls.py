@@ -110,6 +110,7 @@ CASES = {
     "bare behind blanks": (LLAMA, f"\n {call('weather', key='parameters')}", [W]),
     "with tag": (LLAMA, f"<|python_tag|>{call('weather', key='parameters')}", [W]),
     "semicolon": (LLAMA, f"{call('weather', key='parameters')}; {call('add', '{}', 'parameters')}", [W, SUM]),
+    "bare, then text": (LLAMA, f"{call('weather', key='parameters')} \n Done.", [W, " \n Done."]),
     "typed": (LLAMA, f'{{"type": "function", "name": "weather", "parameters": {PARIS}}}', [W]),
     "other JSON": (LLAMA, '{"answer": 42}', ['{"answer": 42}']),
     "JSON in text": (LLAMA, f"It is {call('add', '{}')}", [f"It is {call('add', '{}')}"]),
