@@ -675,7 +675,7 @@ class Engine:
 
         Raises NotFound or NoReplica.
         """
-        name = request.model
+        name = self.experiments.target(request, self.clock.now_ns())
         pool = name if self.targets.is_group(name) else self.registry.find(name).key
         if pool == name and self.router.wants_prefixes:
             request.prefix_keys = self._group_keys(request)
@@ -784,11 +784,14 @@ class Engine:
 
     def _worth(self, space: Space, home: Home, keys: list[bytes]) -> float:
         """The blocks of prefill that blocks in several tiers save."""
+        recompute_ns = (
+            space.holder.recompute_ns or 1.0
+        )  # an executor that answers at once computes in no time
         with self.cache.peek(space, keys) as prefix:
             worth = 0.0
             for rank, blocks in enumerate(prefix.blocks_by_tier):
                 load_ns = self.carrier.load_ns(rank, home.block_bytes) if rank else 0.0
-                worth += blocks * max(0.0, 1 - load_ns / space.holder.recompute_ns)
+                worth += blocks * max(0.0, 1 - load_ns / recompute_ns)
             return worth
 
     def _routed(self, choice: Choice) -> None:

@@ -79,7 +79,13 @@ class Experiment:
         self._bounds = upto
 
     def assign(self, request: Request, now_ns: int) -> Arm:
-        """The arm of a request. O(arms)."""
+        """The arm of a request, which is counted. O(arms)."""
+        arm, place = self.find(request, now_ns)
+        arm.note(place)
+        return arm
+
+    def find(self, request: Request, now_ns: int) -> tuple[Arm, int]:
+        """The arm of a request, and the hash of its unit; nothing is counted."""
         if now_ns >= self._from_ns:
             self._climb(now_ns)
         unit = self.settings.unit
@@ -92,12 +98,8 @@ class Experiment:
         place = xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"), self._seed)
         for number, bound in enumerate(self._bounds):
             if place < bound:
-                arm = self.arms[number]
-                break
-        else:  # pragma: no cover  the last bound is above every place
-            arm = self.arms[-1]
-        arm.note(place)
-        return arm
+                return self.arms[number], place
+        return self.arms[-1], place  # pragma: no cover  the last bound is above every place
 
     def _climb(self, now_ns: int) -> None:
         """Take the steps of the ramp that have come."""
@@ -125,6 +127,11 @@ class Experiments:
         """The arm of a request, None where nobody experiments on the name that it asks for. O(1)."""
         experiment = self._on.get(request.model)
         return None if experiment is None else experiment.assign(request, now_ns)
+
+    def target(self, request: Request, now_ns: int) -> str:
+        """The name that a request would be sent to: its own, or its arm's. Nothing is counted."""
+        experiment = self._on.get(request.model)
+        return request.model if experiment is None else experiment.find(request, now_ns)[0].target
 
     def observe(self, label: str, *, completed: bool, **metrics: float) -> None:
         """What came of a request in that arm. Latencies and hits count where there was an answer."""

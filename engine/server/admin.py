@@ -19,6 +19,7 @@ from engine.server.answers import encode
 from engine.server.audit import AuditLog
 from engine.server.bodies import must, parsed, refused, shown
 from engine.server.prompts import Prompt
+from engine.server.public import OF_TENANT
 from engine.server.settings import ServerSettings
 from engine.server.typed import typed
 from engine.settings import AllowanceSettings, ModeSettings, QuotaSettings
@@ -356,7 +357,7 @@ class Admin:
             wanted.max_tokens,
             self._engine.clock.now_ns(),
             wanted.tenant,
-            wanted.session,
+            self._session(wanted),
         )
         choice = self._engine.explain(asked)
         return {
@@ -370,6 +371,12 @@ class Admin:
         }
 
     # how
+
+    def _session(self, wanted: Explained) -> str | None:
+        """The session as the router knows it: where tenants have keys, each has its own of every name."""
+        if wanted.session is None or self._settings.keys_file is None:
+            return wanted.session
+        return f"{wanted.tenant}{OF_TENANT}{wanted.session}"
 
     def _state(self, key: str) -> dict[str, str]:
         return {"state": str(self._engine.lifecycle.state(key))}

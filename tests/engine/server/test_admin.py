@@ -121,6 +121,34 @@ def test_looking_changes_nothing_and_is_not_written_down(run, path):
     assert len(lines(run)) == count
 
 
+def explained(running, *headers, **fields):
+    answer = do(running, "POST", "/admin/explain", fields, *headers)
+    assert answer.status == 200, answer.body
+    return answer.json["chosen"]
+
+
+def test_what_is_explained_is_what_happens_in_an_experiment_too(run):
+    chosen = set()
+    for number in range(12):
+        session = f"talk {number}"
+        told = explained(run, model="chat", session=session)
+        asked = one(run.server.port, post({**HELLO, "model": "chat"}, headers=[f"x-session-id: {session}"]))
+        assert told == asked.headers["x-modelyard-replica"]
+        chosen.add(asked.headers["x-modelyard-model"])
+    assert chosen == {"llama@1.0.0", "mistral@1.0.0"}
+
+
+def test_a_session_is_explained_as_its_tenants_own_where_there_are_keys(serving, tmp_path):
+    file = tmp_path / "keys.jsonl"
+    operator, client = new_key(file, "ops", admin=True), new_key(file, "acme")
+    with serving(modelled(dict.fromkeys("abc", "llama")), quiet(keys_file=str(file))) as found:
+        asked = one(found.server.port, post(headers=[bearer(client), "x-session-id: talk"]))
+        served = asked.headers["x-modelyard-replica"]
+        fields = {"model": "llama", "session": "talk"}
+        assert explained(found, bearer(operator), tenant="acme", **fields) == served
+        assert explained(found, bearer(operator), tenant="other", **fields) != served  # whose turn it is
+
+
 def test_a_drained_replica_gets_no_request_until_it_is_resumed(run):
     assert changed(run, "POST", "/admin/replicas/a/drain") == (
         "replica.drain",

@@ -5,7 +5,9 @@ from itertools import pairwise
 
 import pytest
 
+from engine.settings import RoutingSettings
 from engine.telemetry import Ended
+from tests.engine.server.conftest import modelled
 
 HELLO = {"model": "llama", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
 
@@ -247,3 +249,13 @@ def test_lines_of_batches_come_after_all_others(plain):
     status, _, body = plain.call(plain.server.public.ask, "/v1/chat/completions", raw, holder)
     assert (status, json.loads(body)["object"]) == (200, "chat.completion")
     assert seen == [plain.server.settings.jobs.batch_priority] == [-1]
+
+
+def test_models_that_compute_in_no_time_are_chosen_from_by_their_caches(serving):
+    """What a block saves there is nothing, which nothing is divided by."""
+    routing = RoutingSettings(strategy="cache_aware", slow_start_s=0.0, groups={"both": ["llama", "mistral"]})
+    with serving(modelled(models=("llama", "mistral"), routing=routing)) as found:
+        asked = {"messages": [{"role": "user", "content": "words " * 40}], "max_tokens": 2}
+        for model in ("both", "llama", "mistral", "both", "both"):
+            answer = found.http().post("/v1/chat/completions", json={"model": model, **asked})
+            assert answer.status_code == 200
