@@ -17,7 +17,8 @@ LEAST = 20
 def interval_of(run: Run, figure: str) -> tuple[tuple[float, float] | None, int] | None:
     """The 95 % interval of a latency of a run and the number of its values; None for what is no latency.
 
-    A percentile has that of order statistics, a mean that of batch means; no interval where there are too few values.
+    A percentile has that of order statistics, a mean that of batch means. None where there are too few values, or
+    they hang together so much that the interval of a mean would reach below nought.
     """
     kind, _, name = figure.removesuffix("_s").partition("_")
     if name not in LATENCIES or not (kind == "mean" or kind[1:].isdigit()):
@@ -27,7 +28,7 @@ def interval_of(run: Run, figure: str) -> tuple[tuple[float, float] | None, int]
     if kind != "mean":
         return quantile_interval(values, float(kind[1:]) / 100), len(values)
     found = batch_means(values) if len(values) >= LEAST else None
-    return (None if found is None else (found.low, found.high)), len(values)
+    return (None if found is None or found.low < 0 else (found.low, found.high)), len(values)
 
 
 def told(run: Run, figure: str, value: float | None) -> str:
@@ -37,5 +38,6 @@ def told(run: Run, figure: str, value: float | None) -> str:
         return number(value)
     ends, count = found
     if ends is None:
-        return f"{number(value)} (n={count}, too few for an interval)"
+        why = "too few" if count < LEAST else "too few, or too much alike,"
+        return f"{number(value)} (n={count}, {why} for an interval)"
     return f"{number(value)} (95 %: {number(ends[0])} to {number(ends[1])}, n={count})"

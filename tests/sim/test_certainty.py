@@ -25,6 +25,16 @@ def test_a_percentile_of_values_that_hang_together_has_no_interval_either(played
     assert interval_of(played, "p90_tpot_s") == (None, 600)
 
 
+def test_a_mean_of_a_line_that_only_grows_has_no_interval(make_run):
+    rows = [
+        {"outcome": "completed", "arrival_ns": at, "first_token_ns": at + 1, "finished_ns": at + at**2}
+        for at in range(1, 400)
+    ]
+    run = make_run(rows)
+    assert interval_of(run, "mean_e2e_s") == (None, 399)
+    assert told(run, "mean_e2e_s", 5.0) == "5 (n=399, too few, or too much alike, for an interval)"
+
+
 @pytest.mark.parametrize("figure", ["completed", "token_hit_ratio", "mean_phase_queue_s", "share_a"])
 def test_what_is_no_latency_has_no_interval_here(played, figure):
     assert interval_of(played, figure) is None
