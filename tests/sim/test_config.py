@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import conf
 from engine.errors import BadSettings, UnknownName
+from engine.settings import ModelSettings
 from sim import composing, config
 from sim.config import SECTIONS, read
 
@@ -227,3 +228,26 @@ def test_bad_input_is_one_sentence_with_the_thing_and_what_is_allowed(overrides,
     assert thing in message
     assert allowed in message
     assert "\n" not in message
+
+
+def test_models_that_are_alike_are_read_once_and_are_what_each_is_by_itself(monkeypatch):
+    shape = {
+        "layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "ffn": 96, "vocab": 512,
+        "context_tokens": 256,
+    }  # fmt: skip
+    given = [{"name": f"m{index}", "version": f"1.0.{index}", "architecture": shape} for index in range(50)]
+    given[7] = {**given[7], "weight_bytes": 1}
+    given[9] = {**given[9], "architecture": {**shape, "tied_embeddings": False}}
+    given[11] = {**given[11], "path": "m11.gguf"}
+    given[13] = {**given[13], "path": None}
+    each = [config.typed(ModelSettings, values, "model") for values in given]
+    read = []
+    monkeypatch.setattr(
+        config, "typed", lambda *given, typed=config.typed: read.append(given[2]) or typed(*given)
+    )
+    assert config._models(given) == each
+    assert [int(name[len("fleet.models[") : -1]) for name in read] == [0, 7, 9, 11, 13]
+    with pytest.raises(BadSettings, match="fleet.models.name is '', but must be a name"):
+        config._models([*given, {**given[0], "name": ""}])
+    with pytest.raises(BadSettings, match=r"no setting is called 'fleet.models\[50\].nam'"):
+        config._models([*given, {**given[0], "nam": "m"}])
