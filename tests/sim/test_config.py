@@ -247,7 +247,7 @@ def test_models_that_are_alike_are_read_once_and_are_what_each_is_by_itself(monk
     )
     assert config._models(given) == each
     assert [int(name[len("fleet.models[") : -1]) for name in read] == [0, 7, 9, 11, 13]
-    with pytest.raises(BadSettings, match="fleet.models.name is '', but must be a name"):
+    with pytest.raises(BadSettings, match="name is '', but must be a name"):
         config._models([*given, {**given[0], "name": ""}])
     with pytest.raises(BadSettings, match=r"no setting is called 'fleet.models\[50\].nam'"):
         config._models([*given, {**given[0], "nam": "m"}])
