@@ -18,6 +18,7 @@ SHAPES = (0.02, 1000.0)  # of Gamma gaps; at the least, their CV is 7
 WEIBULL_SHAPES = (0.1, 100.0)
 SHORTEST_S = 0.001  # of a burst, a pause, a window or a flash crowd
 MAX_WINDOWS = 1_000_000  # of a rate curve within one run
+MAX_BURST = 10_000_000
 DRAWN_AT_ONCE = 8_192  # always as many, so that longer traffic begins with the shorter, bit for bit
 
 
@@ -179,8 +180,20 @@ class Pace:
 def renewals(settings: ArrivalSettings, rate: float, until_s: float, seed: int, name: str) -> Floats:
     """Arrivals before `until_s` at `rate`, before any curve; the first follows a gap, too."""
     if settings.family == "onoff":
+        _check_bursts(settings, rate, until_s)
         return _bursts(settings, rate, until_s, seed, name)
     return _sums(_gaps(settings, seed, name), 1 / rate, until_s)
+
+
+def _check_bursts(settings: ArrivalSettings, rate: float, until_s: float) -> None:
+    """Raise BadSettings for more bursts, or larger ones, than memory should hold."""
+    assert settings.on_s is not None
+    assert settings.off_s is not None
+    allowed = f"long enough for at most {MAX_WINDOWS:,} bursts in {until_s:g} s"
+    require("workload.arrivals.on_s", settings.on_s, until_s <= MAX_WINDOWS * settings.on_s, allowed)
+    few = rate * (settings.on_s + settings.off_s) <= MAX_BURST
+    allowed = f"short enough for at most {MAX_BURST:,} arrivals in the mean burst"
+    require("workload.arrivals.off_s", settings.off_s, few, allowed)
 
 
 def _gaps(settings: ArrivalSettings, seed: int, name: str) -> Callable[[int], Floats]:

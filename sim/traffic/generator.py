@@ -4,7 +4,7 @@ Each concern draws from a stream of its own, so that changing one moves no colum
 """
 
 from dataclasses import dataclass, field
-from math import exp, isfinite
+from math import exp, inf, isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from sim.traffic.lengths import LengthSettings
 from sim.traffic.mixes import LARGEST_CV, MAX_MODELS, TENANT_SHARES
 from sim.traffic.popularity import Rotation, Shift, check_weights, chosen, rotated, zipf_weights
 from sim.traffic.sessions import Ids, SessionSettings, before, waits
-from sim.traffic.synthetic import MAX_SIGMA
+from sim.traffic.synthetic import MAX_SIGMA, MAX_TEMPLATES, check_templates
 from sim.traffic.trace import MAX_TOKENS, Lengths, Times, Trace
 from sim.traffic.workload import (
     MAX_REQUESTS,
@@ -285,20 +285,23 @@ def session_starts(settings: GeneratedWorkload, seed: int) -> tuple[Floats, Leng
     """When sessions start, in order, and whose they are. Raises BadSettings when none does."""
     rate = settings.rate / settings.sessions.mean_turns
     pace = Pace(settings.arrivals, "workload.arrivals")
-    if settings.duration_s is not None:
-        plain_s = pace.at(settings.duration_s)
-        starts, tenant = _merged(settings, rate, plain_s, seed)
-        if len(starts) == 0:
-            raise BadSettings(
-                f"workload.duration_s is {settings.duration_s!r}, but must be long enough for a session to start"
-            )
+    end_s = inf if settings.duration_s is None else pace.at(settings.duration_s)
+    plain_s = end_s
+    if settings.requests is None:
+        allowed = (
+            f"small enough, with the arrivals' curve and flashes, to make at most {MAX_REQUESTS:,} requests"
+        )
+        require("workload.rate", settings.rate, settings.rate * end_s <= MAX_REQUESTS, allowed)
     else:
-        assert settings.requests is not None
-        plain_s = settings.requests / rate
+        plain_s = min(settings.requests / rate, end_s)
+    starts, tenant = _merged(settings, rate, plain_s, seed)
+    while settings.requests is not None and len(starts) < settings.requests and plain_s < end_s:
+        plain_s = min(plain_s * 1.5, end_s)
         starts, tenant = _merged(settings, rate, plain_s, seed)
-        while len(starts) < settings.requests:
-            plain_s *= 1.5
-            starts, tenant = _merged(settings, rate, plain_s, seed)
+    if len(starts) == 0:
+        raise BadSettings(
+            f"workload.duration_s is {settings.duration_s!r}, but must be long enough for a session to start"
+        )
     most = settings.requests or len(starts)  # each session has a turn at least: more cannot be needed
     return pace.when(starts[:most]), tenant[:most]
 
@@ -363,6 +366,9 @@ def _models(settings: GeneratedWorkload, start_s: Floats, seed: int) -> Lengths:
 def _template_tokens(settings: GeneratedWorkload, seed: int) -> Lengths:
     """The lengths of all models' templates, the first model's first. One more model changes no other's."""
     asked = settings.prefixes
+    few = asked.of_a_model * settings.num_models <= MAX_TEMPLATES
+    allowed = f"so few that all models together have at most {MAX_TEMPLATES:,}"
+    require("workload.prefixes.count", asked.count, few, allowed)
     known = np.array([one.tokens for one in asked.top], np.int32)
     each = [
         np.concatenate((known, asked.tokens.draw(stream(seed, f"templates.{model}"), asked.count)))
@@ -383,6 +389,7 @@ def _templates(settings: GeneratedWorkload, model_of: Lengths, seed: int) -> Len
 
 def _tokens_of(template_tokens: Lengths, settings: GeneratedWorkload, seed: int) -> list[Tokens]:
     count = settings.prefixes.of_a_model
+    check_templates("workload.prefixes.count", settings.prefixes.count, template_tokens)
     return [
         stream(seed, f"template_tokens.{index // count}.{index % count}").integers(
             settings.vocab, size=length, dtype=np.int32
@@ -395,6 +402,8 @@ def _kept(settings: GeneratedWorkload, arrival_s: Floats) -> Ids:
     """The rows of a table of turns that become requests, in order of arrival."""
     end_s = YEAR_S if settings.duration_s is None else settings.duration_s
     rows = np.flatnonzero(arrival_s < end_s)
+    allowed = "large enough, with the arrivals' curve and flashes, for a request within a year"
+    require("workload.rate", settings.rate, len(rows) > 0, allowed)
     return rows[np.argsort(arrival_s[rows], kind="stable")][: settings.requests]
 
 

@@ -12,7 +12,7 @@ from sim.streams import stream
 from sim.traffic.chains import Chains, Ids
 from sim.traffic.popularity import zipf
 from sim.traffic.sessions import before, waits
-from sim.traffic.synthetic import MAX_PREFIX_TOKENS, log_normal_tokens
+from sim.traffic.synthetic import MAX_PREFIX_TOKENS, check_templates, log_normal_tokens
 from sim.traffic.trace import MAX_TOKENS, Lengths, Times, Trace
 from sim.traffic.workload import (
     MAX_REQUESTS,
@@ -202,6 +202,7 @@ def chains(settings: MixWorkload, seed: int, block_tokens: int = 64) -> Chains:
 def trace(settings: MixWorkload, seed: int, model: str) -> Trace:
     """The mix with tokens: a prompt begins with all of the prompt before it and what stands for its answer."""
     made = turns(settings, seed)
+    check_templates("workload.models", settings.models, made.template_tokens)
     prefixes = [
         stream(seed, f"template_tokens.{index}").integers(settings.vocab, size=length, dtype=np.int32)
         for index, length in enumerate(made.template_tokens)

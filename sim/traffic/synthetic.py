@@ -21,6 +21,8 @@ from sim.traffic.workload import (
 )
 
 MAX_PREFIX_TOKENS = 131_072  # the context of today's larger models
+MAX_TEMPLATES = 1_000_000
+MAX_TEMPLATE_TOKENS = 250_000_000  # 1 GB: they are drawn before the run
 MAX_SIGMA = 10.0  # of a logarithm: the middle half of the draws then spans six orders of magnitude
 
 
@@ -62,7 +64,7 @@ class SyntheticWorkload:
             self._check_log_normal(part)
         for part in ("prompt", "output"):
             self._check_clip(part)
-        whole("workload.prefixes", self.prefixes, 0, MAX_REQUESTS)
+        whole("workload.prefixes", self.prefixes, 0, MAX_TEMPLATES)
         at_least("workload.prefix_zipf", self.prefix_zipf, 0)
         require("workload.prefix_share", self.prefix_share, 0 <= self.prefix_share <= 1, "from 0 to 1")
         check_vocab(self.vocab)
@@ -144,10 +146,18 @@ def templates(settings: SyntheticWorkload, seed: int) -> list[Tokens]:
         1,
         MAX_PREFIX_TOKENS,
     )
+    check_templates("workload.prefixes", settings.prefixes, lengths)
     return [
         stream(seed, f"prefix_tokens.{index}").integers(settings.vocab, size=length, dtype=np.int32)
         for index, length in enumerate(lengths)
     ]
+
+
+def check_templates(key: str, count: int, lengths: Lengths) -> None:
+    """Raise BadSettings for `key` when templates of these lengths are more than memory should hold."""
+    total = int(lengths.sum(dtype=np.int64))
+    allowed = f"so few that all have at most {MAX_TEMPLATE_TOKENS:,} tokens; these have {total:,}"
+    require(key, count, total <= MAX_TEMPLATE_TOKENS, allowed)
 
 
 def chosen_prefixes(settings: SyntheticWorkload, seed: int) -> Lengths:

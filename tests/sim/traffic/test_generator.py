@@ -9,7 +9,7 @@ from engine.errors import BadSettings
 from sim.config import read
 from sim.stage import Stage
 from sim.traffic import draw
-from sim.traffic.arrivals import ArrivalSettings
+from sim.traffic.arrivals import ArrivalSettings, Flash
 from sim.traffic.generator import ClassSettings, GeneratedWorkload, PrefixSettings, TenantSettings
 from sim.traffic.lengths import LengthSettings
 from sim.traffic.popularity import Rotation, Shift
@@ -136,6 +136,48 @@ def test_a_run_may_be_as_long_as_a_time():
     trace = made(requests=None, duration_s=100.0, rate=20.0)
     assert len(trace) == pytest.approx(2_000, abs=4 * np.sqrt(2_000))
     assert trace.arrival_ns.max() < 100 * 10**9
+
+
+CROWD = ArrivalSettings(flashes=[Flash(at_s=1.0, for_s=10.0, times=1e12)])
+LULL = ArrivalSettings(flashes=[Flash(at_s=0.0, for_s=1e9, times=1e-9)])
+SHORT_BURSTS = ArrivalSettings(family="onoff", on_s=0.001, off_s=0.001)
+LARGE_BURSTS = ArrivalSettings(family="onoff", on_s=0.001, off_s=1e9)
+LONG = LengthSettings(law="fixed", tokens=10_000_000)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"requests": None, "duration_s": 60.0, "arrivals": CROWD},
+            "workload.rate is 8.0, .* at most 100,000,000 req",
+        ),
+        (
+            {"arrivals": LULL},
+            "workload.rate is 8.0, but must be large enough, .* for a request within a year",
+        ),
+        (
+            {"rate": 1e-4, "arrivals": SHORT_BURSTS},
+            "arrivals.on_s is 0.001, but must be long enough for at most",
+        ),
+        ({"arrivals": LARGE_BURSTS}, r"arrivals.off_s is 1000000000.0, but must be short enough for at most"),
+        ({"prefixes": PrefixSettings(count=100, tokens=LONG)}, "count is 100, .* at most 250,000,000 tokens"),
+        (
+            {"prefixes": PrefixSettings(count=10_000), "models": 200, "model_zipf": 1.0},
+            "count is 10000, but must be so few that all models together have at most 1,000,000",
+        ),
+    ],
+)
+def test_traffic_that_is_more_than_memory_should_hold_is_refused(settings, told):
+    with pytest.raises(BadSettings, match=told):
+        draw(GeneratedWorkload(**settings), 1, ["m"])
+
+
+def test_requests_are_drawn_until_there_are_enough_and_no_longer():
+    both = made(requests=2_000, duration_s=1e7, rate=1e5)
+    assert len(both) == 2_000
+    assert np.array_equal(both.arrival_ns, made(requests=2_000, rate=1e5).arrival_ns)
+    assert len(made(requests=2_000, duration_s=100.0, rate=10.0)) == pytest.approx(1_000, abs=130)
 
 
 @pytest.mark.parametrize(
