@@ -353,7 +353,7 @@ def _is_zipf(counts: Ids) -> bool:
 
 def _by_rank(model: Lengths, counts: Ids) -> Ids:
     """How often the first, the second, ... template of any model is used, each model's own in falling order."""
-    most = np.zeros(int(np.bincount(model).max()), np.int64)
+    most = np.zeros(int(np.bincount(model).max(initial=0)), np.int64)
     for one in np.unique(model):
         ranked = -np.sort(-counts[model == one])
         most[: len(ranked)] += ranked

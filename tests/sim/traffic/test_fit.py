@@ -347,6 +347,14 @@ def test_templates_that_zipfs_law_does_not_tell_are_listed_with_their_lengths():
     assert found.share == pytest.approx(0.8, abs=0.03)
 
 
+def test_templates_that_are_all_listed_leave_no_others():
+    top = [TopTemplate(share=share, tokens=tokens) for share, tokens in ((0.45, 512), (0.45, 64), (0.1, 900))]
+    found = fitted(prefixes=PrefixSettings(top=top)).prefixes
+    assert found.count == 0
+    assert sorted(one.tokens for one in found.top) == [64, 512, 900]
+    assert len(generated(2, prefixes=found)) == 8000
+
+
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
     "arrivals",
