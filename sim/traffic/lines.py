@@ -14,10 +14,10 @@ LINE_BYTES = 65_536  # the longest line; a file without line ends must not be re
 BUFFER_BYTES = 131_072
 
 
-def lines(path: Path, most: int = LINE_BYTES) -> Generator[bytes]:
+def lines(path: Path, most: int = LINE_BYTES, key: str = "workload.path") -> Generator[bytes]:
     """Every line with its end, at most `most` bytes long; a gzip file is told by its first bytes, not its name.
 
-    Raises BadTrace for what cannot be opened or read, for damaged gzip data and for a longer line.
+    Raises BadTrace, of the setting `key`, for what cannot be opened or read, for damaged gzip data and for a longer line.
     """
     number = 0
     try:
@@ -34,7 +34,7 @@ def lines(path: Path, most: int = LINE_BYTES) -> Generator[bytes]:
         raise BadTrace(f"{path} must be a whole gzip file, but after line {number}: {error}") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = getattr(error, "strerror", None) or error
-        raise BadTrace(f"workload.path is {str(path)!r}, but must be a readable file: {reason}") from error
+        raise BadTrace(f"{key} is {str(path)!r}, but must be a readable file: {reason}") from error
 
 
 def _plain(file: io.BufferedReader) -> io.BufferedReader:

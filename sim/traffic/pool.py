@@ -238,7 +238,7 @@ def _window(
 
 def _read_lengths(path: Path, clients: dict[tuple[str, str], Client]) -> None:
     """JSON lines: a client each, with its histograms, where these were published."""
-    with closing(lines(path, JSON_BYTES)) as source:
+    with closing(lines(path, JSON_BYTES, "workload.lengths")) as source:
         for line, content in rows(path, source, 1):
             with at(path, line):
                 values = json_object(content)

@@ -156,8 +156,10 @@ def trace(settings: ServeGenWorkload, pool: Pool, seed: int, model: str) -> Trac
 
 def _models(settings: ServeGenWorkload, pool: Pool) -> list[str]:
     """The models whose clients ask, in the fleet's order: those with a rate, where there are rates."""
-    for name in (*settings.models, *(settings.rates or ())):
-        require("workload.models", name, name in pool.models, f"one of the pool's: {', '.join(pool.models)}")
+    for key, names in (("models", settings.models), ("rates", settings.rates or ())):
+        for name in names:
+            allowed = f"one of the pool's: {', '.join(pool.models)}"
+            require(f"workload.{key}", name, name in pool.models, allowed)
     require(
         "workload.models", settings.models, len(set(settings.models)) == len(settings.models), "each once"
     )

@@ -151,7 +151,9 @@ def test_a_pool_is_a_trace_as_well(pool):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"rates": {"huge": 1.0}}, r"workload\.models is 'huge', but must be one of the pool's: big, small"),
+        ({"rates": {"huge": 1.0}}, r"workload\.rates is 'huge', but must be one of the pool's: big, small"),
+        ({"models": ["huge"]}, r"workload\.models is 'huge', but must be one of the pool's: big, small"),
+        ({"lengths": "nowhere"}, r"workload\.lengths is 'nowhere', but must be a readable file"),
         ({"models": ["big", "big"]}, "each once"),
         ({"rates": {"big": -1.0}}, r"workload\.rates\.big is -1\.0"),
         ({"rates": {"big": float("nan")}}, r"workload\.rates\.big is nan"),
