@@ -17,8 +17,8 @@ BUFFER_BYTES = 131_072
 def lines(path: Path, most: int = LINE_BYTES, key: str = "workload.path") -> Generator[bytes]:
     """Every line with its end, at most `most` bytes long; a gzip file is told by its first bytes, not its name.
 
-    Raises BadTrace for what cannot be opened or read, named by its setting `key`, for damaged gzip data and for a longer
-    line.
+    Raises BadTrace for damaged gzip data, for a longer line, and for what cannot be opened or read, which is the
+    value of the setting `key`.
     """
     number = 0
     try:
