@@ -155,8 +155,14 @@ def _override(tree: Tree, line: str) -> None:
     name, value = earlier.meant(name.strip(), one_value(text, line))
     single = Tree()
     single.put(name, value, line)
+    names = [name]
+    if name.partition(".")[0] in earlier.KEYS:
+        with _placed(single, None):
+            earlier.translate(single)
+        names = [each for each in single.places if each.partition(".")[0] in SECTIONS]
     _make_whole(single.values, Path.cwd())
-    tree.put(name, single.get(name), line)
+    for each in names:
+        tree.put(each, single.get(each), line)
 
 
 def _make_whole(values: dict[str, Any], base: Path) -> None:

@@ -303,6 +303,33 @@ def test_it_goes_together_with_settings_of_ours(read):
 
 
 @pytest.mark.parametrize(
+    "line", ["per_model_quotas={hourly_token_limit: 7}", "per_model_quotas.hourly_token_limit=7"]
+)
+def test_it_may_stand_on_a_command_line_too(read, line):
+    found = read(
+        "quotas: {limits: [{tenant: a, daily_tokens: 5}]}", line, "routing_config={strategy: random}"
+    )
+    assert found.engine.quotas.limits == [AllowanceSettings(model="*", hourly_tokens=7)]
+    assert found.engine.routing.strategy == "random"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("per_model_quotas={hourly_tokens: 7}", "did you mean 'per_model_quotas.hourly_token_limit'?"),
+        ("per_model_quotas=7", "per_model_quotas is 7, but must be a group of limits"),
+        ("routing_config.strateg=random", "did you mean 'routing_config.strategy'?"),
+        ("per_model_quotas.hourly_token_limit=x", "quotas.limits[0].hourly_tokens is 'x'"),
+    ],
+    ids=range(4),
+)
+def test_what_is_wrong_with_it_there_is_told(read, line, words):
+    with pytest.raises(BadSettings, match=re.escape(words)) as refused:
+        read("", line)
+    assert str(refused.value).startswith(f"{line}: ")
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("routing_strategy: random\nrouting: {strategy: random}", "routing_strategy and routing.strategy say"),
