@@ -199,9 +199,13 @@ def until(holds, patience_s=60.0):
 
 
 def settled(running, before):
-    """What a server holds once it holds what it held before, or what it holds instead."""
-    until(lambda: figures(running) == before, 30.0)
-    return figures(running)
+    """What a server holds once it holds what it held before, or what it holds instead.
+
+    What was seen last: a look later a probe of its own may be under way.
+    """
+    seen = []
+    until(lambda: seen.append(figures(running)) or seen[-1] == before, 30.0)
+    return seen[-1]
 
 
 def lets_in(running, **headers):
