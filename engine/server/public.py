@@ -11,7 +11,7 @@ import msgspec
 
 from engine.clock import NS_PER_S, Clock
 from engine.engine import MAX_NAME, Engine
-from engine.errors import BadRequest, EngineError, Forbidden, NoReplica, openai_answer
+from engine.errors import BadRequest, EngineError, Forbidden, NoReplica, NotFound, openai_answer
 from engine.fleet import Home
 from engine.request import Request
 from engine.server.answers import EVENTS, JSON, Head, Whole, encode, lines
@@ -258,11 +258,21 @@ class Public:
         if engine.targets.is_group(name):
             meant = [card.key for card in engine.targets.members(name)]
         else:
-            meant = [engine.registry.find(name).key]
+            meant = [self._found(name, holder)]
         if not holder.may_use(name) and not all(map(holder.may_use, meant)):
             allowed = ", ".join(sorted(holder.models or ()))
             raise Forbidden(f"model {name!r} is not one that this key may use: {allowed}")
         return meant
+
+    def _found(self, name: str, holder: Holder) -> str:
+        """The key of that model. Raises NotFound, which tells no more of others than the list of models does."""
+        try:
+            return self._engine.registry.find(name).key
+        except NotFound:
+            if holder.models is None or holder.may_use(name):
+                raise
+            allowed = ", ".join(sorted(holder.models))
+            raise NotFound(f"no model is called {name[:64]!r}; this key may use {allowed}") from None
 
     def _able(self) -> list[str]:
         """Models in memory that take tools."""

@@ -156,6 +156,10 @@ def test_models_that_a_key_may_not_use_are_not_listed_to_it(locked, keys):
     assert [card["id"] for card in listed["data"]] == ["mistral"]
     assert get(locked.server.port, "/v1/models/llama", bearer(keys["mistral only"])).status == 403
     assert get(locked.server.port, "/v1/models/mistral", bearer(keys["mistral only"])).status == 200
+    told = get(locked.server.port, "/v1/models/phi", bearer(keys["mistral only"]))
+    assert (told.status, told.error["message"]) == (404, "no model is called 'phi'; this key may use mistral")
+    told = get(locked.server.port, "/v1/models/mistral@9", bearer(keys["mistral only"]))
+    assert "the newest versions of 'mistral' are 1.0.0" in told.error["message"]
 
 
 def test_a_key_that_is_revoked_opens_nothing_from_then_on(locked, file, keys):
