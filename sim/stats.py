@@ -61,18 +61,20 @@ def _ranks(count: int, q: float, coverage: float, time: float) -> tuple[int, int
     return (low, high) if low >= 0 and high < count else None
 
 
-def autocorrelation_time(values: Floats | Flags) -> float:
+def autocorrelation_time(*series: Floats | Flags) -> float:
     """How many neighbours say together as much as one independent value; at least 1.
 
     The integrated autocorrelation time with a window of five times itself (Sokal, "Monte Carlo Methods in Statistical
-    Mechanics", 1997). O(n log n).
+    Mechanics", 1997); of several replications about the mean of all, which sees more than each about its own.
+    O(n log n).
     """
-    count = len(values)
+    count = min(map(len, series))
+    values = np.array([each[:count] for each in series], dtype=np.float64)
     deviations = values - values.mean()
     if not deviations.any():
         return 1.0
     spectrum = np.fft.rfft(deviations, 2 * count)
-    correlations = np.fft.irfft(spectrum * spectrum.conjugate())[:count]
+    correlations = np.fft.irfft((spectrum * spectrum.conjugate()).mean(axis=0))[:count]
     times = 2 * np.cumsum(correlations / correlations[0]) - 1
     beyond = np.flatnonzero(np.arange(count) >= WINDOW_TIMES * times)
     return max(1.0, float(times[beyond[0]] if len(beyond) else times.max()))
@@ -146,7 +148,8 @@ def averaged(series: Sequence[Floats]) -> Floats:
 def warm_up(series: Sequence[Floats]) -> float:
     """The share of each replication that belongs to its start: by MSER-5 of the averaged series, at least a tenth.
 
-    Raises TooShort when the start reaches to the middle: it may not have ended there.
+    Raises TooShort when the start reaches to the middle: it may not have ended there. Also when what is left is not
+    as long as a batch has to be: a start that goes on for longer than that is not seen within it.
     """
     mean = averaged(series)
     share = mser5(mean) / len(mean)
@@ -154,7 +157,15 @@ def warm_up(series: Sequence[Floats]) -> float:
         raise TooShort(
             f"run too short: after half of its {len(mean)} points it is not yet steady; make it several times as long"
         )
-    return max(LEAST_WARM_UP, share)
+    share = max(LEAST_WARM_UP, share)
+    left = [each[int(share * len(each)) :] for each in series]
+    count, time = min(map(len, left)), autocorrelation_time(*left)
+    if count < TIMES_A_BATCH * time:
+        raise TooShort(
+            f"run too short: {count} points are left of it, of which {time:.0f} in a row say as much as one; "
+            f"make it {max(2, ceil(TIMES_A_BATCH * time / count))} times as long at least"
+        )
+    return share
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
