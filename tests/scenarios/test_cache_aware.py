@@ -126,3 +126,8 @@ def test_prices_are_those_of_a_look_at_the_blocks_themselves(play, monkeypatch):
 def test_who_answers_alone_is_one_of_the_fleet(play):
     with pytest.raises(BadSettings, match=r"scenario\.first is 'z'"):
         play("scenario.first=z", "beside.seeds=0")
+
+
+def test_who_answers_alone_is_in_memory_from_the_start(play):
+    with pytest.raises(BadSettings, match=r"models\.preload is False, but must be true"):
+        play("models.preload=false", "beside.seeds=0")
