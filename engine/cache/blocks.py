@@ -10,6 +10,7 @@ Where a prompt says what it was drawn from, and no tensor is ever made of it, bl
 
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from itertools import accumulate, repeat
 from struct import pack
 from typing import Protocol
 
@@ -167,11 +168,8 @@ class LineChain:
 
 def named(line: bytes, first: int, last: int) -> list[bytes]:
     """What the blocks `first` to `last` (exclusive) of a prompt are called, which end in that line."""
-    origin = int.from_bytes(line, "big")
-    return [
-        ((origin + number) & _ALL_BITS).to_bytes(KEY_BYTES, "big")
-        for number in range(first * _STEP, last * _STEP, _STEP)
-    ]
+    begin, steps = int.from_bytes(line, "big") + first * _STEP, repeat(_STEP, last - first - 1)
+    return [(name & _ALL_BITS).to_bytes(KEY_BYTES, "big") for name in accumulate(steps, initial=begin)]
 
 
 def digest(head: bytes, data: bytes) -> bytes:
