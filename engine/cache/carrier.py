@@ -102,11 +102,15 @@ Wanted = tuple[int, bytes, Staged | None]
 
 
 class Arrival:
-    """Payloads that are being brought up together, and who waits for them."""
+    """Payloads that are being brought up together, and who waits for them.
 
-    __slots__ = ("callbacks", "is_over")
+    `is_alone`: none of them is on its way a second time since.
+    """
+
+    __slots__ = ("callbacks", "is_alone", "is_over")
 
     def __init__(self) -> None:
+        self.is_alone = True
         self.is_over = False
         self.callbacks: list[Callable[[], None]] = []
 
@@ -371,11 +375,12 @@ class Carrier:
         sizes, start = prefix.space.holder.block_bytes, prefix.blocks_by_tier[0]
         none_ns = prefill.prefill_ns(start * tokens, num_tokens)
         best_end, best_ns, all_ns, load_ns, begin = start, float(none_ns), float(none_ns), 0.0, start
-        for rank, end in prefix.runs():
-            if rank == 0:
+        for rank, count in enumerate(prefix.blocks_by_tier):
+            if rank == 0 or not count:
                 continue
             if not self._is_readable(rank):
                 break
+            end = start + count
             load_ns = max(load_ns, self.load_ns(rank, (end - start) * sizes[rank]))
             all_ns = load_ns + prefill.prefill_ns(end * tokens, num_tokens)
             is_memory = cache.tiers[rank].name in MEMORY
@@ -428,15 +433,16 @@ class Carrier:
         sizes.catch_up()
         cache = self._cache
         wanted: dict[tuple[int, bool], list[int]] = {}
+        left = prefix.num_blocks - prefix.blocks_by_tier[0]
         for rank, lifted in prefix.lift():
+            left -= len(lifted)
             self._sort_out(rank, lifted, wanted)
-            if staged := sizes.writers[rank].staged:
+            if sizes.writers[rank].staged:
                 copies = cache.tiers[rank].copies
-                for slot in lifted:
-                    if slot not in copies:
-                        staged.pop(slot, None)
+                gone = [slot for slot in lifted if slot not in copies] if copies else lifted
+                sizes.writers[rank].forget(gone)
         start = 0
-        for rank, end in prefix.runs():
+        for rank, end in prefix.runs() if left else ():
             if rank:  # no room above: it is read where it is
                 slots = cache.table.slots
                 self._sort_out(rank, [slots[key] for key in prefix.keys[start:end]], wanted)
@@ -446,6 +452,8 @@ class Carrier:
             if in_memory and cache.tiers[0].name != "gpu":
                 continue
             arrival = Arrival()
+            if not self._arriving.keys().isdisjoint(blocks):
+                self._supersede(blocks)
             self._arriving.update(dict.fromkeys(blocks, arrival))
             then = partial(self._have_arrived, blocks, arrival)
             sizes.read(rank, len(blocks) * size[rank], then, in_memory=in_memory)
@@ -462,11 +470,17 @@ class Carrier:
             for slot in slots:
                 wanted.setdefault((rank, slot in staged), []).append(slot)
 
+    def _supersede(self, slots: list[int]) -> None:
+        """Blocks that are arriving come another way, too: what comes first is not the end of it."""
+        for slot in slots:
+            if (arrival := self._arriving.get(slot)) is not None:
+                arrival.is_alone = False
+
     def _have_arrived(self, slots: list[int], arrival: Arrival) -> None:
         """Blocks of which nothing but sizes is known are there."""
         arriving = self._arriving
         for slot in slots:
-            if arriving.get(slot) is arrival:
+            if arrival.is_alone or arriving.get(slot) is arrival:
                 del arriving[slot]
         arrival.end()
 
@@ -623,7 +637,7 @@ class Carrier:
         """Put blocks into the line of those to be written, and have somebody write them."""
         rank = tier.rank
         num_bytes = size_bytes * len(slots)
-        self._lines[rank].append(Parcel(space, slots, num_bytes))
+        self._lines[rank].append(Parcel(space.holder, slots, num_bytes))
         self._ways[rank].queued_bytes += num_bytes
         if not self._is_called[rank]:
             self._call_writer(tier)
@@ -647,7 +661,7 @@ class Carrier:
             while line:
                 first = line.popleft()
                 parcels, total = [first], first.num_bytes
-                while line and line[0].space.holder is first.space.holder and total < BATCH_BYTES:
+                while line and line[0].holder is first.holder and total < BATCH_BYTES:
                     more = line.popleft()
                     parcels.append(more)
                     total += more.num_bytes

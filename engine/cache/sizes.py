@@ -5,13 +5,12 @@ kept waiting: a block that is wanted before it is written is taken from memory.
 """
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from engine.cache.cache import PrefixCache
-from engine.cache.crossings import Crossings
-from engine.cache.holders import Space
+from engine.cache.crossings import Crossings, Over
+from engine.cache.holders import Holder, Space
 from engine.cache.tier import Tier
 from engine.cache.ways import Way
 from engine.clock import Clock
@@ -24,41 +23,67 @@ BATCH_S = 0.01
 """The time of what goes together where only sizes move: as long as a read may have to wait behind it."""
 
 
-@dataclass(slots=True, eq=False)
 class Parcel:
-    """Blocks of one namespace that are to be written to a tier."""
+    """Blocks of one model that are to be written to a tier.
 
-    space: Space
-    slots: list[int]
-    num_bytes: int
+    `is_whole`: each of them still waits for this. `more`: what goes together with it, once it is under way.
+    """
+
+    __slots__ = ("holder", "is_whole", "more", "num_bytes", "slots")
+
+    def __init__(self, holder: Holder, slots: list[int], num_bytes: int) -> None:
+        self.holder = holder
+        self.slots = slots
+        self.num_bytes = num_bytes
+        self.is_whole = True
+        self.more: Sequence[Parcel] = ()
 
 
 class Writer:
     """Who writes the blocks of one tier: as many lots at a time as the tier allows."""
 
-    __slots__ = ("_crossings", "_hops", "_most_bytes", "_most_lots", "_num_busy", "_way", "line", "staged")
+    __slots__ = (
+        "_crossings",
+        "_most_bytes",
+        "_most_lots",
+        "_num_busy",
+        "_over",
+        "_start",
+        "_way",
+        "line",
+        "staged",
+    )
 
     def __init__(self, tier: Tier, ways: list[Way], crossings: Crossings, *, is_below_gpu: bool) -> None:
         self.staged: dict[int, Parcel] = {}  # by slot: what is booked here, and not written yet
         self.line: deque[Parcel] = deque()
-        self._way = ways[tier.rank]
+        self._way = way = ways[tier.rank]
         self._crossings = crossings
-        # what has to be crossed: from the accelerator to memory, and from there to what is below
-        self._hops = [ways[0]] if is_below_gpu else []
-        if tier.name != "ram":
-            self._hops.append(self._way)
+        # what has to be crossed first: from the accelerator to memory, and from there to what is below
+        self._start = ways[0] if is_below_gpu else way
+        has_two_hops = is_below_gpu and tier.name != "ram"
+        self._over: Over = self._has_come_down if has_two_hops else self._is_there
         self._num_busy = 0
         self._most_lots = tier.settings.concurrency
         # no extent bounds what goes together, but a read must not wait for long
         self._most_bytes = max(BATCH_BYTES, round(tier.settings.gib_per_s * GIB * BATCH_S))
 
     def write(self, space: Space, slots: list[int], size_bytes: int) -> None:
-        """Put blocks into the line of those to be written."""
+        """Put blocks into the line of those to be written; none of them stands there already."""
         num_bytes = size_bytes * len(slots)
-        parcel = Parcel(space, slots, num_bytes)
+        parcel = Parcel(space.holder, slots, num_bytes)
         self.staged.update(dict.fromkeys(slots, parcel))
         self.line.append(parcel)
         self._way.queued_bytes += num_bytes
+
+    def forget(self, slots: Sequence[int]) -> None:
+        """Blocks need not be written any more. That is to be found out before they are written again."""
+        staged = self.staged
+        if staged and not staged.keys().isdisjoint(slots):
+            for slot in slots:
+                parcel = staged.pop(slot, None)
+                if parcel is not None:
+                    parcel.is_whole = False
 
     def begin(self, at_ns: int) -> None:
         """Have what stands in the line written, as far as the tier allows more lots at a time."""
@@ -68,39 +93,59 @@ class Writer:
 
     def _next(self, at_ns: int) -> None:
         """Write what is next in the line, of one model; what nobody waits for any more takes no time."""
-        line, staged, most = self.line, self.staged, self._most_bytes
+        line, most = self.line, self._most_bytes
         while line:
-            parcel = line.popleft()
-            parcels, total = [parcel], parcel.num_bytes
-            if line and total < most:
-                holder = parcel.space.holder
-                while line and total < most and line[0].space.holder is holder:
+            first = line.popleft()
+            total, is_wanted = first.num_bytes, first.is_whole or self._is_wanted(first)
+            if line and total < most and line[0].holder is first.holder:
+                holder, more = first.holder, []
+                while line and total < most and line[0].holder is holder:
                     parcel = line.popleft()
-                    parcels.append(parcel)
+                    more.append(parcel)
                     total += parcel.num_bytes
-            for parcel in parcels:
-                if not staged.keys().isdisjoint(parcel.slots):
-                    over = partial(self._crossed, 1, parcels, total)
-                    self._crossings.write(self._hops[0], total, over, at_ns)
-                    return
+                    is_wanted = is_wanted or parcel.is_whole or self._is_wanted(parcel)
+                first.more = more
+            if is_wanted:
+                self._crossings.write(self._start, total, self._over, first, at_ns)
+                return
             self._way.queued_bytes -= total
         self._num_busy -= 1
 
-    def _crossed(self, hops: int, parcels: list[Parcel], total_bytes: int, at_ns: int) -> None:
-        """Cross what comes next, or be there."""
-        if hops < len(self._hops):
-            over = partial(self._crossed, hops + 1, parcels, total_bytes)
-            self._crossings.write(self._hops[hops], total_bytes, over, at_ns)
-            return
-        way, staged = self._way, self.staged
+    def _is_wanted(self, parcel: Parcel) -> bool:
+        """Whether any of its blocks is still to be written, be it with another parcel."""
+        return not self.staged.keys().isdisjoint(parcel.slots)
+
+    def _has_come_down(self, first: Parcel, at_ns: int) -> None:
+        """It is in memory, and has its tier's own way before it."""
+        total = first.num_bytes + sum([parcel.num_bytes for parcel in first.more])
+        self._crossings.write(self._way, total, self._is_there, first, at_ns)
+
+    def _is_there(self, first: Parcel, at_ns: int) -> None:
+        """What crossed together is written."""
+        way, total, staged = self._way, first.num_bytes, self.staged
+        if first.is_whole:
+            for slot in first.slots:
+                del staged[slot]
+        else:
+            self._unstage(first)
+        if first.more:
+            for parcel in first.more:
+                total += parcel.num_bytes
+                self._unstage(parcel)
         way.num_writes += 1
-        way.written_bytes += total_bytes
-        way.queued_bytes -= total_bytes
-        for parcel in parcels:
-            for slot in parcel.slots:
-                if staged.get(slot) is parcel:
-                    del staged[slot]
-        self._next(at_ns)
+        way.written_bytes += total
+        way.queued_bytes -= total
+        if self.line:
+            self._next(at_ns)
+        else:
+            self._num_busy -= 1
+
+    def _unstage(self, parcel: Parcel) -> None:
+        """What is left of a parcel waits no longer."""
+        staged = self.staged
+        for slot in parcel.slots:
+            if staged.get(slot) is parcel:
+                del staged[slot]
 
 
 class Sizes:
@@ -127,17 +172,25 @@ class Sizes:
         return space.holder.bytes_in(tier.rank, compress=compress)
 
     def moved(self, space: Space, slots: list[int], source: Tier, target: Tier, size_bytes: int) -> None:
-        if above := self.writers[source.rank].staged:
-            for slot in slots:
-                above.pop(slot, None)
-        self.copied(space, slots, target, size_bytes)
+        above = self.writers[source.rank]
+        if above.staged:
+            above.forget(slots)
+        self.writers[target.rank].write(space, slots, size_bytes)
+        if not self._is_called:
+            self._call_writers()
 
     def copied(self, space: Space, slots: list[int], target: Tier, size_bytes: int) -> None:
         self.writers[target.rank].write(space, slots, size_bytes)
         if not self._is_called:
-            self._is_called = True
-            # reads of the same moment go first: room was made for them; and what they push out goes with the rest
-            self._crossings.after(self._clock.now_ns(), self._begin)
+            self._call_writers()
+
+    def _call_writers(self) -> None:
+        """Have them begin when this moment is over.
+
+        Reads of the same moment go first: room was made for them. And what they push out goes with the rest.
+        """
+        self._is_called = True
+        self._crossings.after(self._clock.now_ns(), self._begin)
 
     def _begin(self, at_ns: int) -> None:
         self._is_called = False
@@ -146,7 +199,7 @@ class Sizes:
                 writer.begin(at_ns - 1)
 
     def dropped(self, slot: int, tier: Tier) -> None:
-        self.writers[tier.rank].staged.pop(slot, None)
+        self.writers[tier.rank].forget((slot,))
 
     def is_staged(self, slot: int, rank: int) -> bool:
         """Whether a block is booked in that tier and not written yet: it is in memory."""

@@ -19,6 +19,7 @@ class Way:
 
     def __init__(self, settings: TierSettings, clock: Clock) -> None:
         self.settings = settings
+        self.concurrency = settings.concurrency
         self.queue_bytes = int(settings.queue_gib * GIB)
         self.queued_bytes = 0  # of writes, waiting or under way
         self.reading_bytes = 0
@@ -46,7 +47,7 @@ class Way:
 
     def expected_ns(self, size_bytes: int) -> float:
         """What a read that is asked for now will take, those that wait before it included."""
-        waiting = self.reading_bytes / self.settings.concurrency
+        waiting = self.reading_bytes / self.concurrency
         return self._latency_ns + (waiting + size_bytes) * self._ns_per_byte
 
     def learn(self, size_bytes: int, took_ns: int) -> None:
@@ -58,7 +59,7 @@ class Way:
 
     async def enter(self, *, is_read: bool) -> None:
         """Wait for one's turn."""
-        if self.busy < self.settings.concurrency:
+        if self.busy < self.concurrency:
             self.busy += 1
             return
         begun_ns, signal = self._clock.now_ns(), self._clock.signal()

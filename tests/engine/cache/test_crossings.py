@@ -24,8 +24,8 @@ class Eager:
     def catch_up(self, now_ns):
         pass
 
-    def write(self, way, size_bytes, over, at_ns):
-        self._ask(way, size_bytes, lambda: over(self.clock.now_ns()), 1)
+    def write(self, way, size_bytes, over, what, at_ns):
+        self._ask(way, size_bytes, lambda: over(what, self.clock.now_ns()), 1)
 
     def read(self, way, size_bytes, then):
         self._ask(way, size_bytes, then, 0)
@@ -63,12 +63,13 @@ def played(make, seed, concurrency):
         if is_read:
             crossings.read(way, size_bytes, lambda: over.update({number: clock.now_ns()}))
         else:
-            crossings.write(way, size_bytes, partial(ended, number, way, size_bytes, again), clock.now_ns())
+            crossings.write(way, size_bytes, partial(ended, way, size_bytes), (number, again), clock.now_ns())
 
-    def ended(number, way, size_bytes, again, at_ns):
-        over[number, again] = at_ns
+    def ended(way, size_bytes, what, at_ns):
+        number, again = what
+        over[what] = at_ns
         if again:
-            crossings.write(way, size_bytes, partial(ended, number, way, size_bytes, again - 1), at_ns)
+            crossings.write(way, size_bytes, partial(ended, way, size_bytes), (number, again - 1), at_ns)
 
     for number in range(300):
         at_ns, size, again = (int(random.integers(most)) for most in (200 * MS, 9_999, 3))
@@ -92,10 +93,10 @@ def test_everything_is_over_when_it_would_be_with_an_event_for_each_end(seed, co
 def test_nothing_happens_on_the_clock_at_the_end_of_a_write():
     clock = SimClock()
     way, crossings, over = Way(TierSettings(gib=1), clock), Crossings(clock), []
-    crossings.write(way, GIB, over.append, 0)
+    crossings.write(way, GIB, lambda what, at_ns: over.append((what, at_ns)), "it", 0)
     assert clock.env.peek() == float("inf")
     crossings.catch_up(10**12)
-    assert over == [way.modelled_ns(GIB)]
+    assert over == [("it", way.modelled_ns(GIB))]
 
 
 def test_when_a_moment_is_over_what_was_put_off_until_then_comes_first():
@@ -104,6 +105,6 @@ def test_when_a_moment_is_over_what_was_put_off_until_then_comes_first():
     crossings.after(5, told.append)
     crossings.catch_up(5)
     assert told == []
-    crossings.write(way, GIB, told.append, 5)
+    crossings.write(way, GIB, lambda _, at_ns: told.append(at_ns), None, 5)
     crossings.catch_up(10**12)
     assert told == [6, 5 + way.modelled_ns(GIB)]
