@@ -11,6 +11,7 @@ length: those before it cannot leave before it does.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from engine.cache.allocation import allocation
@@ -23,7 +24,7 @@ from engine.cache.orders import NOWHERE
 from engine.cache.regret import Sample
 from engine.cache.reuse import Reuse
 from engine.cache.table import Table
-from engine.cache.tier import ENDLESS, Tier
+from engine.cache.tier import Tier
 from engine.clock import NS_PER_S
 from engine.settings import CacheSettings
 
@@ -101,8 +102,7 @@ class Prefix:
 
     def slots(self) -> list[int]:
         """Its blocks, from the head. O(n): for those who carry payloads."""
-        slots = self._cache.table.slots
-        return [slots[key] for key in self.keys[: self.num_blocks]]
+        return list(map(self._cache.table.slots.__getitem__, self.keys[: self.num_blocks]))
 
     def cut(self, num_blocks: int) -> None:
         """Use only so many of its blocks, from the head."""
@@ -114,7 +114,10 @@ class Prefix:
         self._pin()
 
     def lift(self) -> list[tuple[int, list[int]]]:
-        """Promote what lies below the hottest tier, as far as there is room; by tiers, what came from each."""
+        """Promote what lies below the hottest tier, as far as there is room; by tiers, what came from each.
+
+        At once, while everything is where it was found.
+        """
         lifted = self._cache.lift(self)
         if lifted:
             self._pin()
@@ -175,6 +178,9 @@ class PrefixCache:
         self.limits = Limits(settings.limits if settings.enabled else [], list(given))
         for tier in self.tiers:
             tier.divide(self.allocation, by_model=bool(self.limits))
+        for tier, lower in pairwise(self.tiers):
+            if tier.ring is not None and lower.ring is not None:
+                tier.pours_to = lower
         self.holders: list[Holder] = []
         self.spaces: dict[bytes, Space] = {}
         self.hollow: set[int] = set()
@@ -327,19 +333,19 @@ class PrefixCache:
 
     def lift(self, prefix: Prefix) -> list[tuple[int, list[int]]]:
         """See `Prefix.lift`. Blocks leave their tier before room is made above: the two may change places."""
-        slots, space = self.table.slots, prefix.space
+        find, space = self.table.slots.__getitem__, prefix.space
         lifted: list[tuple[int, list[int]]] = []
         start = 0
-        for rank, end in prefix.runs():
-            if rank:
-                run = [slots[key] for key in prefix.keys[start:end]]
+        for rank, count in enumerate(prefix.blocks_by_tier):
+            if rank and count:
+                run = list(map(find, prefix.keys[start : start + count]))
                 if not self._raise(run, space):
                     run = run[: self._raise_some(run, space)]
                 if run:
                     lifted.append((rank, run))
-                if len(run) < end - start:
+                if len(run) < count:
                     break
-            start = end
+            start += count
         if lifted:
             slot = lifted[-1][1][-1]
             key = self.table.keys[slot]
@@ -590,6 +596,21 @@ class PrefixCache:
             if rule.rank == rank:
                 rule.held_bytes += size_bytes
 
+    def _rebook(self, source: Tier, left_bytes: int, target: Tier, came_bytes: int, space: Space) -> None:
+        """Book bytes of a namespace that left one tier and came to another one."""
+        above, below, held, of_holder = source.rank, target.rank, space.held_bytes, space.holder.held_bytes
+        source.used_bytes -= left_bytes
+        held[above] -= left_bytes
+        of_holder[above] -= left_bytes
+        target.used_bytes += came_bytes
+        held[below] += came_bytes
+        of_holder[below] += came_bytes
+        for rule in space.rules:
+            if rule.rank == above:
+                rule.held_bytes -= left_bytes
+            elif rule.rank == below:
+                rule.held_bytes += came_bytes
+
     # coming in
 
     def _refill(
@@ -802,10 +823,10 @@ class PrefixCache:
         source = self.tiers[table.home[run[0]]]
         order, usual = source.order_of(holder), holder.block_bytes[source.rank]
         sizes = [source.sizes.get(slot, usual) for slot in run] if source.sizes else [usual] * len(run)
-        total, needed, after = sum(sizes), holder.block_bytes[0] * len(run), table.links.after
-        for slot in run:
-            if after[slot] or not order.keeps_place:  # who keeps places knows nothing of those who have none
-                order.forget(slot)
+        total, needed = sum(sizes), holder.block_bytes[0] * len(run)
+        # who keeps places knows nothing of those who have none
+        for slot in filter(table.links.after.__getitem__, run) if order.keeps_place else run:
+            order.forget(slot)
         self._charge(source, space, -total)
         if not self._make_room(hot, holder, needed):
             if not self._make_room(source, holder, total):  # of those who left above, some may have come here
@@ -826,8 +847,9 @@ class PrefixCache:
         return True
 
     def _touch_all(self, tier: Tier, run: list[int], holder: Holder) -> None:
+        kids, pins = self.table.kids[tier.rank], self.pins
         for slot in run:
-            if not tier.busy(slot):
+            if not kids[slot] and slot not in pins:  # `Tier.busy`, without a call for each
                 tier.touch(slot, holder)
 
     def _hand_up(self, source: Tier, run: list[int]) -> None:
@@ -848,24 +870,105 @@ class PrefixCache:
 
     def _make_room(self, tier: Tier, holder: Holder, needed_bytes: int) -> bool:
         """Let blocks leave until `needed_bytes` fit; False when they do not fit beside what is in use."""
-        capacity = tier.capacity_bytes
-        if tier.used_bytes + needed_bytes <= capacity:
-            return True
-        if needed_bytes > capacity:
-            return False
+        capacity, order = tier.capacity_bytes, tier.order
         most = capacity - needed_bytes
+        if tier.used_bytes <= most:
+            return True
+        if most < 0:
+            return False
         if self.settings.headroom:
             most -= min(int(self.settings.headroom * capacity), most)
         while tier.used_bytes > most:
             if tier.copies and tier.drops_copies_first:
                 self._drop_copy(tier)
-            elif slot := tier.victim(holder, needed_bytes, self._tick):
+            elif tier.pours_to and self._pour(tier, tier.pours_to, most):
+                break
+            elif slot := order.victim() if order else tier.victim(holder, needed_bytes, self._tick):
                 self._send_away(tier, slot, tier.used_bytes - most, holder)
             elif tier.copies:
                 self._drop_copy(tier)
             else:
                 break
         return tier.used_bytes + needed_bytes <= capacity
+
+    def _pour(  # noqa: C901, PLR0912, PLR0915  a call for each step costs half as much again
+        self, tier: Tier, lower: Tier, most_bytes: int
+    ) -> bool:
+        """Let blocks leave a tier until it holds no more than that; False when nobody can leave, or not this way.
+
+        What `_send_away` does, where both tiers are rings and nobody has a limit. Blocks of one chain that sink
+        together to where none of them is written are most of all that moves in a cache of several tiers: these steps
+        are written out.
+        """
+        mover, ring, ring_below = self.mover, tier.ring, lower.ring
+        if mover is None or not lower.is_open or self.hollow or tier.sizes:
+            return False
+        assert ring is not None
+        assert ring_below is not None
+        table, pins, rank, below = self.table, self.pins, tier.rank, lower.rank
+        head, head_below, copies = ring.head, ring_below.head, lower.copies
+        home, parents, spaces, used = table.home, table.parent, table.space, table.used
+        here, there = table.kids[rank], table.kids[below]
+        before, after = table.links.before, table.links.after
+        while tier.used_bytes > most_bytes:
+            tail = after[head]
+            if tail == head:
+                return False
+            if here[tail] or tail in pins:
+                table.links.unlink(tail)
+                continue
+            space = self._space_of[spaces[tail]]
+            size, size_below = space.holder.block_bytes[rank], space.holder.block_bytes[below]
+            run, parent, left_bytes = [tail], parents[tail], tier.used_bytes - most_bytes - size
+            while (
+                left_bytes > 0
+                and home[parent] == rank
+                and here[parent] == 1
+                and not after[parent]
+                and parent not in pins
+            ):
+                run.append(parent)
+                parent = parents[parent]
+                left_bytes -= size
+            if copies and not copies.keys().isdisjoint(run):
+                if tail in copies:
+                    self._sink_to_copies(tier, lower, self._written(lower, run), space)
+                    continue
+                run = list(takewhile(lambda slot: slot not in copies, run))
+                parent = parents[run[-1]]
+            count = len(run)
+            total = size_below * count
+            if total > lower.room_bytes():
+                self._send_each(tier, run[:1] if copies else self._in_turn(tier, run), space)
+                continue
+            has_room = lower.used_bytes + total <= lower.capacity_bytes
+            if not has_room and not self._make_room(lower, space.holder, total):
+                self._send_each(tier, run[:1], space)
+                continue
+            previous, following = before[tail], after[tail]
+            if parent:
+                if used[parent] < used[tail]:  # noqa: PLR1730  as in `_leave`
+                    used[parent] = used[tail]
+                if home[parent] == rank and here[parent] == 1 and not after[parent] and parent not in pins:
+                    before[parent], after[previous] = previous, parent  # it takes their place
+                    previous = parent
+            here[parent] -= 1
+            there[parent] += 1
+            after[previous], before[following] = following, previous
+            last = before[head_below]
+            after[last] = before[head_below] = tail
+            before[tail], after[tail] = last, head_below
+            home[tail] = below
+            for slot in run[1:] if count > 1 else ():
+                home[slot] = below
+                here[slot] = 0
+                there[slot] += 1
+            self._rebook(tier, size * count, lower, total, space)
+            space.stats.demoted_blocks[below] += count
+            mover.moved(space, run, tier, lower, size_below)
+            if parent in self._stuck:
+                self._unstick(parent)
+        return True
 
     def _clear(self, tier: Tier, needed_bytes: int) -> None:
         """Let blocks leave until `needed_bytes` fit that have nowhere else to be, whoever is sure of what leaves."""
@@ -882,19 +985,27 @@ class PrefixCache:
         or one after the other where the way down does not take all of them.
         """
         space = self._space_of[self.table.space[slot]]
-        size, run = space.holder.block_bytes[tier.rank], [slot]
+        sizes, run = space.holder.block_bytes, [slot]
+        size = sizes[tier.rank]
         if needed_bytes > size and not space.rules and not self.hollow and not tier.sizes:
             run = self._run(tier, slot, space, -(-needed_bytes // size), demander)
             if len(run) > 1:
-                if len(run) > self._room_below(tier, space):
+                below = self._below[tier.rank]
+                lower = below[0] if below else None
+                # what is written there already needs no way
+                if lower and not lower.copies and sizes[lower.rank] * len(run) > lower.room_bytes():
                     run = self._in_turn(tier, run)
-                elif self._send_run(tier, run, space):
+                elif self._send_run(tier, lower, run, space):
                     return
                 else:
                     run = run[:1]
-        for each in run:
-            if not self._demote(tier, each, space):
-                self._give_up(tier, each, space)
+        self._send_each(tier, run, space)
+
+    def _send_each(self, tier: Tier, run: list[int], space: Space) -> None:
+        """Blocks of a chain, from the tail up, leave a tier one after the other, until one of them stays."""
+        for slot in run:
+            if not self._demote(tier, slot, space):
+                self._give_up(tier, slot, space)
                 return
 
     def _give_up(self, tier: Tier, slot: int, space: Space) -> None:
@@ -907,13 +1018,14 @@ class PrefixCache:
 
     def _demote(self, tier: Tier, slot: int, space: Space) -> bool:
         """Send a block down to the next tier that takes it; False when none does."""
+        run, sizes = [slot], space.holder.block_bytes
         for lower in self._below[tier.rank]:
             if slot in lower.copies:
-                self._sink_to_copies(tier, lower, [slot], space)
+                self._sink_to_copies(tier, lower, run, space)
                 return True
-            size = self._size_there(space, lower)
-            if self._make_way(lower, space, [slot], size):
-                self._sink(tier, lower, [slot], space, size)
+            size = self._size_there(space, lower) if space.rules else sizes[lower.rank]
+            if self._make_way(lower, space, run, size):
+                self._sink(tier, lower, run, space, size)
                 return True
             if self.table.kids[lower.rank][slot]:
                 break  # it must not lie colder than what hangs on it
@@ -945,13 +1057,6 @@ class PrefixCache:
             run.append(slot)
         return run
 
-    def _room_below(self, tier: Tier, space: Space) -> int:
-        """How many blocks of a namespace the way to the next tier takes, if they go together."""
-        below = self._below[tier.rank]
-        if not below or below[0].copies:  # what is written there already needs no way
-            return ENDLESS
-        return below[0].room_bytes() // space.holder.block_bytes[tier.rank + 1]
-
     def _in_turn(self, tier: Tier, run: list[int]) -> list[int]:
         """As many of a run, from the tail up, as are sure to be the next victims of a tier one after the other."""
         if tier.is_divided:  # it may be somebody else's turn
@@ -963,13 +1068,11 @@ class PrefixCache:
                     return run[:index]
         return run
 
-    def _send_run(self, tier: Tier, run: list[int], space: Space) -> bool:
+    def _send_run(self, tier: Tier, lower: Tier | None, run: list[int], space: Space) -> bool:
         """Send several blocks of a chain one tier down, or off the last one; False when each has to be looked at."""
-        below = self._below[tier.rank]
-        if not below:
+        if lower is None:
             self._evict(tier, run, space)
             return True
-        lower = below[0]
         if lower.copies:  # what is written there already goes in another way
             if run[0] in lower.copies and not tier.is_divided:
                 self._sink_to_copies(tier, lower, self._written(lower, run), space)
@@ -992,10 +1095,8 @@ class PrefixCache:
 
     def _make_way(self, lower: Tier, space: Space, run: list[int], size_bytes: int) -> bool:
         """Whether a colder tier takes blocks of that size; there is room for them then."""
-        if not lower.is_open or (self.hollow and run[0] in self.hollow):
-            return False
         total = size_bytes * len(run)
-        if total > lower.room_bytes():
+        if not lower.is_open or total > lower.room_bytes() or (self.hollow and run[0] in self.hollow):
             return False
         if space.rules:
             for rule in space.rules:
@@ -1005,13 +1106,16 @@ class PrefixCache:
 
     def _sink(self, tier: Tier, lower: Tier, run: list[int], space: Space, size_bytes: int) -> None:
         """Book blocks of a chain, from the tail up, in a colder tier. Only the last can leave that one next."""
-        table, rank, count, holder = self.table, lower.rank, len(run), space.holder
-        key = self._leave(tier, run, space)
+        table, rank, holder, tail = self.table, lower.rank, space.holder, run[0]
+        key, count = table.keys[tail], len(run)
+        assert key is not None
+        left_bytes = self._sizes_of(tier, run, holder)
+        self._leave(tier, run, key, holder)
         table.sink(run, rank)
         if size_bytes != holder.block_bytes[rank]:
             lower.sizes.update(dict.fromkeys(run, size_bytes))
-        self._charge(lower, space, size_bytes * count)
-        lower.add(run[0], key, holder)
+        self._rebook(tier, left_bytes, lower, size_bytes * count, space)
+        lower.add(tail, key, holder)
         space.stats.demoted_blocks[rank] += count
         if self.mover is not None:
             self.mover.moved(space, run, tier, lower, size_bytes)
@@ -1036,7 +1140,9 @@ class PrefixCache:
     def _sink_to_copies(self, tier: Tier, lower: Tier, run: list[int], space: Space) -> None:
         """Blocks of a chain, from the tail up, are written in that tier already: their copies are the blocks now."""
         table, rank, holder = self.table, lower.rank, space.holder
-        self._leave(tier, run, space)
+        size_bytes = self._sizes_of(tier, run, holder)
+        self._leave(tier, run, table.keys[run[0]] or b"", holder)
+        self._charge(tier, space, -size_bytes)
         table.sink(run, rank)
         for slot in run:
             size = lower.copies.pop(slot)
@@ -1054,20 +1160,16 @@ class PrefixCache:
         if self._stuck and (parent := table.parent[run[-1]]) in self._stuck:
             self._unstick(parent)
 
-    def _leave(self, tier: Tier, run: list[int], space: Space) -> bytes:
-        """Take blocks of a chain, from the tail up, out of a tier; the one before them takes their place.
+    def _leave(self, tier: Tier, run: list[int], key: bytes, holder: Holder) -> None:
+        """Take blocks of a chain, from the tail up, out of their order; the one before them takes their place.
 
-        The key of the last one of the chain.
+        `key` is that of the last one of the chain.
         """
-        table, rank, slot, holder = self.table, tier.rank, run[0], space.holder
-        key = table.keys[slot]
-        assert key is not None
-        usual = holder.block_bytes[rank]
-        size = sum([tier.sizes.pop(each, usual) for each in run]) if tier.sizes else usual * len(run)
+        table, slot = self.table, run[0]
         part = tier.parts[holder.index if tier.is_divided else 0]
         order, parent = part.order, table.parent[run[-1]]
         if parent:
-            used = table.used
+            used, rank = table.used, tier.rank
             read = used[slot]
             if used[parent] < read:  # noqa: PLR1730  a call more on every path
                 used[parent] = read
@@ -1076,8 +1178,11 @@ class PrefixCache:
                 if not part.is_queued:
                     tier.queue(part)
         order.leave(slot, key)
-        self._charge(tier, space, -size)
-        return key
+
+    def _sizes_of(self, tier: Tier, run: list[int], holder: Holder) -> int:
+        """What blocks that leave a tier took there; sizes of their own are forgotten."""
+        usual = holder.block_bytes[tier.rank]
+        return sum([tier.sizes.pop(slot, usual) for slot in run]) if tier.sizes else usual * len(run)
 
     def _evict(self, tier: Tier, run: list[int], space: Space) -> None:
         """Blocks of a chain, from the tail up, that nothing else hangs on leave for good, their copies with them."""
@@ -1086,7 +1191,9 @@ class PrefixCache:
             for slot in run if lower.copies else ():
                 if slot in lower.copies:
                     self._drop_copy(lower, slot)
-        self._leave(tier, run, space)
+        size_bytes = self._sizes_of(tier, run, space.holder)
+        self._leave(tier, run, table.keys[run[0]] or b"", space.holder)
+        self._charge(tier, space, -size_bytes)
         ends, read = self.table.ends, table.used[run[0]]
         for slot in run:
             if ends[slot]:

@@ -142,7 +142,7 @@ class LRU:
     """Least recently used first."""
 
     keeps_place = True
-    __slots__ = ("_after", "_before", "_busy", "_head", "_links", "_used")
+    __slots__ = ("_after", "_before", "_busy", "_links", "_used", "head")
 
     def __init__(self, links: Links, busy: Busy, used: "array[int]") -> None:
         """`used[slot]` is when the block was last read, in ticks of the cache's own."""
@@ -150,17 +150,17 @@ class LRU:
         self._before, self._after = links.before, links.after
         self._busy = busy
         self._used = used
-        self._head = links.ring()
+        self.head = links.ring()
 
     def add(self, slot: int, key: bytes, density: float) -> None:
-        before, after, head = self._before, self._after, self._head  # written out: a call costs as much again
+        before, after, head = self._before, self._after, self.head  # written out: a call costs as much again
         last = before[head]
         after[last] = before[head] = slot
         before[slot] = last
         after[slot] = head
 
     def touch(self, slot: int) -> None:
-        before, after, head = self._before, self._after, self._head
+        before, after, head = self._before, self._after, self.head
         following = after[slot]
         if following == head:
             return
@@ -185,7 +185,7 @@ class LRU:
             after[parent] = following
             after[child] = NOWHERE
         else:
-            self._links.insert(parent, after[self._head])
+            self._links.insert(parent, after[self.head])
 
     def forget(self, slot: int, key: bytes = b"") -> None:
         after = self._after
@@ -200,7 +200,7 @@ class LRU:
     leave = forget
 
     def victim(self) -> int:
-        after, head, busy = self._after, self._head, self._busy
+        after, head, busy = self._after, self.head, self._busy
         while (slot := after[head]) != head:
             if not busy(slot):
                 return slot
@@ -219,7 +219,7 @@ class FIFO(LRU):
 
     def touch(self, slot: int) -> None:
         if not self._after[slot] and not self._busy(slot):
-            self._links.insert(slot, self._after[self._head])  # it was put aside as the oldest of all
+            self._links.insert(slot, self._after[self.head])  # it was put aside as the oldest of all
 
 
 @orders("sieve")
@@ -236,13 +236,13 @@ class SIEVE(LRU):
 
     def __init__(self, links: Links, busy: Busy, used: "array[int]") -> None:
         super().__init__(links, busy, used)
-        self._hand = self._head
+        self._hand = self.head
         self._read = bytearray()
 
     def add(self, slot: int, key: bytes, density: float) -> None:
         if slot >= len(self._read):
             self._read.extend(bytes(slot + 1))
-        before, after, head = self._before, self._after, self._head
+        before, after, head = self._before, self._after, self.head
         last = before[head]
         after[last] = before[head] = slot
         before[slot] = last
@@ -284,7 +284,7 @@ class SIEVE(LRU):
     leave = forget
 
     def victim(self) -> int:
-        after, head, read, busy, hand = self._after, self._head, self._read, self._busy, self._hand
+        after, head, read, busy, hand = self._after, self.head, self._read, self._busy, self._hand
         while True:
             if hand == head:
                 hand = after[head]

@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.cache.allocation import Allocation, Rank
 from engine.cache.holders import Holder
-from engine.cache.orders import NOWHERE, Order, orders
+from engine.cache.orders import FIFO, LRU, NOWHERE, Order, orders
 from engine.cache.table import Table
 from engine.settings import CacheSettings, TierSettings
 
@@ -72,6 +72,9 @@ class Tier:
         self._heap: list[tuple[Rank, int]] = []
         self._between = getattr(orders.find(cache.eviction), "between", None)
         self.is_divided = False
+        self.order: Order | None = None  # of all blocks, where it is not divided
+        self.ring: LRU | None = None  # the same, where that is a ring and nothing else
+        self.pours_to: Tier | None = None  # the next tier, where both are rings
         self._allocation: Allocation
 
     def divide(self, allocation: Allocation, *, by_model: bool) -> None:
@@ -82,7 +85,12 @@ class Tier:
         self._allocation = allocation
         self.is_divided = by_model or allocation.is_divided or self._between is not None
         if not self.is_divided:
-            self.parts.append(Part(0, self._make_order(), None))
+            self.order = order = self._make_order()
+            self.parts.append(Part(0, order, None))
+            made: type = type(order)
+            is_ring = made in {LRU, FIFO}  # what is derived from them may do more
+            if is_ring and isinstance(order, LRU):
+                self.ring = order
 
     def admit(self, holder: Holder) -> None:
         """Make room in the books for a new model."""
@@ -103,7 +111,7 @@ class Tier:
     def add(self, slot: int, key: bytes, holder: Holder) -> None:
         """A block that may leave one day stands in its order from now on."""
         part = self.parts[holder.index if self.is_divided else 0]
-        part.order.add(slot, key, holder.density(self.rank))
+        part.order.add(slot, key, holder.recompute_ns / holder.block_bytes[self.rank])
         if not part.is_queued:
             self.queue(part)
 
