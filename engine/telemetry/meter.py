@@ -41,6 +41,12 @@ __all__ = ["LATENCY_BUCKETS_S", "Histogram", "Meter", "render"]
 UNKNOWN = "unknown"
 """The model of a request whose name nobody knows: what clients write becomes no label."""
 
+TOGETHER = 64
+"""Requests that are counted at a time: one by one they take ten times as long, and more would be a pause."""
+
+HOW = attrgetter("outcome", "reason", "arm", "finish_reason")
+WHAT = attrgetter("method", "route", "status", "is_aborted")
+
 LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0)
 
 OF_MODEL = ("model_name",)
@@ -97,6 +103,8 @@ class Meter(Collector):
         self.sources: list[Callable[[], Iterable[Family]]] = []  # of figures that somebody else counts
         self._objective = objective if objective is not None else Objective()
         self._names = Names()
+        self._ended: list[Ended] = []  # that are not counted yet
+        self._answered: list[HttpAnswered] = []  # the same of these
         self._ends: dict[str, Ends] = {}
         self._reasons: Counter[tuple[str, ...]] = Counter()
         self._arms: Counter[tuple[str, ...]] = Counter()
@@ -114,12 +122,12 @@ class Meter(Collector):
         self._answers: Counter[tuple[str, ...]] = Counter()
         self._aborted: Counter[tuple[str, ...]] = Counter()
         self._answer_times: dict[tuple[str, ...], Histogram] = {}
-        self._take: dict[type[Event], Callable[[Any], None]] = {
-            Ended: self._count_end,
+        self.takers: dict[type[Event], Callable[[Any], None]] = {
+            Ended: self._take_end,
             AttemptLost: self._count_loss,
             FellBack: self._count_fallback,
             HealthChanged: self._count_health,
-            HttpAnswered: self._count_answer,
+            HttpAnswered: self._take_answer,
             ModeChanged: self._count_mode,
             ModelMoved: self._count_move,
             Preempted: self._count_preemption,
@@ -128,31 +136,54 @@ class Meter(Collector):
         }
 
     def emit(self, event: Event) -> None:
-        take = self._take.get(type(event))
+        take = self.takers.get(type(event))
         if take is not None:
             take(event)
 
-    def _count_end(self, end: Ended) -> None:
-        ends = self._ends.get(end.model or UNKNOWN)
-        if ends is None:
-            ends = self._ends_of(end.model or UNKNOWN)
-        outcome = end.outcome
-        ends.outcomes[outcome] += 1
-        if end.reason is not None:
-            self._reasons[outcome, end.reason] += 1
-        if end.arm is not None:
-            self._arms[(*end.arm.partition("/")[::2], outcome)] += 1
-        if outcome != "completed":
-            if outcome in FINISHED:
-                ends.finished[FINISHED[outcome]] += 1
-            return
-        ends.finished[end.finish_reason or "length"] += 1
-        if end.first_token_ns is None or end.replica is None:
-            return
-        self._replicas[(self._names.of("replica", end.replica),)] += 1
-        if ends.served is None:
-            ends.served = Served(self._objective)
-        ends.served.count(end, end.first_token_ns)
+    def _take_end(self, end: Ended) -> None:
+        self._ended.append(end)
+        if len(self._ended) >= TOGETHER:
+            self._count_ended()
+
+    def _take_answer(self, answer: HttpAnswered) -> None:
+        self._answered.append(answer)
+        if len(self._answered) >= TOGETHER:
+            self._count_answered()
+
+    def _count_ended(self) -> None:
+        """Count the requests that have ended since the last time."""
+        ended, self._ended = self._ended, []
+        of_model: dict[str, list[Ended]] = {}
+        for end in ended:
+            of_model.setdefault(end.model or UNKNOWN, []).append(end)
+        for model, ends in of_model.items():
+            told = self._ends.get(model)
+            if told is None:
+                told = self._ends_of(model)
+            self._count_outcomes(ends, told)
+            served = [
+                end
+                for end in ends
+                if end.outcome == "completed" and end.first_token_ns is not None and end.replica is not None
+            ]
+            if served:
+                for replica, number in Counter([end.replica or "" for end in served]).items():
+                    self._replicas[(self._names.of("replica", replica),)] += number
+                if told.served is None:
+                    told.served = Served(self._objective)
+                told.served.count(served)
+
+    def _count_outcomes(self, ends: list[Ended], told: Ends) -> None:
+        for (outcome, reason, arm, finish_reason), number in Counter(map(HOW, ends)).items():
+            told.outcomes[outcome] += number
+            if reason is not None:
+                self._reasons[outcome, reason] += number
+            if arm is not None:
+                self._arms[(*arm.partition("/")[::2], outcome)] += number
+            if outcome == "completed":
+                told.finished[finish_reason or "length"] += number
+            elif outcome in FINISHED:
+                told.finished[FINISHED[outcome]] += number
 
     def _ends_of(self, model: str) -> Ends:
         """Those of a model that is not known yet; whoever is too much has them together."""
@@ -167,15 +198,23 @@ class Meter(Collector):
     def _count_health(self, event: HealthChanged) -> None:
         self._health[self._names.of("replica", event.replica), event.after] += 1
 
-    def _count_answer(self, event: HttpAnswered) -> None:
-        route, status = self._names.of("route", event.route or UNKNOWN), str(event.status)
-        self._answers[route, self._names.of("method", event.method), status] += 1
-        times = self._answer_times.get((route,))
-        if times is None:
-            times = self._answer_times[(route,)] = Histogram()
-        times.observe(event.duration_ns)
-        if event.is_aborted:
-            self._aborted[(route,)] += 1
+    def _count_answered(self) -> None:
+        """Count the answers that have been given since the last time."""
+        answered, self._answered = self._answered, []
+        for (method, route, status, is_aborted), number in Counter(map(WHAT, answered)).items():
+            name = self._names.of("route", route or UNKNOWN)
+            self._answers[name, self._names.of("method", method), str(status)] += number
+            if is_aborted:
+                self._aborted[(name,)] += number
+        of_route: dict[str, list[int]] = {}
+        for answer in answered:
+            of_route.setdefault(answer.route, []).append(answer.duration_ns)
+        for route, durations_ns in of_route.items():
+            name = self._names.of("route", route or UNKNOWN)
+            times = self._answer_times.get((name,))
+            if times is None:
+                times = self._answer_times[(name,)] = Histogram()
+            times.observe_all(durations_ns)
 
     def _count_mode(self, event: ModeChanged) -> None:
         self._modes[event.before, event.after] += 1
@@ -200,6 +239,8 @@ class Meter(Collector):
 
     def families(self) -> Iterator[Family]:
         """All that is counted here and by the sources, each name once. What nobody has counted yet is left out."""
+        self._count_ended()
+        self._count_answered()
         served: dict[tuple[str, ...], Served] = {
             (model,): ends.served for model, ends in self._ends.items() if ends.served is not None
         }

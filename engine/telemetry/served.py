@@ -1,4 +1,4 @@
-"""What is counted of one model's requests: plain integers, one look-up a request."""
+"""What is counted of one model's requests: plain integers, for many requests at a time."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -66,33 +66,54 @@ class Served:
         self.prompt_sizes = LogHistogram(TOKEN_BOUNDS)
         self.output_sizes = LogHistogram(TOKEN_BOUNDS)
 
-    def count(self, end: Ended, first_token_ns: int) -> None:
-        """A request that completed. What happened before a replica was lost counts for the last attempt's phases."""
-        at_ns, arrival_ns, output_tokens = end.at_ns, end.arrival_ns, end.output_tokens
-        self.prompt_tokens += end.prompt_tokens
-        self.output_tokens += output_tokens
-        self.cached_tokens += end.cached_tokens
-        self.prompt_sizes.observe(end.prompt_tokens)
-        self.output_sizes.observe(output_tokens)
-        ttft_ns, decode_ns = first_token_ns - arrival_ns, at_ns - first_token_ns
-        self.ttft.observe(ttft_ns)
-        self.e2e.observe(at_ns - arrival_ns)
-        self.decode.observe(decode_ns)
-        gaps = output_tokens - 1
-        gap_ns = decode_ns // gaps if gaps > 0 else 0
-        if gaps > 0:
-            self.tpot.observe(gap_ns)
-            self.token_gaps.observe(gap_ns, gaps)
-        if ttft_ns <= self._ttft_slo_ns and gap_ns <= self._tpot_slo_ns:
-            self.good += 1
-        started_ns, queued_ns = end.started_ns, end.queued_ns
-        if started_ns is not None:
-            self.inference.observe(at_ns - started_ns)
-            self.prefill.observe(max(0, first_token_ns - started_ns))
-            if queued_ns is not None:
-                self.queue.observe(max(0, started_ns - queued_ns))
-        if end.admitted_ns is not None and end.loaded_ns is not None and end.admitted_ns > end.loaded_ns:
-            self.quota_wait.observe(end.admitted_ns - end.loaded_ns)
+    def count(self, ends: list[Ended]) -> None:
+        """Requests that completed, each with a first token.
+
+        What happened before a replica was lost counts for the last attempt's phases.
+        """
+        prompts, outputs = [end.prompt_tokens for end in ends], [end.output_tokens for end in ends]
+        self.prompt_tokens += sum(prompts)
+        self.output_tokens += sum(outputs)
+        self.cached_tokens += sum([end.cached_tokens for end in ends])
+        firsts_ns = [end.first_token_ns or 0 for end in ends]
+        ttfts_ns = [first_ns - end.arrival_ns for first_ns, end in zip(firsts_ns, ends, strict=True)]
+        decodes_ns = [end.at_ns - first_ns for first_ns, end in zip(firsts_ns, ends, strict=True)]
+        self._count_gaps(ttfts_ns, decodes_ns, outputs)
+        self.prompt_sizes.observe_all(prompts)
+        self.output_sizes.observe_all(outputs)
+        self.ttft.observe_all(ttfts_ns)
+        self.decode.observe_all(decodes_ns)
+        self.e2e.observe_all([end.at_ns - end.arrival_ns for end in ends])
+        self._count_phases(ends)
+
+    def _count_gaps(self, ttfts_ns: list[int], decodes_ns: list[int], outputs: list[int]) -> None:
+        """How far apart tokens came, and whether the answers were good."""
+        most_ttft_ns, most_gap_ns = self._ttft_slo_ns, self._tpot_slo_ns
+        for ttft_ns, decode_ns, output_tokens in zip(ttfts_ns, decodes_ns, outputs, strict=True):
+            gap_ns, gaps = 0, output_tokens - 1
+            if gaps > 0:
+                gap_ns = decode_ns // gaps
+                self.tpot.observe(gap_ns)
+                self.token_gaps.observe(gap_ns, gaps)
+            if ttft_ns <= most_ttft_ns and gap_ns <= most_gap_ns:
+                self.good += 1
+
+    def _count_phases(self, ends: list[Ended]) -> None:
+        inference_ns, prefill_ns, queue_ns, quota_ns = [], [], [], []
+        for end in ends:
+            started_ns, queued_ns = end.started_ns, end.queued_ns
+            admitted_ns, loaded_ns = end.admitted_ns, end.loaded_ns
+            if started_ns is not None:
+                inference_ns.append(end.at_ns - started_ns)
+                prefill_ns.append(max(0, (end.first_token_ns or 0) - started_ns))
+                if queued_ns is not None:
+                    queue_ns.append(max(0, started_ns - queued_ns))
+            if admitted_ns is not None and loaded_ns is not None and admitted_ns > loaded_ns:
+                quota_ns.append(admitted_ns - loaded_ns)
+        self.inference.observe_all(inference_ns)
+        self.prefill.observe_all(prefill_ns)
+        self.queue.observe_all(queue_ns)
+        self.quota_wait.observe_all(quota_ns)
 
 
 class Ends:

@@ -55,3 +55,16 @@ def test_one_duration_may_count_for_many():
     histogram.observe(20_000_000, 9)
     assert cumulative(histogram) == [("0.01", 0.0), ("0.1", 9.0), ("+Inf", 9.0)]
     assert histogram.total == pytest.approx(0.18)
+
+
+@settings(deadline=None)
+@given(numbers=st.lists(st.integers(0, 1 << 40)))
+@pytest.mark.parametrize("make", [lambda: LogHistogram(12, TENTH_OF_A_US), Histogram], ids=["log", "time"])
+def test_many_at_a_time_are_counted_like_one_after_the_other(make, numbers):
+    single, together = make(), make()
+    for number in numbers:
+        single.observe(number)
+    for part in (numbers[:7], numbers[7:]):
+        together.observe_all(list(part))
+    assert together.counts == single.counts
+    assert together.total == single.total

@@ -135,3 +135,14 @@ def test_a_label_may_hold_any_text():
     strange = 'a "quoted"\nname \\ of a model'
     seen = samples(ended("rejected", model=strange))
     assert seen["modelyard:requests_total", *sorted((strange, "rejected"))] == 1
+
+
+def test_many_requests_between_two_scrapes_are_all_counted():
+    events = [ended(first_ms=number, last_ms=2 * number, prompt=number, output=3) for number in range(200)]
+    events += [ended("rejected", model="other")] * 3
+    told = samples(*events)
+    assert told["modelyard:requests_total", "completed", "llama"] == 200
+    assert told["modelyard:requests_total", "other", "rejected"] == 3
+    assert told["vllm:prompt_tokens_total", "llama"] == sum(range(200))
+    assert told["vllm:time_to_first_token_seconds_bucket", "0.1", "llama"] == 101
+    assert told["vllm:e2e_request_latency_seconds_count", "llama"] == 200
