@@ -1,6 +1,6 @@
 """The engine: the parts put together, and the path of a request from top to bottom."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -140,6 +140,7 @@ class Engine:
         self.cache = PrefixCache(
             replace(settings.cache, limits=[*settings.cache.limits, *held_bytes(settings)])
         )
+        self._cached_tokens = [f"cached_tokens_{tier.name}" for tier in self.cache.tiers]  # fields of `Ended`
         self._line_names = LineNames()
         self.router = Router(
             settings.routing,
@@ -406,8 +407,9 @@ class Engine:
     def _worded(self, wording: Wording, request: Request, home: Home, story: Story) -> Request:
         """The request in the words of the model that serves it, which may not be the one it was sent to."""
         worded = wording(request, home.text, home.request_tokens)
-        self._check(worded)
-        story.end.prompt_tokens = worded.num_prompt_tokens
+        if worded is not request:
+            self._check(worded)
+            story.end.prompt_tokens = worded.num_prompt_tokens
         return worded
 
     async def _compiled(self, grammar: Grammar, home: Home) -> Compiled:
@@ -511,7 +513,7 @@ class Engine:
                 request.sampling,
                 job.seed,
                 request.priority,
-                job.reader,
+                None if job.reader is None else job.reader.along(),
                 partial(self._preempted, request, replica) if self.telemetry.takers[Preempted] else None,
                 job.grammar.follow(stream.tokens) if job.grammar is not None else None,
             )
@@ -523,6 +525,8 @@ class Engine:
             finally:
                 if chain is not None:
                     chain.follow(stream, num_before)
+                if job.reader is not None:
+                    job.reader.catch_up()
             end.started_ns, now_ns = answer.started_ns, self.clock.now_ns()
             if chain is not None and space is not None:
                 known = chain.keys[: answer.computed_tokens // self.cache.block_tokens]
@@ -604,8 +608,10 @@ class Engine:
                 )
         if sampling.stop and home.text is None:
             raise BadRequest(f"stop is {sampling.stop!r}, but {name!r} has no tokenizer to find it with")
-        seed = sampling.seed if sampling.seed is not None else seed_of(self.settings.seed, request.id)
-        return Job(request, home, space, chain, stream, seed, Reader(request, home.text, stream))
+        seed = sampling.seed
+        if seed is None:  # a formula draws nothing
+            seed = 0 if home.executor.is_modelled else seed_of(self.settings.seed, request.id)
+        return Job(request, home, space, chain, stream, seed, Reader(request, sampling, home.text, stream))
 
     def _space(self, request: Request, home: Home) -> Space:
         """The namespace of that tenant's KV of that model."""
@@ -643,9 +649,11 @@ class Engine:
         end, tokens = story.end, self.cache.block_tokens
         left = job.request.num_prompt_tokens
         if prefix.num_blocks:
-            for tier, blocks in zip(self.cache.tiers, prefix.blocks_by_tier, strict=True):
-                setattr(end, f"cached_tokens_{tier.name}", min(blocks * tokens, left))
-                left -= min(blocks * tokens, left)
+            for name, blocks in zip(self._cached_tokens, prefix.blocks_by_tier, strict=True):
+                if blocks:
+                    cached = min(blocks * tokens, left)
+                    setattr(end, name, cached)
+                    left -= cached
         if not self.telemetry.takers[PrefixFound]:
             return
         found = PrefixFound(self.clock.now_ns(), job.request.id, end.replica or "", end.cached_tokens)
@@ -907,19 +915,26 @@ NO_GRANT = NoGrant()
 
 
 class Reader:
-    """Reads along as tokens come: turns them into text where there is a tokenizer, and says when to stop."""
+    """Turns tokens into text where there is a tokenizer, and says when to stop.
 
-    __slots__ = ("_stop_tokens", "_stream", "_text")
+    It reads along as they come where it might stop them or somebody listens, and else when all of them are there:
+    then nobody has to be woken for each.
+    """
 
-    def __init__(self, request: Request, text: "Text | None", stream: Stream) -> None:
-        sampling = request.sampling or Sampling()
+    __slots__ = ("_is_along", "_num_read", "_stop_tokens", "_stream", "_text")
+
+    def __init__(self, request: Request, sampling: Sampling, text: "Text | None", stream: Stream) -> None:
         eos = () if text is None or sampling.ignore_eos else text.tokenizer.eos_ids
-        self._stop_tokens = frozenset((*sampling.stop_tokens, *eos))
-        self._text = None if text is None else text.stream(sampling.stop, request.prompt_tokens[-1:].tolist())
+        stop_tokens = frozenset((*sampling.stop_tokens, *eos)) if sampling.stop_tokens else eos
+        self._stop_tokens: Collection[int] = stop_tokens
+        self._text = None if text is None else text.stream(sampling.stop, request.prompt_tokens)
         self._stream = stream
+        self._num_read = 0
+        self._is_along = bool(stop_tokens or sampling.stop)
 
     def __call__(self, token: int) -> bool:
         """Take a token; whether it is the last one."""
+        self._num_read += 1
         if token in self._stop_tokens:
             return True
         if self._text is None:
@@ -927,6 +942,16 @@ class Reader:
         piece, is_stopped = self._text.push(token)
         self._stream.write(piece)
         return is_stopped
+
+    def along(self) -> "Reader | None":
+        """Who has to see each token as it comes: it, or nobody."""
+        return self if self._is_along or self._stream.listener is not None else None
+
+    def catch_up(self) -> None:
+        """Read what has come by now."""
+        if self._num_read < self._stream.num_tokens:
+            for token in self._stream.tokens[self._num_read :]:
+                self(token)
 
     def finish(self) -> None:
         """Let go of the text that was held back: no stop string came of it."""

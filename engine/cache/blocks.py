@@ -21,6 +21,8 @@ from engine.request import Stream, Tokens
 KEY_BYTES = 16
 LAYOUT_VERSION = 1
 
+TOKEN = np.dtype("<i4")
+
 _ALL_BITS = (1 << 8 * KEY_BYTES) - 1
 _STEP = 0x9E3779B97F4A7C15F39CC0605CEDC835  # odd, 2^128 by the golden ratio: multiples of it spread evenly
 
@@ -70,7 +72,7 @@ class BlockChain:
     def extend(self, tokens: Tokens | Iterable[int]) -> None:
         """Append tokens; a block gets its name when it is full. A partial last block is never shared."""
         if isinstance(tokens, np.ndarray):
-            told = tokens.astype("<i4").tobytes()
+            told = (tokens if tokens.dtype is TOKEN else tokens.astype(TOKEN)).tobytes()
         else:  # most often a few: an array of them would cost more than all the rest
             several = tokens if isinstance(tokens, list) else list(tokens)
             told = pack(f"<{len(several)}i", *several)

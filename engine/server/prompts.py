@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CHARACTERS_A_TOKEN = 4
 """About so many, as long as nobody knows the tokenizer: the model is not in memory."""
 
-Render = Callable[["Text | None"], list[int]]
+Render = Callable[["Text | None"], list[int] | Tokens]
 
 
 @dataclass(slots=True)
@@ -110,7 +110,7 @@ def chat_prompt(body: ChatBody, *, most_tokens: int | None, able: Callable[[], I
     is_parallel = body.parallel_tool_calls is not False
     told = offered(tools, choice)
 
-    def render(text: "Text | None") -> list[int]:
+    def render(text: "Text | None") -> list[int] | Tokens:
         text = readable(text)
         if told is not None and text.calls is None:
             calls_of(text, tools, choice, able())
@@ -161,7 +161,7 @@ def plain(message: Message) -> dict[str, Any]:
 def text_prompt(words: Words, *, is_open: bool, most_tokens: int | None) -> Prompt:
     """The prompt of a completion: a text, or tokens as they are."""
     if isinstance(words, str):
-        return Prompt(lambda text: readable(text).tokenizer.encode(words), len(words), is_open, most_tokens)
+        return Prompt(lambda text: readable(text).tokenizer.tokens(words), len(words), is_open, most_tokens)
     return Prompt(lambda _: words, CHARACTERS_A_TOKEN * len(words), is_open, most_tokens, is_text=False)
 
 

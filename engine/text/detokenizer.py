@@ -3,6 +3,7 @@
 import codecs
 from collections.abc import Collection, Sequence
 
+from engine.request import Tokens
 from engine.text.tokenizer import Tokenizer
 
 Utf8 = codecs.getincrementaldecoder("utf-8")
@@ -13,7 +14,7 @@ class Detokenizer:
 
     `after` are the tokens before the first one, if any: text that continues text keeps the space in front of it,
     text at the beginning or behind a control token loses it where the vocabulary puts one there. Costs the length of
-    the token, however many came before. Control tokens that are `shown` are written as they read.
+    the token, however many came before. `hidden` are not written; the control tokens, unless somebody says otherwise.
     """
 
     __slots__ = ("_hidden", "_strip", "_tokenizer", "_utf8")
@@ -21,13 +22,15 @@ class Detokenizer:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        after: Sequence[int] = (),
+        after: Sequence[int] | Tokens = (),
         *,
         skip_special: bool = True,
-        shown: frozenset[int] = frozenset(),
+        hidden: Collection[int] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
-        self._hidden: Collection[int] = tokenizer.control - shown if skip_special else ()
+        if hidden is None:
+            hidden = tokenizer.control if skip_special else ()
+        self._hidden = hidden
         self._strip = tokenizer.strips_space and (len(after) == 0 or after[-1] in tokenizer.control)
         self._utf8: codecs.IncrementalDecoder | None = None  # where something but ASCII has come
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.formats import Checkpoint
+from engine.request import Tokens
 from engine.text.chat import ChatTemplate, chat_template_of
 from engine.text.detokenizer import Detokenizer, TextStream
 from engine.text.loading import tokenizer_of
@@ -21,20 +22,21 @@ class Text:
     call_mark: int | None = field(
         init=False, default=None
     )  # the control token that begins calls, if one does
+    _hidden: frozenset[int] = field(init=False)  # control tokens that are not written
 
     def __post_init__(self) -> None:
         self.calls = format_of(self.chat)
         if self.calls is not None:
             marks = [t for t in self.tokenizer.control if self.tokenizer.pieces[t] == self.calls.mark]
             self.call_mark = min(marks, default=None)
+        self._hidden = self.tokenizer.control - {self.call_mark}
 
-    def stream(self, stops: Sequence[str] = (), after: Sequence[int] = ()) -> TextStream:
+    def stream(self, stops: Sequence[str] = (), after: Sequence[int] | Tokens = ()) -> TextStream:
         """What turns the tokens of one answer to the prompt `after` into text, until a stop string is complete.
 
         The control token that begins calls is shown: who looks for them has to see it.
         """
-        shown = frozenset(() if self.call_mark is None else (self.call_mark,))
-        return TextStream(Detokenizer(self.tokenizer, after, shown=shown), stops)
+        return TextStream(Detokenizer(self.tokenizer, after, hidden=self._hidden), stops)
 
 
 def text_of(checkpoint: Checkpoint) -> Text:

@@ -11,7 +11,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from engine.errors import BadRequest
+from engine.request import Tokens
 
 if TYPE_CHECKING:
     import tokenizers
@@ -120,6 +123,10 @@ class Tokenizer:
         if not parse_special:
             text = self.marker.mark(text)
         return self.encode_marked(text, special=special)
+
+    def tokens(self, text: str) -> Tokens:
+        """What `encode` says, as an array."""
+        return np.asarray(self.encode(text), dtype=np.int32)
 
     def encode_marked(self, text: str, *, special: bool = False) -> list[int]:
         """The tokens of a text in which what only reads like a control token has been marked."""
