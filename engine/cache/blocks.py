@@ -22,6 +22,8 @@ KEY_BYTES = 16
 LAYOUT_VERSION = 1
 
 TOKEN = np.dtype("<i4")
+NOTHING = blake2b(digest_size=KEY_BYTES)
+"""The hash of nothing; copies of it go on."""
 
 _ALL_BITS = (1 << 8 * KEY_BYTES) - 1
 _STEP = 0x9E3779B97F4A7C15F39CC0605CEDC835  # odd, 2^128 by the golden ratio: multiples of it spread evenly
@@ -62,11 +64,12 @@ class Chain(Protocol):
 class BlockChain:
     """The names of the full blocks of a growing sequence of tokens. About 0.5 us a block."""
 
-    __slots__ = ("_block_bytes", "_rest", "keys")
+    __slots__ = ("_block_bytes", "_rest", "_unread", "keys")
 
     def __init__(self, start: bytes, block_tokens: int) -> None:
         self._block_bytes = block_tokens * 4
         self._rest = start  # the last name, then the bytes of a block that is not full yet
+        self._unread: int | None = None  # the first token of an answer that is not in there yet
         self.keys: list[bytes] = []
 
     def extend(self, tokens: Tokens | Iterable[int]) -> None:
@@ -80,11 +83,19 @@ class BlockChain:
         size, keys = self._block_bytes, self.keys
         whole = len(data) - len(data) % size
         for start in range(0, whole, size):
-            head = blake2b(head + data[start : start + size], digest_size=KEY_BYTES).digest()
+            name = NOTHING.copy()  # a quarter less than a new one
+            name.update(head + data[start : start + size])
+            head = name.digest()
             keys.append(head)
         self._rest = head + data[whole:]
 
     def follow(self, stream: Stream, first: int) -> None:
+        if self._unread is not None:
+            first = self._unread
+        if len(self._rest) + 4 * (stream.num_tokens - first) < KEY_BYTES + self._block_bytes:
+            self._unread = first  # no block gets full: they can wait
+            return
+        self._unread = None
         self.extend(stream.tokens[first:])
 
 

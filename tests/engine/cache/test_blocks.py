@@ -28,6 +28,17 @@ def test_the_names_do_not_depend_on_how_the_tokens_came(cuts):
     assert chain.keys == names(TOKENS)
 
 
+@pytest.mark.parametrize("cuts", [[1], [3, 4], [2, 2, 9], list(range(23))])
+def test_an_answer_may_be_followed_in_parts(cuts):
+    chain, stream = BlockChain(START, 4), Stream()
+    chain.extend(TOKENS[:10])
+    for begin, end in zip([0, *cuts], [*cuts, 30], strict=True):
+        for token in TOKENS[10 + begin : 10 + end].tolist():
+            stream.push(token, 0)
+        chain.follow(stream, begin)
+        assert chain.keys == names(TOKENS[: 10 + end])
+
+
 @pytest.mark.parametrize("kind", [list, tuple, iter, np.int64, np.dtype(">i4")])
 def test_the_names_do_not_depend_on_how_the_tokens_are_kept(kind):
     tokens = kind(TOKENS.tolist()) if callable(kind) and kind is not np.int64 else TOKENS.astype(kind)
