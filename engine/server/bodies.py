@@ -51,15 +51,15 @@ class Message(msgspec.Struct):
     tool_call_id: str | None = None
 
 
-class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """How an answer is streamed."""
 
     include_usage: bool = False
     include_obfuscation: bool = False  # padding against who measures packets: never sent
 
 
-class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What both kinds of generation have. None is as if a field was not there."""
+class Usual(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What most bodies have and no more, of both kinds of generation. None is as if a field was not there."""
 
     model: str
     temperature: float | None = None
@@ -67,10 +67,20 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: str | list[str] | None = None
     max_tokens: int | None = None
     seed: int | None = None
     user: str | None = None
+
+    @property
+    def output_tokens(self) -> int | None:
+        """How long the answer may be, where the client says so."""
+        return self.max_tokens
+
+
+class Body(Usual, kw_only=True, forbid_unknown_fields=True):
+    """All that both kinds of generation have."""
+
+    stop: str | list[str] | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
@@ -92,6 +102,17 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return 1 if self.n is None else self.n
 
 
+class UsualChat(Usual, kw_only=True, forbid_unknown_fields=True):
+    """`/v1/chat/completions`, as most ask for it."""
+
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+
+    @property
+    def output_tokens(self) -> int | None:
+        return _chat_tokens(self)
+
+
 class ChatBody(Body, kw_only=True, forbid_unknown_fields=True):
     """`/v1/chat/completions`."""
 
@@ -108,8 +129,17 @@ class ChatBody(Body, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def output_tokens(self) -> int | None:
-        """How long the answer may be, where the client says so."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return _chat_tokens(self)
+
+
+def _chat_tokens(body: UsualChat | ChatBody) -> int | None:
+    return body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+
+
+class UsualCompletion(Usual, kw_only=True, forbid_unknown_fields=True):
+    """`/v1/completions`, as most ask for it: `prompt` is a text."""
+
+    prompt: str
 
 
 class CompletionBody(Body, kw_only=True, forbid_unknown_fields=True):
@@ -121,13 +151,9 @@ class CompletionBody(Body, kw_only=True, forbid_unknown_fields=True):
     suffix: str | None = None
     best_of: int | None = None
 
-    @property
-    def output_tokens(self) -> int | None:
-        return self.max_tokens
 
-
-CHAT = msgspec.json.Decoder(ChatBody)
-COMPLETION = msgspec.json.Decoder(CompletionBody)
+AnyBody = UsualChat | ChatBody | UsualCompletion | CompletionBody
+"""A body of whatever kind."""
 
 
 def parsed(raw: bytes, decoder: "msgspec.json.Decoder[B]", limits: LimitsSettings) -> B:
@@ -213,22 +239,42 @@ def must(param: str, value: Any, holds: bool, allowed: str) -> None:
         raise refused(param, f"{param} is {shown(value)}, but must be {allowed}")
 
 
-def check(body: Body, limits: LimitsSettings) -> None:
-    """Raise BadRequest for what no model here can do, and for what is more than is allowed."""
+def check_manner(body: Body, limits: LimitsSettings) -> None:
+    """Raise BadRequest for what no model here does for anybody, and for more of that than is allowed."""
     if body.n is not None:
         must("n", body.n, 1 <= body.n <= limits.max_choices, f"from 1 to {limits.max_choices}")
-    if body.user is not None:
-        most = limits.max_id_chars
-        must("user", body.user, len(body.user) <= most, f"at most {most} characters long")
     if body.stop is not None:
         _check_stop(body, limits)
+    if body.stream_options is not None and not body.stream:
+        raise refused(
+            "stream_options", "stream_options is given, but only with stream true has it a meaning"
+        )
     if isinstance(body, ChatBody):
         _check_chat(body, limits)
-        name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-        _check_length(name, body.output_tokens, limits)
     elif isinstance(body, CompletionBody):
         _check_completion(body, limits)
-        _check_length("max_tokens", body.max_tokens, limits)
+
+
+def check_turns(body: UsualChat | ChatBody, limits: LimitsSettings) -> None:
+    """Raise BadRequest for what is no good about this one chat: its turns, its length, its user."""
+    _check_user(body.user, limits)
+    _check_messages(body.messages, limits)
+    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    _check_length(name, body.output_tokens, limits)
+
+
+def check_prompt(body: UsualCompletion | CompletionBody, limits: LimitsSettings) -> None:
+    """The same of a completion: its prompts, its length, its user."""
+    _check_user(body.user, limits)
+    if isinstance(body, CompletionBody):
+        _check_number(body, limits)
+    _check_length("max_tokens", body.max_tokens, limits)
+
+
+def _check_user(user: str | None, limits: LimitsSettings) -> None:
+    if user is not None:
+        most = limits.max_id_chars
+        must("user", user, len(user) <= most, f"at most {most} characters long")
 
 
 def _check_stop(body: Body, limits: LimitsSettings) -> None:
@@ -255,13 +301,16 @@ def _check_length(name: str, tokens: int | None, limits: LimitsSettings) -> None
         must(name, tokens, False, "1 or more" if most is None else f"from 1 to {most}")
 
 
-def _check_chat(body: ChatBody, limits: LimitsSettings) -> None:
-    count = len(body.messages)
+def _check_messages(messages: list[Message], limits: LimitsSettings) -> None:
+    count = len(messages)
     if not 1 <= count <= limits.max_messages:
         raise refused("messages", f"messages has {count} turns, but must have 1 to {limits.max_messages}")
-    for place, message in enumerate(body.messages):
+    for place, message in enumerate(messages):
         if message.role not in ROLES or not isinstance(message.content, str):
             _check_message(f"messages[{place}]", message)
+
+
+def _check_chat(body: ChatBody, limits: LimitsSettings) -> None:
     top, most = body.top_logprobs, limits.max_top_logprobs
     if top is not None:
         must("top_logprobs", top, 0 <= top <= most, f"from 0 to {most}")
@@ -299,8 +348,10 @@ def _check_completion(body: CompletionBody, limits: LimitsSettings) -> None:
     wanted, most = body.logprobs, limits.max_top_logprobs
     if wanted is not None:
         must("logprobs", wanted, 0 <= wanted <= most, f"from 0 to {most}")
-    num_prompts = 1 if isinstance(body.prompt, str) else len(prompts_of(body))
-    count = num_prompts * body.num_choices
+
+
+def _check_number(body: CompletionBody, limits: LimitsSettings) -> None:
+    count = len(prompts_of(body)) * body.num_choices
     if count > limits.max_choices:
         raise refused(
             "prompt", f"prompt asks for {count} answers, but at most {limits.max_choices} are allowed"
@@ -311,7 +362,7 @@ Words = str | list[int]
 """A prompt: a text, or tokens."""
 
 
-def prompts_of(body: CompletionBody) -> list[Words]:
+def prompts_of(body: UsualCompletion | CompletionBody) -> list[Words]:
     """One by one. Raises BadRequest for a list that is neither of texts nor of tokens."""
     prompt = body.prompt
     if isinstance(prompt, str):

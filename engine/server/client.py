@@ -59,6 +59,10 @@ class Exchange(Protocol):
     def take(self) -> bytes | None:
         """The body, if all of it is there by now."""
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the client has to take what it was sent before it is sent more."""
+
     async def room(self) -> None:
         """Return when the client takes more, or has left."""
 
@@ -124,17 +128,23 @@ class Client:
         except UnicodeDecodeError:
             raise BadRequest(f"the header {name.decode()} is {value!r}, but must be ASCII") from None
 
-    async def body(self) -> bytes:
-        """All of it, which is JSON or nothing. Raises TooLarge, TooSlow, NotJson, ClientGone."""
+    def taken(self) -> bytes | None:
+        """The body, which is JSON or nothing, if all of it is there by now. Raises TooLarge, NotJson."""
         whole = self.exchange.take()
-        if whole is None:
-            whole = await self._parts(self.limits.max_body_bytes)
-        else:
+        if whole:
             self.read_bytes = len(whole)
             if self.read_bytes > self.limits.max_body_bytes:
                 raise _too_large(self.limits.max_body_bytes)
-        if whole:
             self._check_type()
+        return whole
+
+    async def body(self) -> bytes:
+        """The same when all of it has come. Raises TooLarge, TooSlow, NotJson, ClientGone."""
+        whole = self.taken()
+        if whole is None:
+            whole = await self._parts(self.limits.max_body_bytes)
+            if whole:
+                self._check_type()
         return whole
 
     async def _parts(self, most: int) -> bytes:
@@ -224,7 +234,21 @@ class Client:
 
     async def answer(self, status: int, lines: bytes, body: bytes) -> None:
         """Answer in one piece."""
+        if self.is_full:
+            await self.room()
+        self.tell(status, lines, body)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the client has to take what it was sent before it is sent more."""
+        return self.exchange.is_full
+
+    async def room(self) -> None:
+        """Return when it takes more, or has left."""
         await self.exchange.room()
+
+    def tell(self, status: int, lines: bytes, body: bytes) -> None:
+        """Answer in one piece, to who is not full."""
         self.exchange.answer(status, lines, body)
         self.status, self.sent_bytes, self._is_over = status, len(body), True
 

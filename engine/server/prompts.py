@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from engine.clock import utc_now
 from engine.engine import MAX_NAME
 from engine.errors import BadRequest, TooLong
 from engine.request import Grammar, Request, Sampling, Tokens
-from engine.server.bodies import Body, ChatBody, Message, Words, refused, stops_of
+from engine.server.bodies import Body, ChatBody, Message, UsualChat, Words, refused, stops_of
 from engine.server.tools import Reading, calls_of, grammar_of, offered, reading_of, turns_of
 
 if TYPE_CHECKING:
@@ -96,8 +95,10 @@ def today(form: str) -> str:
     return utc_now().strftime(form)
 
 
-def chat_prompt(body: ChatBody, *, most_tokens: int | None, able: Callable[[], Iterable[str]]) -> Prompt:
+def chat_prompt(body: UsualChat | ChatBody, *, most_tokens: int | None, able: Callable[[], Iterable[str]]) -> Prompt:
     """The conversation of a chat. `able` names models that take tools, for whoever has asked one that does not."""
+    if isinstance(body, UsualChat):
+        return _conversation(body, most_tokens)
     extra = body.chat_template_kwargs or {}
     reserved = [name for name in extra if name in RESERVED]
     if reserved:
@@ -123,13 +124,28 @@ def chat_prompt(body: ChatBody, *, most_tokens: int | None, able: Callable[[], I
     def reading(text: "Text", name: str) -> Reading:
         return reading_of(text, tools, choice, name, is_parallel=is_parallel)
 
-    characters = sum([len(message["content"]) for message in messages])
-    made = Prompt(render, characters, body.output_tokens is None, most_tokens)
+    made = Prompt(render, _characters(messages), body.output_tokens is None, most_tokens)
     if told is not None or form is not None:
         made.grammar = grammar
     if told is not None:
         made.reading = reading
     return made
+
+
+def _conversation(body: UsualChat, most_tokens: int | None) -> Prompt:
+    """One without tools, formats and words of its own to the template."""
+    messages = [plain(message) for message in body.messages]
+
+    def render(text: "Text | None") -> list[int]:
+        text = readable(text)
+        turns = turns_of(messages, text.chat, text.calls)
+        return text.chat.encode(turns, text.tokenizer, strftime_now=today)
+
+    return Prompt(render, _characters(messages), body.output_tokens is None, most_tokens)
+
+
+def _characters(messages: list[dict[str, Any]]) -> int:
+    return sum([len(message["content"]) for message in messages])
 
 
 RESERVED = ("messages", "tools", "add_generation_prompt", "strftime_now", "tokenizer")
@@ -165,68 +181,27 @@ def text_prompt(words: Words, *, is_open: bool, most_tokens: int | None) -> Prom
     return Prompt(lambda _: words, CHARACTERS_A_TOKEN * len(words), is_open, most_tokens, is_text=False)
 
 
-def sampling_of(body: Body, logprobs: int | None, choice: int) -> Sampling:
-    """How the tokens of a choice are chosen: OpenAI's defaults, and another seed for each choice.
-
-    Raises BadRequest.
-    """
-    seed = body.seed
-    usual = (
-        body.temperature,
-        body.top_k,
-        body.top_p,
-        body.min_p,
-        body.repetition_penalty,
-        body.presence_penalty,
-        body.frequency_penalty,
-        body.ignore_eos,
-        logprobs,
-    )
-    if seed is None and not body.stop and not body.stop_token_ids and not body.logit_bias:
-        return _common(*usual)
-    return _sampling(
-        *usual,
-        biases_of(body.logit_bias) if body.logit_bias else (),
-        None if seed is None else (seed + choice) % (1 << 63),
-        stops_of(body),
-        tuple(body.stop_token_ids or ()),
-    )
-
-
-def _sampling(
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    presence_penalty: float | None,
-    frequency_penalty: float | None,
-    ignore_eos: bool | None,
-    logprobs: int | None,
-    logit_bias: tuple[tuple[int, float], ...] = (),
-    seed: int | None = None,
-    stop: tuple[str, ...] = (),
-    stop_tokens: tuple[int, ...] = (),
-) -> Sampling:
+def sampling_of(body: Body, logprobs: int | None) -> Sampling:
+    """How tokens are chosen, but for the seed: OpenAI's defaults. Raises BadRequest."""
     return Sampling(
-        temperature=1.0 if temperature is None else temperature,
-        top_k=0 if top_k in (None, -1) else top_k,  # -1 is vLLM's word for no limit
-        top_p=1.0 if top_p is None else top_p,
-        min_p=min_p or 0.0,
-        repetition_penalty=1.0 if repetition_penalty is None else repetition_penalty,
-        presence_penalty=presence_penalty or 0.0,
-        frequency_penalty=frequency_penalty or 0.0,
-        logit_bias=logit_bias,
-        seed=seed,
-        stop=stop,
-        stop_tokens=stop_tokens,
-        ignore_eos=bool(ignore_eos),
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_k=0 if body.top_k in (None, -1) else body.top_k,  # -1 is vLLM's word for no limit
+        top_p=1.0 if body.top_p is None else body.top_p,
+        min_p=body.min_p or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=biases_of(body.logit_bias) if body.logit_bias else (),
+        stop=stops_of(body),
+        stop_tokens=tuple(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
         logprobs=logprobs,
     )
 
 
-_common = lru_cache(maxsize=256)(_sampling)
-"""Most clients ask for the same few, and nobody changes one: they can share it."""
+def seeded(sampling: Sampling, seed: int | None, choice: int) -> Sampling:
+    """The same with a client's seed, another one for each choice."""
+    return sampling if seed is None else replace(sampling, seed=(seed + choice) % (1 << 63))
 
 
 def biases_of(given: dict[str, float]) -> tuple[tuple[int, float], ...]:

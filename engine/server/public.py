@@ -16,12 +16,14 @@ from engine.fleet import Home
 from engine.request import Request
 from engine.server.answers import EVENTS, JSON, Head, Whole, encode, lines
 from engine.server.bodies import (
-    CHAT,
-    COMPLETION,
+    AnyBody,
+    Body,
     ChatBody,
     CompletionBody,
-    check,
-    parsed,
+    UsualChat,
+    UsualCompletion,
+    check_prompt,
+    check_turns,
     prompts_of,
     refused,
 )
@@ -29,9 +31,9 @@ from engine.server.client import Client, ClientGone
 from engine.server.gate import Handler
 from engine.server.generation import Choice, Generation, Pacer
 from engine.server.keys import Holder
-from engine.server.prompts import Prompt, chat_prompt, name_within, sampling_of, text_prompt
+from engine.server.manners import Manner, Manners
+from engine.server.prompts import Prompt, chat_prompt, name_within, seeded, text_prompt
 from engine.server.settings import DEFAULT_TENANT, MAX_PRIORITY, LimitsSettings, ServerSettings
-from engine.server.tools import check_response_format, check_tools
 from engine.telemetry import Asked, Content, OwnCounts
 from engine.telemetry.context import TraceContext
 
@@ -75,6 +77,8 @@ class Public:
         self._exposition = exposition
         self._trace_of = trace_of
         self._counts = counts
+        self._chats = Manners(UsualChat, ChatBody, check_turns, settings.limits)
+        self._texts = Manners(UsualCompletion, CompletionBody, check_prompt, settings.limits)
         self._of_batches = {b"x-priority": b"%d" % settings.jobs.batch_priority}
         self._ids = count()
         self._names = count()
@@ -107,9 +111,12 @@ class Public:
         """What a line of a batch of that holder is answered, without a connection: status, headers, body."""
         kind = {"/v1/chat/completions": CHATS, "/v1/completions": TEXTS}[path]
         try:
-            generation, _ = await self._asked(raw, kind, holder, self._of_batches)
-            if generation.is_stream:
+            draft = self._draft(raw, kind, holder)
+            if draft.manner.is_stream:
                 raise refused("stream", "stream is true, but must be false in a batch")
+            if len(raw) > LONG_BYTES:
+                await self._word_aside(draft)
+            generation = self._asking(draft, kind, holder, self._of_batches)
             await generation.run(self._engine)
         except EngineError as error:
             answer = openai_answer(error)
@@ -119,11 +126,16 @@ class Public:
     async def _generate(self, kind: Kind, client: Client) -> None:
         if self.is_draining:
             raise NoReplica("the server is shutting down")
-        raw = await client.body()
-        generation, body = await self._asked(raw, kind, client.holder, client.headers)
-        client.engine_id, client.is_stream = generation.choices[0].request.id, generation.is_stream
-        self._tell(client, kind, generation, body)
-        first = generation.choices[0].request
+        raw = client.taken()
+        if raw is None:
+            raw = await client.body()
+        draft = self._draft(raw, kind, client.holder)
+        if len(raw) > LONG_BYTES:
+            await self._word_aside(draft)
+        generation = self._asking(draft, kind, client.holder, client.headers)
+        first = generation.choices[0]
+        client.engine_id, client.is_stream = first.request.id, generation.is_stream
+        self._tell(client, kind, generation, draft.body)
         try:
             if generation.is_stream:
                 out = _Out(client, lambda choice: self._lines(client, choice), self._served_by)
@@ -132,85 +144,57 @@ class Public:
                     await client.write(b"", more=False)
                 return
             client.cancel_when_gone()
-            await generation.run(self._engine)
+            if len(generation.choices) == 1:
+                first.completion = await self._engine.serve(first.request, first.stream)
+            else:
+                await generation.run(self._engine)
         except EngineError as error:
             if client.status:
                 raise
             client.error = error.code or error.reason
-            await client.refuse(error, self._limits_left(first) + _request_id(client))
+            await client.refuse(error, self._limits_left(first.request) + _request_id(client))
             return
         except BaseException:
             if client.is_gone:
                 raise ClientGone from None
             raise
         client.stop_watching()
-        told = JSON + self._lines(client, generation.choices[0])
-        await client.answer(200, told, self._body(generation, kind))
+        if client.is_full:
+            await client.room()
+        client.tell(200, JSON + self._lines(client, first), self._body(generation, kind))
 
-    async def _asked(
-        self, raw: bytes, kind: Kind, holder: Holder, headers: Mapping[bytes, bytes]
-    ) -> "tuple[Asking, ChatBody | CompletionBody]":
-        """A body as requests to the engine. Raises BadRequest, NotFound, Forbidden."""
-        body: ChatBody | CompletionBody
+    def _draft(self, raw: bytes, kind: Kind, holder: Holder) -> "Draft":
+        """What a body asks for. Raises BadRequest, NotFound, Forbidden."""
+        most_tokens = self._limits.max_prompt_tokens
         if kind.is_chat:
-            body = parsed(raw, CHAT, self._limits)
-            check(body, self._limits)
-            check_response_format(body.response_format)
-            check_tools(body.tools, body.tool_choice, self._limits.max_tools)
-            prompts = [chat_prompt(body, most_tokens=self._limits.max_prompt_tokens, able=self._able)]
-            logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        else:
-            body = parsed(raw, COMPLETION, self._limits)
-            check(body, self._limits)
-            is_open = body.output_tokens is None
-            prompts = [
-                text_prompt(words, is_open=is_open, most_tokens=self._limits.max_prompt_tokens)
-                for words in prompts_of(body)
-            ]
-            logprobs = body.logprobs
-        meant = self._meant(body.model, holder)
-        if len(raw) > LONG_BYTES:
-            await self._word_aside(prompts, meant)
-        made = self._requests(body, meant, prompts, logprobs, holder, headers)
-        created = (self._clock.epoch_ns + self._clock.now_ns()) // NS_PER_S
-        name = f"{kind.prefix}-{self._instance}-{made[0].request.id:x}"
-        options = body.stream_options
-        tells_usage = options is not None and options.include_usage
-        is_stream = bool(body.stream)
-        if options is not None and not is_stream:
-            raise refused(
-                "stream_options", "stream_options is given, but only with stream true has it a meaning"
-            )
-        head = Head(
-            name, kind.chunk if is_stream else kind.whole, created, body.model, tells_usage=tells_usage
-        )
-        asking = Asking(made, len(prompts), head, is_chat=kind.is_chat)
-        asking.is_stream, asking.tells_usage = is_stream, tells_usage
-        return asking, body
+            chat, manner = self._chats.read(raw)
+            prompts = [chat_prompt(chat, most_tokens=most_tokens, able=self._able)]
+            return Draft(chat, manner, prompts, self._meant(chat.model, holder))
+        text, manner = self._texts.read(raw)
+        is_open = text.max_tokens is None
+        prompts = [text_prompt(words, is_open=is_open, most_tokens=most_tokens) for words in prompts_of(text)]
+        return Draft(text, manner, prompts, self._meant(text.model, holder))
 
-    def _requests(
-        self,
-        body: ChatBody | CompletionBody,
-        meant: list[str],
-        prompts: list[Prompt],
-        logprobs: int | None,
-        holder: Holder,
-        headers: Mapping[bytes, bytes],
-    ) -> list[Choice]:
+    def _asking(
+        self, draft: "Draft", kind: Kind, holder: Holder, headers: Mapping[bytes, bytes]
+    ) -> "Asking":
+        """The same as requests to the engine. Raises BadRequest."""
+        body, manner, prompts = draft.body, draft.manner, draft.prompts
         now_ns = self._clock.now_ns()
         tenant, session = self._tenant(body, holder), self._session(headers, holder)
-        priority, deadline_ns = self._priority(headers, holder), self._deadline_ns(headers, now_ns)
+        priority = self._priority(headers, holder) if b"x-priority" in headers else 0
+        deadline_ns = self._deadline_ns(headers, now_ns) if b"x-deadline-ms" in headers else None
         output = body.output_tokens
         most = self._settings.default_max_tokens if output is None else output
         if self._limits.max_output_tokens is not None:
             most = min(most, self._limits.max_output_tokens)
-        home = self._home(meant)  # that will probably serve it, so that the router knows its prompt
+        home = self._home(draft.meant)  # that will probably serve it, so that the router knows its prompt
         made: list[Choice] = []
         for prompt in prompts:
             tokens, vocab, room = prompt.estimate() if home is None else prompt.tokens(home.text), None, most
             if home is not None:
                 vocab, room = prompt.vocab(home.text), prompt.room(most, home.request_tokens - len(tokens))
-            for _ in range(body.num_choices):
+            for _ in range(manner.num_choices):
                 request = Request(
                     next(self._ids),
                     body.model,
@@ -221,7 +205,7 @@ class Public:
                     session,
                     priority,
                     deadline_ns,
-                    sampling_of(body, logprobs, len(made)),
+                    seeded(manner.sampling, body.seed, len(made)),
                     vocab=vocab,
                     wording=prompt,
                 )
@@ -229,8 +213,19 @@ class Public:
                     request = prompt(request, home.text, home.request_tokens)  # it is the model's own
                 made.append(Choice(len(made), prompt, request))
         if home is not None and len(made) > 1:
-            self._check_together(meant, tenant, [choice.request.max_tokens for choice in made])
-        return made
+            self._check_together(draft.meant, tenant, [choice.request.max_tokens for choice in made])
+        name = f"{kind.prefix}-{self._instance}-{made[0].request.id:x}"
+        created = (self._clock.epoch_ns + now_ns) // NS_PER_S
+        head = Head(
+            name,
+            kind.chunk if manner.is_stream else kind.whole,
+            created,
+            body.model,
+            tells_usage=manner.tells_usage,
+        )
+        asking = Asking(made, len(prompts), head, is_chat=kind.is_chat)
+        asking.is_stream, asking.tells_usage = manner.is_stream, manner.tells_usage
+        return asking
 
     def _check_together(self, meant: list[str], tenant: str, tokens: list[int]) -> None:
         """Raise BadRequest for choices that no limit will ever let in together: who comes again comes in vain."""
@@ -238,11 +233,11 @@ class Public:
         if errors[0] is not None and all(errors):
             raise errors[0]
 
-    async def _word_aside(self, prompts: list[Prompt], meant: list[str]) -> None:
+    async def _word_aside(self, draft: "Draft") -> None:
         """Work out the tokens of long prompts in a thread: others are served meanwhile."""
-        home = self._home(meant)
+        home = self._home(draft.meant)
         if home is not None:
-            for prompt in prompts:
+            for prompt in draft.prompts:
                 await asyncio.to_thread(prompt.tokens, home.text)
 
     def _home(self, meant: list[str]) -> Home | None:
@@ -279,7 +274,7 @@ class Public:
         homes = self._engine.fleet.homes
         return [key for key, home in homes.items() if home.text is not None and home.text.calls is not None]
 
-    def _tenant(self, body: ChatBody | CompletionBody, holder: Holder) -> str:
+    def _tenant(self, body: AnyBody, holder: Holder) -> str:
         """Whose the request is: the key's; where nobody has keys, the one that `user` names."""
         if holder.id:
             return holder.tenant
@@ -302,20 +297,14 @@ class Public:
         return f"{holder.tenant}{OF_TENANT}{name}" if name else None
 
     def _priority(self, headers: Mapping[bytes, bytes], holder: Holder) -> int:
-        given = headers.get(b"x-priority")
-        if given is None:
-            return 0
-        priority = _whole_number(b"x-priority", given, -MAX_PRIORITY, MAX_PRIORITY)
+        priority = _whole_number(b"x-priority", headers[b"x-priority"], -MAX_PRIORITY, MAX_PRIORITY)
         return priority if holder.max_priority is None else min(priority, holder.max_priority)
 
-    def _deadline_ns(self, headers: Mapping[bytes, bytes], now_ns: int) -> int | None:
-        given = headers.get(b"x-deadline-ms")
-        if given is None:
-            return None
-        return now_ns + MS * _whole_number(b"x-deadline-ms", given, 1, MAX_DEADLINE_MS)
+    def _deadline_ns(self, headers: Mapping[bytes, bytes], now_ns: int) -> int:
+        return now_ns + MS * _whole_number(b"x-deadline-ms", headers[b"x-deadline-ms"], 1, MAX_DEADLINE_MS)
 
     def _tell(
-        self, client: Client, kind: Kind, generation: "Asking", body: ChatBody | CompletionBody
+        self, client: Client, kind: Kind, generation: "Asking", body: AnyBody
     ) -> None:
         """Tell what came over the wire to those who want to know."""
         telemetry = self._engine.telemetry
@@ -341,12 +330,16 @@ class Public:
                         request.max_output_tokens,
                         body.temperature,
                         body.top_p,
-                        body.top_k,
+                        body.top_k if isinstance(body, Body) else None,
                         body.seed,
                     )
                 )
         if telemetry.wants(Content):
-            said: Any = msgspec.to_builtins(body.messages) if isinstance(body, ChatBody) else body.prompt
+            said: Any = (
+                body.prompt
+                if isinstance(body, UsualCompletion | CompletionBody)
+                else msgspec.to_builtins(body.messages)
+            )
             for choice in generation.choices:
                 telemetry.emit(Content(choice.request.arrival_ns, choice.request.id, "input", said))
 
@@ -437,6 +430,16 @@ OF_TENANT = "\x1f"
 LONG_BYTES = 1 << 16
 """A body from which on prompts are worked out beside the loop: 20 ms of tokenising, which others would wait for."""
 MAX_DEADLINE_MS = 24 * 3_600_000
+
+
+@dataclass(slots=True)
+class Draft:
+    """A body that was read, and what it means here."""
+
+    body: AnyBody
+    manner: Manner
+    prompts: list[Prompt]
+    meant: list[str]  # models
 
 
 class Asking(Generation):

@@ -125,6 +125,11 @@ class Exchange(RequestResponseCycle):
         body, self.body = bytes(self.body), bytearray()
         return body
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the client has to take what it was sent before it is sent more."""
+        return self.flow.write_paused and not self.disconnected
+
     async def room(self) -> None:
         """Return when the client takes more, or has left."""
         if self.flow.write_paused and not self.disconnected:
