@@ -121,19 +121,15 @@ class Clock(Protocol):
 class WallSignal:
     """A signal on an asyncio loop: most have one waiter or none, which costs less than an event."""
 
-    __slots__ = ("_is_set", "_loop", "_waiters")
+    __slots__ = ("_loop", "_waiters", "is_set")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._is_set = False
+        self.is_set = False
         self._waiters: list[asyncio.Future[None]] | None = None
 
-    @property
-    def is_set(self) -> bool:
-        return self._is_set
-
     def set(self) -> None:
-        self._is_set = True
+        self.is_set = True
         if self._waiters is not None:
             waiters, self._waiters = self._waiters, None
             for waiter in waiters:
@@ -141,7 +137,7 @@ class WallSignal:
                     waiter.set_result(None)
 
     async def wait(self) -> None:
-        if self._is_set:
+        if self.is_set:
             return
         waiter = self._loop.create_future()
         if self._waiters is None:
@@ -163,12 +159,8 @@ class WallClock:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[Any]] = set()  # the loop itself holds tasks only weakly
-        self._epoch_ns = time.time_ns() - time.monotonic_ns()
+        self.epoch_ns = time.time_ns() - time.monotonic_ns()
         self._is_closed = False
-
-    @property
-    def epoch_ns(self) -> int:
-        return self._epoch_ns
 
     async def sleep(self, delay_ns: int) -> None:
         await asyncio.sleep(delay_ns / NS_PER_S)

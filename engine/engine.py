@@ -513,7 +513,7 @@ class Engine:
                 request.sampling,
                 job.seed,
                 request.priority,
-                None if job.reader is None else job.reader.along(),
+                job.stops(),
                 partial(self._preempted, request, replica) if self.telemetry.takers[Preempted] else None,
                 job.grammar.follow(stream.tokens) if job.grammar is not None else None,
             )
@@ -523,10 +523,7 @@ class Engine:
                 self._failed(replica.name)
                 raise
             finally:
-                if chain is not None:
-                    chain.follow(stream, num_before)
-                if job.reader is not None:
-                    job.reader.catch_up()
+                job.follow(num_before)
             end.started_ns, now_ns = answer.started_ns, self.clock.now_ns()
             if chain is not None and space is not None:
                 known = chain.keys[: answer.computed_tokens // self.cache.block_tokens]
@@ -971,6 +968,17 @@ class Job:
     seed: int = 0
     reader: Reader | None = None
     grammar: Compiled | None = None
+
+    def stops(self) -> Reader | None:
+        """Who has to see each token as it comes, if anybody."""
+        return None if self.reader is None else self.reader.along()
+
+    def follow(self, first: int) -> None:
+        """Name the blocks of an answer from that token on, and read what nobody has read yet."""
+        if self.chain is not None:
+            self.chain.follow(self.stream, first)
+        if self.reader is not None:
+            self.reader.catch_up()
 
 
 def may_be_elsewhere(error: EngineError) -> bool:

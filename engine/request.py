@@ -172,7 +172,8 @@ class Stream:
     The caller may hand in a stream of its own and watch it; the engine only appends. `listener` is called after each
     change, on the engine's side: it must be quick. `replica` is who was asked for it last. `text` has pieces of whole
     characters where the request has a `sampling` and its model a tokenizer; what may yet turn out to be a stop string
-    is held back, and where nobody listens, it may come only with the end. Tokens that were promised are worked out when somebody looks at them.
+    is held back, and where nobody listens, it may come only with the end. Tokens that were promised are worked out
+    when somebody looks at them.
     """
 
     logprobs: list[Logprobs] = field(default_factory=list)

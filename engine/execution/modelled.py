@@ -88,10 +88,10 @@ class Modelled(ABC):
     def answer(self, tokens: Tokens, length: int, first: int, count: int) -> list[int]:
         """Tokens `first` to `first + count` (exclusive) of what is generated after the first `length` of `tokens`."""
         power, ones, ramp = _affine(self.vocab, table_size(first + count))
-        last, rise = int(tokens[length - 1]) % self.vocab, (_STRIDE * length + 1) % self.vocab
+        last, rise = tokens.item(length - 1) % self.vocab, (_STRIDE * length + 1) % self.vocab
         if count == 1:  # as whoever listens asks
             at = first + 1
-            return [(int(power[at]) * last + int(ones[at]) * rise + int(ramp[at])) % self.vocab]
+            return [(power.item(at) * last + ones.item(at) * rise + ramp.item(at)) % self.vocab]
         upto = slice(first + 1, first + count + 1)
         found = power[upto] * last % self.vocab + ones[upto] * rise % self.vocab + ramp[upto]
         return (found % self.vocab).tolist()  # type: ignore[no-any-return]

@@ -178,6 +178,11 @@ class Quotas:
         return None
 
     @property
+    def has_limits(self) -> bool:
+        """Whether anybody has any."""
+        return self.settings.enabled and len(self.settings.limits) > 0
+
+    @property
     def in_service(self) -> int:
         """Requests of all models that hold a place."""
         return self._num_granted - self._num_freed

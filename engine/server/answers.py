@@ -8,6 +8,7 @@ import msgspec
 
 from engine.errors import EngineError, openai_answer
 from engine.request import Completion, Logprobs, Stream
+from engine.request import Usage as Cost
 from engine.server.bodies import Called
 
 if TYPE_CHECKING:
@@ -107,17 +108,15 @@ class Whole(msgspec.Struct):
     system_fingerprint: str | None = None
 
 
+def usage_of_one(cost: Cost) -> Usage:
+    """Of a request with one choice."""
+    prompt, output = cost.prompt_tokens, cost.output_tokens
+    return Usage(prompt, output, prompt + output, Cached(cost.cached_tokens))
+
+
 def usage_of(completions: Iterable[Completion], num_prompts: int = 1) -> Usage:
     """The sum over the choices of a request; each of its prompts counts once."""
     several = list(completions)
-    if len(several) == 1:
-        one = several[0].usage
-        return Usage(
-            one.prompt_tokens,
-            one.output_tokens,
-            one.prompt_tokens + one.output_tokens,
-            Cached(one.cached_tokens),
-        )
     each = len(several) // num_prompts
     first = several[::each]
     prompt = sum(one.usage.prompt_tokens for one in first)

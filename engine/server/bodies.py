@@ -246,9 +246,7 @@ def check_manner(body: Body, limits: LimitsSettings) -> None:
     if body.stop is not None:
         _check_stop(body, limits)
     if body.stream_options is not None and not body.stream:
-        raise refused(
-            "stream_options", "stream_options is given, but only with stream true has it a meaning"
-        )
+        raise refused("stream_options", "stream_options is given, but only with stream true has it a meaning")
     if isinstance(body, ChatBody):
         _check_chat(body, limits)
     elif isinstance(body, CompletionBody):

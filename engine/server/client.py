@@ -48,18 +48,15 @@ class Exchange(Protocol):
     tell: Callable[[], object] | None
     """Called when the client leaves before its answer is complete."""
 
-    @property
-    def client(self) -> tuple[str, int] | None:
-        """Where the client is."""
+    address: str | None
+    """Where the client is."""
 
-    @property
     def is_lost(self) -> bool:
         """Whether the client has left before its answer was complete."""
 
     def take(self) -> bytes | None:
         """The body, if all of it is there by now."""
 
-    @property
     def is_full(self) -> bool:
         """Whether the client has to take what it was sent before it is sent more."""
 
@@ -92,31 +89,40 @@ class Exchange(Protocol):
 class Client:
     """Who waits at the other end of an exchange. `holder` is whose key it has shown."""
 
-    request_id = ""
-    route = "other"
-    counted: str | None = None  # the key that it counts for, where only so many of one are served
-    engine_id: int | None = None  # of the first choice
-    trace_id: str | None = None
-    error: str | None = None  # its code, where it was refused
-    is_gone = False
-    is_stream = False
-    read_bytes = 0
-    status = 0  # that has been sent
-    sent_bytes = 0
-    _tell: Callable[[], object] | None = None
-    _is_over = False
+    __slots__ = (
+        "_is_over",
+        "_tell",
+        "counted",
+        "engine_id",
+        "error",
+        "exchange",
+        "headers",
+        "holder",
+        "is_gone",
+        "is_stream",
+        "limits",
+        "read_bytes",
+        "request_id",
+        "route",
+        "sent_bytes",
+        "status",
+        "trace_id",
+    )
 
     def __init__(self, exchange: Exchange, limits: LimitsSettings, holder: Holder) -> None:
         self.exchange = exchange
         self.headers = exchange.headers
         self.limits = limits
         self.holder = holder
-
-    @property
-    def address(self) -> str | None:
-        """Where it is."""
-        address = self.exchange.client
-        return None if address is None else str(address[0])
+        self.request_id = ""
+        self.route = "other"
+        self.counted: str | None = None  # the key that it counts for, where only so many of one are served
+        self.engine_id: int | None = None  # of the first choice
+        self.trace_id: str | None = None
+        self.error: str | None = None  # its code, where it was refused
+        self.is_gone = self.is_stream = self._is_over = False
+        self.read_bytes = self.sent_bytes = self.status = 0  # `status`: that has been sent
+        self._tell: Callable[[], object] | None = None
 
     def header(self, name: bytes) -> str | None:
         """The last value of a header, if there is one. Raises BadRequest for one that is not ASCII."""
@@ -175,8 +181,8 @@ class Client:
         kind = self.headers.get(b"content-type", b"")
         if kind != b"application/json" and kind.partition(b";")[0].strip().lower() != b"application/json":
             raise NotJson(f"content-type is {_shown(kind)}, but must be 'application/json'")
-        coding = self.headers.get(b"content-encoding", b"identity")
-        if coding.lower() != b"identity":
+        coding = self.headers.get(b"content-encoding")
+        if coding is not None and coding.lower() != b"identity":
             raise NotJson(f"content-encoding is {_shown(coding)}, but must be left out: nothing is decoded")
 
     def _part(self, message: MutableMapping[str, Any], most: int) -> bytes:
@@ -213,7 +219,7 @@ class Client:
         """Watch the client from now on."""
         self._tell = tell
         self.exchange.tell = self._has_left
-        if self.exchange.is_lost:
+        if self.exchange.is_lost():
             self._has_left()
 
     def cancel_when_gone(self) -> None:
@@ -224,7 +230,8 @@ class Client:
 
     def stop_watching(self) -> None:
         """The work is done."""
-        self._tell = self.exchange.tell = None
+        if self._tell is not None:
+            self._tell = self.exchange.tell = None
 
     def _has_left(self) -> None:
         if not self._is_over:
@@ -234,18 +241,9 @@ class Client:
 
     async def answer(self, status: int, lines: bytes, body: bytes) -> None:
         """Answer in one piece."""
-        if self.is_full:
-            await self.room()
+        if self.exchange.is_full():
+            await self.exchange.room()
         self.tell(status, lines, body)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the client has to take what it was sent before it is sent more."""
-        return self.exchange.is_full
-
-    async def room(self) -> None:
-        """Return when it takes more, or has left."""
-        await self.exchange.room()
 
     def tell(self, status: int, lines: bytes, body: bytes) -> None:
         """Answer in one piece, to who is not full."""

@@ -219,8 +219,8 @@ class Gate:
             )
 
     def _note(self, client: Client, begun_ns: int) -> None:
-        status = CLOSED if client.is_gone else client.status
-        if self._telemetry.wants(HttpAnswered):
+        if self._telemetry.takers[HttpAnswered]:
+            status = CLOSED if client.is_gone else client.status
             now_ns, holder = self._clock.now_ns(), client.holder
             self._telemetry.emit(
                 HttpAnswered(
@@ -236,7 +236,7 @@ class Gate:
                     client.is_gone,
                     holder.tenant,
                     holder.id or None,
-                    client.address,
+                    client.exchange.address,
                     client.error,
                     client.engine_id,
                     client.trace_id,

@@ -23,6 +23,7 @@ from engine.server.answers import (
     failure_event,
     text_logprobs,
     usage_of,
+    usage_of_one,
 )
 from engine.server.prompts import Prompt
 from engine.server.tools import Reading, whole
@@ -50,7 +51,8 @@ class Choice:
         self.request = request
         self.stream = Stream()
         sampling = request.sampling
-        self._is_plain = prompt.reading is None and (sampling is None or sampling.logprobs is None)
+        # nobody asks for more of it than text
+        self.is_plain = prompt.reading is None and (sampling is None or sampling.logprobs is None)
 
     async def run(self, engine: Engine) -> None:
         """Let the engine answer. Raises an EngineError."""
@@ -77,7 +79,7 @@ class Choice:
         if pieces := stream.text[self._told_pieces :]:
             self._told_pieces += len(pieces)
             told += (
-                writer.pieces(self.index, pieces) if self._is_plain else self._more_than_text(pieces, writer)
+                writer.pieces(self.index, pieces) if self.is_plain else self._more_than_text(pieces, writer)
             )
         if self.completion is not None and not self._is_closed:
             self._is_closed = True
@@ -177,13 +179,15 @@ class Out(Protocol):
 
 
 class Generation:
-    """All choices of one HTTP request."""
+    """All choices of one HTTP request. `name` is that of its answer."""
 
-    def __init__(self, choices: Sequence[Choice], num_prompts: int, head: Head, *, is_chat: bool) -> None:
+    __slots__ = ("_is_chat", "_num_prompts", "_writer", "choices", "name")
+
+    def __init__(self, choices: Sequence[Choice], num_prompts: int, name: str, *, is_chat: bool) -> None:
         self.choices = choices
-        self.head = head
+        self.name = name
         for choice in choices:
-            choice.name = head.id
+            choice.name = name
         self._num_prompts = num_prompts
         self._is_chat = is_chat
         self._writer: Writer | None = None  # once something has come
@@ -204,7 +208,7 @@ class Generation:
         except BaseExceptionGroup as several:
             raise max(several.exceptions, key=_wait_s) from None
 
-    async def stream(self, engine: Engine, out: Out, pacer: "Pacer", *, tells_usage: bool) -> None:
+    async def stream(self, engine: Engine, out: Out, pacer: "Pacer", head: Head) -> None:
         """Send what comes as it comes, until all has come or the client has left.
 
         Raises an EngineError when not even a first token came.
@@ -223,7 +227,7 @@ class Generation:
         pacer.join()
         try:
             await wake.wait()
-            while not await self._tell(work, out, tells_usage=tells_usage):
+            while not await self._tell(work, out, head):
                 await wake.wait()
         finally:
             pacer.leave()
@@ -235,7 +239,7 @@ class Generation:
             if not work.cancelled():
                 work.exception()  # seen: whoever has left is told nothing of it, and nobody else has to be
 
-    async def _tell(self, work: "asyncio.Task[None]", out: Out, *, tells_usage: bool) -> bool:
+    async def _tell(self, work: "asyncio.Task[None]", out: Out, head: Head) -> bool:
         """Send what has come since the last time; whether that was the last of it."""
         error = _error_of(work)
         if out.is_gone:
@@ -246,14 +250,14 @@ class Generation:
                 if error is not None:
                     raise error
                 return False
-            self._writer = self._writer_for(out.model_of(first))
+            self._writer = self._writer_for(head.by(out.model_of(first)))
             await out.begin(first)
         data = self._news()
         is_over = True
         if error is not None:
             data += failure_event(error) + DONE
         elif work.done() and all(choice.completion is not None for choice in self.choices):
-            data += (self._writer.usage(self.usage()) if tells_usage else b"") + DONE
+            data += (self._writer.usage(self.usage()) if head.tells_usage else b"") + DONE
         else:
             is_over = False
         if data:
@@ -269,24 +273,32 @@ class Generation:
 
     def usage(self) -> Usage:
         """What it cost."""
+        if len(self.choices) == 1 and (only := self.choices[0].completion) is not None:
+            return usage_of_one(only.usage)
         return usage_of(
             [each.completion for each in self.choices if each.completion is not None], self._num_prompts
         )
 
     def whole(self) -> list[Any]:
         """The choices of an answer in one piece."""
+        if len(self.choices) == 1:
+            return [self._whole(self.choices[0])]
         return [self._whole(choice) for choice in self.choices]
 
     def _whole(self, choice: Choice) -> ChatChoice | TextChoice:
+        if choice.is_plain:
+            text, reason = "".join(choice.stream.text), choice.finish_reason
+            if self._is_chat:
+                return ChatChoice(choice.index, Turn("assistant", text), reason)
+            return TextChoice(choice.index, text, reason)
         logprobs = choice.logprobs(of_chat=self._is_chat)
         if not self._is_chat:
             return TextChoice(choice.index, choice.text, choice.finish_reason, logprobs)
         turn = choice.turn()
         return ChatChoice(choice.index, turn, choice.finish_reason, logprobs)
 
-    def _writer_for(self, model: str) -> Writer:
-        self.head = self.head.by(model)
-        return ChatWriter(self.head) if self._is_chat else TextWriter(self.head)
+    def _writer_for(self, head: Head) -> Writer:
+        return ChatWriter(head) if self._is_chat else TextWriter(head)
 
 
 def _wait_s(error: BaseException) -> float:

@@ -37,8 +37,8 @@ class Manner:
 class Manners(Generic[U, W]):
     """Reads bodies of one kind.
 
-    One that has no more than the usual fields costs a third of what all of them cost to look for, and where its manner
-    is known, that need not be checked again. `check` looks at what is another one's each time.
+    One that has no more than the usual fields costs half of what looking for all of them does, and where its
+    manner is known, that need not be checked again. `check` looks at what differs from request to request.
     """
 
     def __init__(

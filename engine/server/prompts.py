@@ -95,7 +95,9 @@ def today(form: str) -> str:
     return utc_now().strftime(form)
 
 
-def chat_prompt(body: UsualChat | ChatBody, *, most_tokens: int | None, able: Callable[[], Iterable[str]]) -> Prompt:
+def chat_prompt(
+    body: UsualChat | ChatBody, *, most_tokens: int | None, able: Callable[[], Iterable[str]]
+) -> Prompt:
     """The conversation of a chat. `able` names models that take tools, for whoever has asked one that does not."""
     if isinstance(body, UsualChat):
         return _conversation(body, most_tokens)
@@ -199,9 +201,9 @@ def sampling_of(body: Body, logprobs: int | None) -> Sampling:
     )
 
 
-def seeded(sampling: Sampling, seed: int | None, choice: int) -> Sampling:
+def seeded(sampling: Sampling, seed: int, choice: int) -> Sampling:
     """The same with a client's seed, another one for each choice."""
-    return sampling if seed is None else replace(sampling, seed=(seed + choice) % (1 << 63))
+    return replace(sampling, seed=(seed + choice) % (1 << 63))
 
 
 def biases_of(given: dict[str, float]) -> tuple[tuple[int, float], ...]:

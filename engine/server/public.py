@@ -1,7 +1,7 @@
 """The clients' port: OpenAI's routes over the engine."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import count
@@ -126,9 +126,7 @@ class Public:
     async def _generate(self, kind: Kind, client: Client) -> None:
         if self.is_draining:
             raise NoReplica("the server is shutting down")
-        raw = client.taken()
-        if raw is None:
-            raw = await client.body()
+        raw = client.taken() or await client.body()
         draft = self._draft(raw, kind, client.holder)
         if len(raw) > LONG_BYTES:
             await self._word_aside(draft)
@@ -138,10 +136,7 @@ class Public:
         self._tell(client, kind, generation, draft.body)
         try:
             if generation.is_stream:
-                out = _Out(client, lambda choice: self._lines(client, choice), self._served_by)
-                await generation.stream(self._engine, out, self._pacer, tells_usage=generation.tells_usage)
-                if not client.is_gone:
-                    await client.write(b"", more=False)
+                await self._stream(client, kind, generation, draft)
                 return
             client.cancel_when_gone()
             if len(generation.choices) == 1:
@@ -149,19 +144,36 @@ class Public:
             else:
                 await generation.run(self._engine)
         except EngineError as error:
-            if client.status:
-                raise
-            client.error = error.code or error.reason
-            await client.refuse(error, self._limits_left(first.request) + _request_id(client))
-            return
+            await self._refuse(client, first.request, error)
         except BaseException:
             if client.is_gone:
                 raise ClientGone from None
             raise
-        client.stop_watching()
-        if client.is_full:
-            await client.room()
-        client.tell(200, JSON + self._lines(client, first), self._body(generation, kind))
+        else:
+            client.stop_watching()
+            if client.exchange.is_full():
+                await client.exchange.room()
+            client.tell(200, JSON + self._lines(client, first), self._body(generation, kind))
+
+    async def _refuse(self, client: Client, request: Request, error: EngineError) -> None:
+        """Answer with the error, unless an answer has begun."""
+        if client.status:
+            raise error
+        client.error = error.code or error.reason
+        await client.refuse(error, self._limits_left(request) + _request_id(client))
+
+    async def _stream(self, client: Client, kind: Kind, generation: "Asking", draft: "Draft") -> None:
+        head = Head(
+            generation.name,
+            kind.chunk,
+            generation.created,
+            draft.body.model,
+            tells_usage=draft.manner.tells_usage,
+        )
+        out = _Out(client, lambda choice: self._lines(client, choice), self._served_by)
+        await generation.stream(self._engine, out, self._pacer, head)
+        if not client.is_gone:
+            await client.write(b"", more=False)
 
     def _draft(self, raw: bytes, kind: Kind, holder: Holder) -> "Draft":
         """What a body asks for. Raises BadRequest, NotFound, Forbidden."""
@@ -175,13 +187,13 @@ class Public:
         prompts = [text_prompt(words, is_open=is_open, most_tokens=most_tokens) for words in prompts_of(text)]
         return Draft(text, manner, prompts, self._meant(text.model, holder))
 
-    def _asking(
-        self, draft: "Draft", kind: Kind, holder: Holder, headers: Mapping[bytes, bytes]
-    ) -> "Asking":
+    def _asking(self, draft: "Draft", kind: Kind, holder: Holder, headers: Mapping[bytes, bytes]) -> "Asking":
         """The same as requests to the engine. Raises BadRequest."""
         body, manner, prompts = draft.body, draft.manner, draft.prompts
         now_ns = self._clock.now_ns()
-        tenant, session = self._tenant(body, holder), self._session(headers, holder)
+        # the key's; where nobody has keys, the one that `user` names
+        tenant = holder.tenant if holder.id else name_within("user", body.user) or DEFAULT_TENANT
+        session = self._session(headers, holder) if b"x-session-id" in headers else None
         priority = self._priority(headers, holder) if b"x-priority" in headers else 0
         deadline_ns = self._deadline_ns(headers, now_ns) if b"x-deadline-ms" in headers else None
         output = body.output_tokens
@@ -195,7 +207,10 @@ class Public:
             if home is not None:
                 vocab, room = prompt.vocab(home.text), prompt.room(most, home.request_tokens - len(tokens))
             for _ in range(manner.num_choices):
-                request = Request(
+                sampling = manner.sampling
+                if body.seed is not None:
+                    sampling = seeded(sampling, body.seed, len(made))
+                request = Request(  # by place: names cost more than the object
                     next(self._ids),
                     body.model,
                     tokens,
@@ -205,9 +220,10 @@ class Public:
                     session,
                     priority,
                     deadline_ns,
-                    seeded(manner.sampling, body.seed, len(made)),
-                    vocab=vocab,
-                    wording=prompt,
+                    sampling,
+                    (),
+                    vocab,
+                    prompt,
                 )
                 if home is not None and prompt.grammar is not None:
                     request = prompt(request, home.text, home.request_tokens)  # it is the model's own
@@ -216,16 +232,7 @@ class Public:
             self._check_together(draft.meant, tenant, [choice.request.max_tokens for choice in made])
         name = f"{kind.prefix}-{self._instance}-{made[0].request.id:x}"
         created = (self._clock.epoch_ns + now_ns) // NS_PER_S
-        head = Head(
-            name,
-            kind.chunk if manner.is_stream else kind.whole,
-            created,
-            body.model,
-            tells_usage=manner.tells_usage,
-        )
-        asking = Asking(made, len(prompts), head, is_chat=kind.is_chat)
-        asking.is_stream, asking.tells_usage = manner.is_stream, manner.tells_usage
-        return asking
+        return Asking(made, len(prompts), name, created, is_chat=kind.is_chat, is_stream=manner.is_stream)
 
     def _check_together(self, meant: list[str], tenant: str, tokens: list[int]) -> None:
         """Raise BadRequest for choices that no limit will ever let in together: who comes again comes in vain."""
@@ -254,6 +261,8 @@ class Public:
             meant = [card.key for card in engine.targets.members(name)]
         else:
             meant = [self._found(name, holder)]
+        if holder.models is None:
+            return meant
         if not holder.may_use(name) and not all(map(holder.may_use, meant)):
             allowed = ", ".join(sorted(holder.models or ()))
             raise Forbidden(f"model {name!r} is not one that this key may use: {allowed}")
@@ -274,21 +283,12 @@ class Public:
         homes = self._engine.fleet.homes
         return [key for key, home in homes.items() if home.text is not None and home.text.calls is not None]
 
-    def _tenant(self, body: AnyBody, holder: Holder) -> str:
-        """Whose the request is: the key's; where nobody has keys, the one that `user` names."""
-        if holder.id:
-            return holder.tenant
-        return name_within("user", body.user) or DEFAULT_TENANT
-
     def _session(self, headers: Mapping[bytes, bytes], holder: Holder) -> str | None:
-        """The session that is named; where tenants have keys, each has its own of every name.
+        """The session that the header names; where tenants have keys, each has its own of every name.
 
         No tenant can be called anything with the mark between the two in it.
         """
-        given = headers.get(b"x-session-id")
-        if given is None:
-            return None
-        name = _ascii(b"x-session-id", given)
+        name = _ascii(b"x-session-id", headers[b"x-session-id"])
         if not holder.id:
             return name_within("x-session-id", name)
         most = max(0, MAX_NAME - len(holder.tenant) - 1)
@@ -303,12 +303,15 @@ class Public:
     def _deadline_ns(self, headers: Mapping[bytes, bytes], now_ns: int) -> int:
         return now_ns + MS * _whole_number(b"x-deadline-ms", headers[b"x-deadline-ms"], 1, MAX_DEADLINE_MS)
 
-    def _tell(
-        self, client: Client, kind: Kind, generation: "Asking", body: AnyBody
-    ) -> None:
+    def _tell(self, client: Client, kind: Kind, generation: "Asking", body: AnyBody) -> None:
         """Tell what came over the wire to those who want to know."""
-        telemetry = self._engine.telemetry
         self._counts.asked(len(generation.choices), body.output_tokens)
+        takers = self._engine.telemetry.takers
+        if takers[Asked] or takers[Content]:
+            self._tell_who_looks(client, kind, generation, body)
+
+    def _tell_who_looks(self, client: Client, kind: Kind, generation: "Asking", body: AnyBody) -> None:
+        telemetry = self._engine.telemetry
         if telemetry.wants(Asked):
             trace = self._trace_of(client.header(b"traceparent"), client.header(b"tracestate"))
             client.trace_id = trace.trace_id
@@ -324,7 +327,7 @@ class Public:
                         trace.parent_span_id,
                         trace.is_sampled,
                         trace.state,
-                        generation.head.id,
+                        generation.name,
                         generation.is_stream,
                         len(generation.choices),
                         request.max_output_tokens,
@@ -343,10 +346,9 @@ class Public:
             for choice in generation.choices:
                 telemetry.emit(Content(choice.request.arrival_ns, choice.request.id, "input", said))
 
-    def _body(self, generation: Generation, kind: Kind) -> bytes:
-        head = generation.head.by(self._served_by(generation.choices[0]))
-        whole = Whole(head.id, kind.whole, head.created, head.model, generation.whole(), generation.usage())
-        return encode(whole)
+    def _body(self, told: "Asking", kind: Kind) -> bytes:
+        model = self._served_by(told.choices[0])
+        return encode(Whole(told.name, kind.whole, told.created, model, told.whole(), told.usage()))
 
     def _served_by(self, choice: Choice) -> str:
         """The name that the client asked for; where that means several models, the one that serves."""
@@ -357,19 +359,15 @@ class Public:
 
     def _lines(self, client: Client, choice: Choice) -> bytes:
         """What a client may want to know beside the answer: who served it, and what is left of its limits."""
-        told = _request_id(client)
-        completion, stream, request = choice.completion, choice.stream, choice.request
-        replica = stream.replica
+        completion, replica, served = choice.completion, choice.stream.replica, b""
         if replica is not None and (serving := self._engine.replicas.get(replica)) is not None:
-            model = serving.model
-            told += _served_lines(replica, model) + self._left(model, request.tenant)
-        if completion is not None:
-            took_ms = (completion.finished_ns - request.arrival_ns) // MS
-            told += b"x-modelyard-attempts: %d\r\nopenai-processing-ms: %d\r\n" % (
-                completion.attempts,
-                took_ms,
-            )
-        return told
+            served = _served_lines(replica, serving.model)
+            if self._engine.quotas.has_limits:
+                served += self._left(serving.model, choice.request.tenant)
+        if completion is None:
+            return _request_id(client) + served
+        took_ms = (completion.finished_ns - choice.request.arrival_ns) // MS
+        return TOLD % (client.request_id.encode(), served, completion.attempts, took_ms)
 
     def _limits_left(self, request: Request) -> bytes:
         """Of whoever was refused."""
@@ -380,7 +378,7 @@ class Public:
 
     def _left(self, model: str, tenant: str) -> bytes:
         quotas = self._engine.quotas
-        if not quotas.settings.enabled or not quotas.settings.limits:
+        if not quotas.has_limits:
             return b""
         told = quotas.headers(model, tenant, self._clock.now_ns())
         return lines([(name.encode(), value.encode()) for name, value in told.items()]) if told else b""
@@ -445,8 +443,21 @@ class Draft:
 class Asking(Generation):
     """A generation, and how it is to be told."""
 
-    is_stream = False
-    tells_usage = False
+    __slots__ = ("created", "is_stream")
+
+    def __init__(
+        self,
+        choices: Sequence[Choice],
+        num_prompts: int,
+        name: str,
+        created: int,
+        *,
+        is_chat: bool,
+        is_stream: bool,
+    ) -> None:
+        super().__init__(choices, num_prompts, name, is_chat=is_chat)
+        self.created = created
+        self.is_stream = is_stream
 
 
 class _Out:
@@ -472,6 +483,9 @@ class _Out:
 
     def when_gone(self, tell: Callable[[], None]) -> None:
         self._client.when_gone(tell)
+
+
+TOLD = b"x-request-id: %b\r\n%bx-modelyard-attempts: %d\r\nopenai-processing-ms: %d\r\n"
 
 
 def _request_id(client: Client) -> bytes:

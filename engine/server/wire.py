@@ -7,6 +7,7 @@ read with it. Who serves a request may do it straight on the connection, where a
 
 import asyncio
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -62,11 +63,23 @@ LOOK_AGAIN_S = 0.05
 
 
 CLOSE = b"connection: close\r\n"
+END_AND_CLOSE = CLOSE + b"\r\n"
 CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
 LENGTH = b"content-length: %d\r\n"
 
 PLAIN_URL = re.compile(rb"/[\w./-]*")
 """A path without a query, and without anything that stands for something else."""
+
+
+def path_of(url: bytes) -> str:
+    """The path that a request asks for."""
+    return url.decode() if PLAIN_URL.fullmatch(url) else unquote(parse_url(url).path.decode("ascii"))
+
+
+short_path_of = lru_cache(maxsize=256)(path_of)
+"""The same of few bytes: most ask for the same few, and nobody shall have us keep long ones."""
+
+FEW_BYTES = 128
 
 
 class Exchange(RequestResponseCycle):
@@ -77,19 +90,15 @@ class Exchange(RequestResponseCycle):
     """
 
     access_log = False
-    disconnected = False
-    more_body = True
     response_started = False
-    response_complete = False
     chunked_encoding: bool | None = None
     expected_content_length = 0
-    waiting_for_100_continue = False
-    body = bytearray()  # that has come and was not taken yet; this one stays empty
     is_followed = False  # by another request, before it is answered
-    tell: "Callable[[], object] | None" = None  # who wants to know that the client has left
-    task: "asyncio.Task[None] | None" = None  # that serves it
+    body: bytes | bytearray  # type: ignore[assignment] # that has come and was not taken yet
+    tell: "Callable[[], object] | None"  # who wants to know that the client has left
+    task: "asyncio.Task[None] | None"  # that serves it
     _scope: "HTTPScope | None" = None
-    _event: asyncio.Event | None = None
+    _event: asyncio.Event | None
 
     def __init__(
         self, protocol: "Bounded", method: str, path: str, headers: dict[bytes, bytes], *, keep_alive: bool
@@ -103,14 +112,14 @@ class Exchange(RequestResponseCycle):
         self.flow = protocol.flow
         self.keep_alive = keep_alive
         self.on_response = protocol.on_response_complete
+        self.address = protocol.address
         self._protocol = protocol
+        # here and not in the class: what stands there takes a search
+        self.body = b""
+        self.more_body = True
+        self.disconnected = self.response_complete = self.waiting_for_100_continue = False
+        self.tell = self.task = self._event = None
 
-    @property
-    def client(self) -> tuple[str, int] | None:
-        """Where the client is."""
-        return self._protocol.client
-
-    @property
     def is_lost(self) -> bool:
         """Whether the client has left before its answer was complete."""
         return self.disconnected and not self.response_complete
@@ -119,13 +128,13 @@ class Exchange(RequestResponseCycle):
         """The body, if all of it is there by now."""
         if self.more_body or self.disconnected or self.response_complete or self.waiting_for_100_continue:
             return None
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self._event is not None:
             self._event.clear()
-        body, self.body = bytes(self.body), bytearray()
+        body, self.body = bytes(self.body), b""
         return body
 
-    @property
     def is_full(self) -> bool:
         """Whether the client has to take what it was sent before it is sent more."""
         return self.flow.write_paused and not self.disconnected
@@ -140,17 +149,10 @@ class Exchange(RequestResponseCycle):
         if self.disconnected:
             return
         self.response_started = self.response_complete = True
-        end = b"" if self.keep_alive else CLOSE
+        end = b"\r\n" if self.keep_alive else END_AND_CLOSE
         shown = b"" if self.method == "HEAD" else body
-        told = (
-            STATUS_LINE[status],
-            self._protocol.first_lines,
-            lines,
-            LENGTH % len(body),
-            end,
-            b"\r\n",
-            shown,
-        )
+        first_lines = self._protocol.first_lines()
+        told = (STATUS_LINE[status], first_lines, lines, LENGTH % len(body), end, shown)
         self.transport.write(b"".join(told))
         self._is_answered()
 
@@ -161,7 +163,7 @@ class Exchange(RequestResponseCycle):
         self.response_started = self.chunked_encoding = True
         self.waiting_for_100_continue = False
         end = b"" if self.keep_alive else CLOSE
-        told = (STATUS_LINE[status], self._protocol.first_lines, lines, end, CHUNKED)
+        told = (STATUS_LINE[status], self._protocol.first_lines(), lines, end, CHUNKED)
         self.transport.write(b"".join(told))
 
     @property
@@ -238,6 +240,7 @@ class Bounded(HttpToolsProtocol):
 
     def __init__(self, config: Config, *arguments: Any, **named: Any) -> None:
         super().__init__(config, *arguments, **named)
+        self._most_headers, self._most_bytes = self.limits.max_headers, self.limits.max_header_bytes
         self._idle_bytes = 0  # that came since a message began, or since the last of a body
         self._come_bytes = 0  # on this connection
         self._before_bytes = 0  # of which those before the last
@@ -254,9 +257,11 @@ class Bounded(HttpToolsProtocol):
         self._read_timer: asyncio.TimerHandle | None = None
         self._served: Exchange | None = None
         self._idle_since_s: float | None = None  # nothing is served and nothing comes
+        self.address: str | None = None  # of the client
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.address = None if self.client is None else str(self.client[0])
         if len(self.connections) > self.limits.max_connections:
             most = self.limits.max_connections
             self._give_up(QueueFull(f"{most} connections are open, as many as may be at a time"))
@@ -273,14 +278,14 @@ class Bounded(HttpToolsProtocol):
             served.heard()
         self.pipeline.clear()
         super().connection_lost(exc)
-        if served is not None and served.is_lost and served.tell is not None:
+        if served is not None and served.is_lost() and served.tell is not None:
             served.tell()
         self.cycle = self._served = None  # type: ignore[assignment] # a ring would wait for the garbage collector
 
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None or self.transport.is_closing():
             return
-        if self._idle_bytes > self.limits.max_header_bytes:  # a line or a chunk's extension without an end
+        if self._idle_bytes > self._most_bytes:  # a line or a chunk's extension without an end
             self._give_up(self._too_large())
             return
         num_bytes = len(data)
@@ -294,7 +299,7 @@ class Bounded(HttpToolsProtocol):
             self._stay_with_http(data[upgrade.args[0] :])
         except HttpParserError:
             self._give_up(BadRequest("the request is not HTTP/1.1"))
-        if self._is_in_head and len(self.headers) > self.limits.max_headers:
+        if self._is_in_head and len(self.headers) > self._most_headers:
             self._give_up(self._too_large())
         is_next = self.cycle is None or self.cycle.response_complete  # of a connection that is kept alive
         if is_next and self._head_timer is None and not self.transport.is_closing():
@@ -314,7 +319,8 @@ class Bounded(HttpToolsProtocol):
         if self.transport.is_closing():
             self._watch_reader()
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             return
@@ -341,7 +347,6 @@ class Bounded(HttpToolsProtocol):
         super().timeout_keep_alive_handler()
         self._watch_reader()
 
-    @property
     def first_lines(self) -> bytes:
         """Headers of every answer. They have the date in them: uvicorn makes new ones every second."""
         first = self.server_state.default_headers
@@ -352,7 +357,8 @@ class Bounded(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         """Have it served, by who takes the exchange itself where others take what ASGI makes of it."""
         self._served = cycle
-        cycle.task = task = self.loop.create_task(app(cycle))
+        # as the loop does it, but for the name: a number for each takes as long as all else about a task
+        cycle.task = task = asyncio.Task(app(cycle), loop=self.loop, name="exchange")
         self.tasks.add(task)
         task.add_done_callback(cycle.is_over)
 
@@ -363,7 +369,7 @@ class Bounded(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         self.url += url
-        if len(self.url) > self.limits.max_header_bytes:
+        if len(self.url) > self._most_bytes:
             self._give_up(self._too_large())
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -380,7 +386,8 @@ class Bounded(HttpToolsProtocol):
         self._is_in_head = False
         if self._head_timer is not None:
             self._forget_timer()
-        if not self._is_in_bounds():
+        is_short = self._come_bytes - self._begun_bytes <= self._most_bytes  # all of it, and more, is no more
+        if not (is_short and len(self.headers) <= self._most_headers) and not self._is_in_bounds():
             self._give_up(self._too_large())
         parser = self.parser
         self._is_heard = self._refusal is None and not parser.should_upgrade()
@@ -392,8 +399,6 @@ class Bounded(HttpToolsProtocol):
         limits, headers = self.limits, self.headers
         if len(headers) + self._num_trailers > limits.max_headers:
             return False
-        if self._come_bytes - self._begun_bytes <= limits.max_header_bytes:
-            return True  # all of it is no more
         told_bytes = sum([len(name) + len(value) for name, value in headers])
         return told_bytes + self._trailer_bytes <= limits.max_header_bytes
 
@@ -402,8 +407,8 @@ class Bounded(HttpToolsProtocol):
         headers = dict(self.headers)
         if b"connection" in headers and self.parser.get_http_version() == "1.0":
             keep_alive = False
-        url, before = self.url, self._served
-        path = url.decode() if PLAIN_URL.fullmatch(url) else unquote(parse_url(url).path.decode("ascii"))
+        before = self._served
+        path = short_path_of(self.url) if len(self.url) <= FEW_BYTES else path_of(self.url)
         self.cycle = cycle = Exchange(self, method, path, headers, keep_alive=keep_alive)
         if b"expect" in headers:
             cycle.waiting_for_100_continue = headers[b"expect"].lower() == b"100-continue"
@@ -440,18 +445,22 @@ class Bounded(HttpToolsProtocol):
         cycle = self.cycle
         if not self._is_heard or cycle.response_complete:
             return
-        if cycle.body:
-            cycle.body += body
+        if not cycle.body:
+            cycle.body = body
         else:
-            cycle.body = bytearray(body)
+            cycle.body = bytearray(cycle.body) if type(cycle.body) is bytes else cycle.body
+            cycle.body += body
         if len(cycle.body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
-        cycle.heard()
+        if cycle._event is not None:  # noqa: SLF001  a call less for each request
+            cycle.heard()
 
     def on_message_complete(self) -> None:
-        if self._is_heard and not self.cycle.response_complete:
-            self.cycle.more_body = False
-            self.cycle.heard()
+        cycle = self.cycle
+        if self._is_heard and not cycle.response_complete:
+            cycle.more_body = False
+            if cycle._event is not None:  # noqa: SLF001
+                cycle.heard()
 
     def _stay_with_http(self, rest: bytes) -> None:
         """Some ask for HTTP/2 or a websocket beside. The parser takes the rest for that; it is a body like any other.

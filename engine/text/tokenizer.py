@@ -105,14 +105,12 @@ class Tokenizer:
     chat_template: str | None = field(default=None, repr=False)
     note: str | None = None
     marker: Marker = field(init=False, repr=False)
+    vocab_size: int = field(init=False)
     _bytes: dict[int, bytes] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.marker = Marker(self.pieces[token] for token in self.control)
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.pieces)
+        self.vocab_size = len(self.pieces)
 
     def encode(self, text: str, *, special: bool = True, parse_special: bool = False) -> list[int]:
         """The tokens of a text. `special`: with the BOS and EOS that the model's files ask for.
