@@ -255,24 +255,28 @@ def check_manner(body: Body, limits: LimitsSettings) -> None:
 
 def check_turns(body: UsualChat | ChatBody, limits: LimitsSettings) -> None:
     """Raise BadRequest for what is no good about this one chat: its turns, its length, its user."""
-    _check_user(body.user, limits)
+    if body.user is not None:
+        _check_user(body.user, limits)
     _check_messages(body.messages, limits)
-    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    _check_length(name, body.output_tokens, limits)
+    if body.max_completion_tokens is not None:
+        _check_length("max_completion_tokens", body.max_completion_tokens, limits)
+    elif body.max_tokens is not None:
+        _check_length("max_tokens", body.max_tokens, limits)
 
 
 def check_prompt(body: UsualCompletion | CompletionBody, limits: LimitsSettings) -> None:
     """The same of a completion: its prompts, its length, its user."""
-    _check_user(body.user, limits)
+    if body.user is not None:
+        _check_user(body.user, limits)
     if isinstance(body, CompletionBody):
         _check_number(body, limits)
-    _check_length("max_tokens", body.max_tokens, limits)
+    if body.max_tokens is not None:
+        _check_length("max_tokens", body.max_tokens, limits)
 
 
-def _check_user(user: str | None, limits: LimitsSettings) -> None:
-    if user is not None:
-        most = limits.max_id_chars
-        must("user", user, len(user) <= most, f"at most {most} characters long")
+def _check_user(user: str, limits: LimitsSettings) -> None:
+    most = limits.max_id_chars
+    must("user", user, len(user) <= most, f"at most {most} characters long")
 
 
 def _check_stop(body: Body, limits: LimitsSettings) -> None:
@@ -293,9 +297,9 @@ def stops_of(body: Body) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
-def _check_length(name: str, tokens: int | None, limits: LimitsSettings) -> None:
+def _check_length(name: str, tokens: int, limits: LimitsSettings) -> None:
     most = limits.max_output_tokens
-    if tokens is not None and (tokens < 1 or (most is not None and tokens > most)):
+    if tokens < 1 or (most is not None and tokens > most):
         must(name, tokens, False, "1 or more" if most is None else f"from 1 to {most}")
 
 

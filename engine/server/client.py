@@ -79,6 +79,9 @@ class Exchange(Protocol):
     def write(self, data: bytes, *, more: bool) -> None:
         """Send a chunk of it, or nothing more than that this was all."""
 
+    def end(self, error: BaseException | None) -> None:
+        """Who serves it has done so, or has failed with that."""
+
     async def receive(self) -> Any:
         """As ASGI has it."""
 
@@ -224,9 +227,11 @@ class Client:
 
     def cancel_when_gone(self) -> None:
         """Cancel this task when the client is seen to have left; ClientGone is what it should raise then."""
-        task = self.exchange.task
+        exchange, task = self.exchange, self.exchange.task
         assert task is not None, "a request is served by a task"
-        self.when_gone(task.cancel)
+        self._tell, exchange.tell = task.cancel, self._has_left
+        if exchange.is_lost():
+            self._has_left()
 
     def stop_watching(self) -> None:
         """The work is done."""

@@ -23,6 +23,8 @@ Handler = Callable[[Client], Awaitable[None]]
 NOBODY = Holder(id="", tenant=DEFAULT_TENANT, is_admin=True)
 """Who comes in where nobody is asked for a key."""
 
+CUT_OFF = "the answer cannot be finished"
+
 CLOSED = 499
 """Not sent to anybody: what nginx logs for a client that left."""
 
@@ -98,23 +100,24 @@ class Gate:
         self.in_flight = 0
 
     async def __call__(self, exchange: Exchange) -> None:
-        """One request, to its end. Raises what goes wrong when an answer has begun: it is cut off there."""
+        """One request, to its end. What goes wrong when an answer has begun cuts it off there."""
         begun_ns = self._clock.now_ns()
         client = Client(exchange, self._limits, NOBODY)
-        counts = self._counts
+        counts, cut_off = self._counts, None
         self.in_flight += 1
         counts.http_in_flight += 1
         try:
-            client.request_id = self._request_id(client)
+            given = client.headers.get(b"x-request-id")
+            client.request_id = self._name_request() if given is None else self._request_id(given)
             await self._let_in(client)(client)
         except EngineError as error:
-            await self._refuse(client, error)
+            cut_off = await self._refuse(client, error)
         except ClientGone:
             pass
         except Exception as error:  # noqa: BLE001  the client is told nothing of it, the log everything
             if self._on_defect is not None:
                 self._on_defect(error, client.request_id)
-            await self._refuse(
+            cut_off = await self._refuse(
                 client, InternalError("something went wrong on our side; the log tells it by request id")
             )
         finally:
@@ -124,6 +127,7 @@ class Gate:
             self.in_flight -= 1
             counts.http_in_flight -= 1
             self._note(client, begun_ns)
+            exchange.end(cut_off)
 
     def _let_in(self, client: Client) -> Handler:
         """The route that the request may take. Raises an EngineError where it may take none."""
@@ -198,50 +202,50 @@ class Gate:
             raise Unauthorised("the API key is not known here")
         return holder
 
-    def _request_id(self, client: Client) -> str:
+    def _request_id(self, given: bytes) -> str:
         """The client's own name for the request, if it is one, or ours."""
-        given = client.headers.get(b"x-request-id")
         if given and len(given) <= self._limits.max_id_chars and given.isascii():
             name = given.decode()
             if name.isprintable():
                 return name
         return self._name_request()
 
-    async def _refuse(self, client: Client, error: EngineError) -> None:
-        if client.status:  # an answer has begun: nothing but to end the connection
-            if not isinstance(error, InternalError):
-                raise error
-            raise ConnectionAbortedError("the answer cannot be finished") from error
+    async def _refuse(self, client: Client, error: EngineError) -> Exception | None:
+        """Answer with the error. Where an answer has begun: with what it is cut off."""
+        if client.status:
+            return ConnectionAbortedError(CUT_OFF) if isinstance(error, InternalError) else error
         client.error = error.code or error.reason
         with suppress(ClientGone):
             await client.refuse(
                 error, lines([(b"x-request-id", client.request_id.encode()), *_told_by(error)])
             )
+        return None
 
     def _note(self, client: Client, begun_ns: int) -> None:
-        if self._telemetry.takers[HttpAnswered]:
+        takers = self._telemetry.takers[HttpAnswered]
+        if takers:
             status = CLOSED if client.is_gone else client.status
             now_ns, holder = self._clock.now_ns(), client.holder
-            self._telemetry.emit(
-                HttpAnswered(
-                    now_ns,
-                    client.request_id,
-                    client.exchange.method,
-                    client.route,
-                    status,
-                    now_ns - begun_ns,
-                    client.read_bytes,
-                    client.sent_bytes,
-                    client.is_stream,
-                    client.is_gone,
-                    holder.tenant,
-                    holder.id or None,
-                    client.exchange.address,
-                    client.error,
-                    client.engine_id,
-                    client.trace_id,
-                )
+            answered = HttpAnswered(
+                now_ns,
+                client.request_id,
+                client.exchange.method,
+                client.route,
+                status,
+                now_ns - begun_ns,
+                client.read_bytes,
+                client.sent_bytes,
+                client.is_stream,
+                client.is_gone,
+                holder.tenant,
+                holder.id or None,
+                client.exchange.address,
+                client.error,
+                client.engine_id,
+                client.trace_id,
             )
+            for take in takers:
+                take(answered)
 
 
 def _told_by(error: EngineError) -> list[tuple[bytes, bytes]]:

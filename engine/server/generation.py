@@ -179,13 +179,24 @@ class Out(Protocol):
 
 
 class Generation:
-    """All choices of one HTTP request. `name` is that of its answer."""
+    """All choices of one HTTP request, and how they are to be told. `name` is that of its answer."""
 
-    __slots__ = ("_is_chat", "_num_prompts", "_writer", "choices", "name")
+    __slots__ = ("_is_chat", "_num_prompts", "_writer", "choices", "created", "is_stream", "name")
 
-    def __init__(self, choices: Sequence[Choice], num_prompts: int, name: str, *, is_chat: bool) -> None:
+    def __init__(
+        self,
+        choices: Sequence[Choice],
+        num_prompts: int,
+        name: str,
+        created: int,
+        *,
+        is_chat: bool,
+        is_stream: bool,
+    ) -> None:
         self.choices = choices
         self.name = name
+        self.created = created  # in seconds of Unix time
+        self.is_stream = is_stream
         for choice in choices:
             choice.name = name
         self._num_prompts = num_prompts

@@ -49,7 +49,9 @@ class Prompt:
     def tokens(self, text: "Text | None") -> Tokens:
         """In the tokens of that model. Raises BadRequest when it cannot be said in them."""
         if self._tokens is None or text is not self.text:
-            found = np.asarray(self.render(text), dtype=np.int32)
+            found = self.render(text)
+            if isinstance(found, list):
+                found = np.asarray(found, dtype=np.int32)
             if not len(found):
                 raise refused("prompt", "the prompt has no tokens, but must have at least one")
             if self.most_tokens is not None and len(found) > self.most_tokens:
@@ -176,7 +178,7 @@ def plain(message: Message) -> dict[str, Any]:
     return made
 
 
-def text_prompt(words: Words, *, is_open: bool, most_tokens: int | None) -> Prompt:
+def text_prompt(words: Words, is_open: bool, most_tokens: int | None) -> Prompt:
     """The prompt of a completion: a text, or tokens as they are."""
     if isinstance(words, str):
         return Prompt(lambda text: readable(text).tokenizer.tokens(words), len(words), is_open, most_tokens)

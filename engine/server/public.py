@@ -1,7 +1,7 @@
 """The clients' port: OpenAI's routes over the engine."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import count
@@ -162,7 +162,7 @@ class Public:
         client.error = error.code or error.reason
         await client.refuse(error, self._limits_left(request) + _request_id(client))
 
-    async def _stream(self, client: Client, kind: Kind, generation: "Asking", draft: "Draft") -> None:
+    async def _stream(self, client: Client, kind: Kind, generation: Generation, draft: "Draft") -> None:
         head = Head(
             generation.name,
             kind.chunk,
@@ -184,10 +184,15 @@ class Public:
             return Draft(chat, manner, prompts, self._meant(chat.model, holder))
         text, manner = self._texts.read(raw)
         is_open = text.max_tokens is None
-        prompts = [text_prompt(words, is_open=is_open, most_tokens=most_tokens) for words in prompts_of(text)]
+        if isinstance(text.prompt, str):
+            prompts = [text_prompt(text.prompt, is_open, most_tokens)]
+        else:
+            prompts = [text_prompt(words, is_open, most_tokens) for words in prompts_of(text)]
         return Draft(text, manner, prompts, self._meant(text.model, holder))
 
-    def _asking(self, draft: "Draft", kind: Kind, holder: Holder, headers: Mapping[bytes, bytes]) -> "Asking":
+    def _asking(
+        self, draft: "Draft", kind: Kind, holder: Holder, headers: Mapping[bytes, bytes]
+    ) -> Generation:
         """The same as requests to the engine. Raises BadRequest."""
         body, manner, prompts = draft.body, draft.manner, draft.prompts
         now_ns = self._clock.now_ns()
@@ -205,7 +210,9 @@ class Public:
         for prompt in prompts:
             tokens, vocab, room = prompt.estimate() if home is None else prompt.tokens(home.text), None, most
             if home is not None:
-                vocab, room = prompt.vocab(home.text), prompt.room(most, home.request_tokens - len(tokens))
+                vocab = prompt.vocab(home.text)
+                if prompt.is_open:
+                    room = prompt.room(most, home.request_tokens - len(tokens))
             for _ in range(manner.num_choices):
                 sampling = manner.sampling
                 if body.seed is not None:
@@ -232,7 +239,7 @@ class Public:
             self._check_together(draft.meant, tenant, [choice.request.max_tokens for choice in made])
         name = f"{kind.prefix}-{self._instance}-{made[0].request.id:x}"
         created = (self._clock.epoch_ns + now_ns) // NS_PER_S
-        return Asking(made, len(prompts), name, created, is_chat=kind.is_chat, is_stream=manner.is_stream)
+        return Generation(made, len(prompts), name, created, is_chat=kind.is_chat, is_stream=manner.is_stream)
 
     def _check_together(self, meant: list[str], tenant: str, tokens: list[int]) -> None:
         """Raise BadRequest for choices that no limit will ever let in together: who comes again comes in vain."""
@@ -303,14 +310,14 @@ class Public:
     def _deadline_ns(self, headers: Mapping[bytes, bytes], now_ns: int) -> int:
         return now_ns + MS * _whole_number(b"x-deadline-ms", headers[b"x-deadline-ms"], 1, MAX_DEADLINE_MS)
 
-    def _tell(self, client: Client, kind: Kind, generation: "Asking", body: AnyBody) -> None:
+    def _tell(self, client: Client, kind: Kind, generation: Generation, body: AnyBody) -> None:
         """Tell what came over the wire to those who want to know."""
         self._counts.asked(len(generation.choices), body.output_tokens)
         takers = self._engine.telemetry.takers
         if takers[Asked] or takers[Content]:
             self._tell_who_looks(client, kind, generation, body)
 
-    def _tell_who_looks(self, client: Client, kind: Kind, generation: "Asking", body: AnyBody) -> None:
+    def _tell_who_looks(self, client: Client, kind: Kind, generation: Generation, body: AnyBody) -> None:
         telemetry = self._engine.telemetry
         if telemetry.wants(Asked):
             trace = self._trace_of(client.header(b"traceparent"), client.header(b"tracestate"))
@@ -346,7 +353,7 @@ class Public:
             for choice in generation.choices:
                 telemetry.emit(Content(choice.request.arrival_ns, choice.request.id, "input", said))
 
-    def _body(self, told: "Asking", kind: Kind) -> bytes:
+    def _body(self, told: Generation, kind: Kind) -> bytes:
         model = self._served_by(told.choices[0])
         return encode(Whole(told.name, kind.whole, told.created, model, told.whole(), told.usage()))
 
@@ -359,15 +366,15 @@ class Public:
 
     def _lines(self, client: Client, choice: Choice) -> bytes:
         """What a client may want to know beside the answer: who served it, and what is left of its limits."""
-        completion, replica, served = choice.completion, choice.stream.replica, b""
+        told, completion, replica = _request_id(client), choice.completion, choice.stream.replica
         if replica is not None and (serving := self._engine.replicas.get(replica)) is not None:
-            served = _served_lines(replica, serving.model)
+            told += _served_lines(replica, serving.model)
             if self._engine.quotas.has_limits:
-                served += self._left(serving.model, choice.request.tenant)
-        if completion is None:
-            return _request_id(client) + served
-        took_ms = (completion.finished_ns - choice.request.arrival_ns) // MS
-        return TOLD % (client.request_id.encode(), served, completion.attempts, took_ms)
+                told += self._left(serving.model, choice.request.tenant)
+        if completion is not None:
+            took_ms = (completion.finished_ns - choice.request.arrival_ns) // MS
+            told += _effort_lines(completion.attempts, took_ms)
+        return told
 
     def _limits_left(self, request: Request) -> bytes:
         """Of whoever was refused."""
@@ -440,26 +447,6 @@ class Draft:
     meant: list[str]  # models
 
 
-class Asking(Generation):
-    """A generation, and how it is to be told."""
-
-    __slots__ = ("created", "is_stream")
-
-    def __init__(
-        self,
-        choices: Sequence[Choice],
-        num_prompts: int,
-        name: str,
-        created: int,
-        *,
-        is_chat: bool,
-        is_stream: bool,
-    ) -> None:
-        super().__init__(choices, num_prompts, name, is_chat=is_chat)
-        self.created = created
-        self.is_stream = is_stream
-
-
 class _Out:
     """The client, as a streamed answer sees it."""
 
@@ -485,11 +472,10 @@ class _Out:
         self._client.when_gone(tell)
 
 
-TOLD = b"x-request-id: %b\r\n%bx-modelyard-attempts: %d\r\nopenai-processing-ms: %d\r\n"
-
-
 def _request_id(client: Client) -> bytes:
-    return b"x-request-id: %b\r\n" % client.request_id.encode()  # which is printable, as the gate has seen
+    return (
+        b"x-request-id: " + client.request_id.encode() + b"\r\n"
+    )  # which is printable, as the gate has seen
 
 
 @lru_cache(maxsize=1024)
@@ -500,6 +486,11 @@ def _served_lines(replica: str, model: str) -> bytes:
             (b"x-modelyard-model", model.encode("latin-1", "replace")),
         ]
     )
+
+
+@lru_cache(maxsize=4096)
+def _effort_lines(attempts: int, took_ms: int) -> bytes:
+    return b"x-modelyard-attempts: %d\r\nopenai-processing-ms: %d\r\n" % (attempts, took_ms)
 
 
 def _ascii(name: bytes, value: bytes) -> str:

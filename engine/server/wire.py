@@ -111,7 +111,6 @@ class Exchange(RequestResponseCycle):
         self.transport = protocol.transport
         self.flow = protocol.flow
         self.keep_alive = keep_alive
-        self.on_response = protocol.on_response_complete
         self.address = protocol.address
         self._protocol = protocol
         # here and not in the class: what stands there takes a search
@@ -195,23 +194,28 @@ class Exchange(RequestResponseCycle):
             self._event.set()
         if not self.keep_alive:
             self.transport.close()
-        self.on_response()
+        self._protocol.on_response_complete()
 
     def heard(self) -> None:
         """Something has happened that whoever waits for the body should look at."""
         if self._event is not None:
             self._event.set()
 
-    def is_over(self, task: "asyncio.Task[None]") -> None:
-        """Who serves it has done so, or has failed. What is not answered then never will be."""
-        self._protocol.tasks.discard(task)
-        self.task = None
-        if not task.cancelled() and (error := task.exception()) is not None:
+    def end(self, error: BaseException | None) -> None:
+        """Who serves it has done so, or has failed with that. What is not answered then never will be."""
+        if self.task is not None:
+            self._protocol.tasks.discard(self.task)
+            self.task = None
+        if error is not None:
             self._protocol.logger.error("an answer was cut off", exc_info=error)
         if not self.response_complete and not self.disconnected:
             self.transport.close()
 
     # for those who speak ASGI
+
+    @property
+    def on_response(self) -> "Callable[[], None]":  # type: ignore[override]
+        return self._protocol.on_response_complete
 
     @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:  # type: ignore[override]
@@ -355,12 +359,14 @@ class Bounded(HttpToolsProtocol):
         return self._first_lines
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        """Have it served, by who takes the exchange itself where others take what ASGI makes of it."""
+        """Have it served, by who takes the exchange itself where others take what ASGI makes of it.
+
+        The last that it does is to end the exchange: a callback of the task would be another turn of the loop.
+        """
         self._served = cycle
         # as the loop does it, but for the name: a number for each takes as long as all else about a task
         cycle.task = task = asyncio.Task(app(cycle), loop=self.loop, name="exchange")
         self.tasks.add(task)
-        task.add_done_callback(cycle.is_over)
 
     def on_message_begin(self) -> None:
         self.url, self.headers = b"", []

@@ -44,7 +44,6 @@ UNKNOWN = "unknown"
 TOGETHER = 64
 """Requests that are counted at a time: one by one they take ten times as long, and more would be a pause."""
 
-HOW = attrgetter("outcome", "reason", "arm", "finish_reason")
 WHAT = attrgetter("method", "route", "status", "is_aborted")
 
 LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0)
@@ -174,16 +173,13 @@ class Meter(Collector):
                 told.served.count(served)
 
     def _count_outcomes(self, ends: list[Ended], told: Ends) -> None:
-        for (outcome, reason, arm, finish_reason), number in Counter(map(HOW, ends)).items():
-            told.outcomes[outcome] += number
-            if reason is not None:
-                self._reasons[outcome, reason] += number
-            if arm is not None:
-                self._arms[(*arm.partition("/")[::2], outcome)] += number
-            if outcome == "completed":
-                told.finished[finish_reason or "length"] += number
-            elif outcome in FINISHED:
-                told.finished[FINISHED[outcome]] += number
+        told.outcomes.update([end.outcome for end in ends])
+        told.finished.update([end.finish_reason or "length" for end in ends if end.outcome == "completed"])
+        told.finished.update([FINISHED[end.outcome] for end in ends if end.outcome in FINISHED])
+        self._reasons.update([(end.outcome, end.reason) for end in ends if end.reason is not None])
+        self._arms.update(
+            [(*end.arm.partition("/")[::2], end.outcome) for end in ends if end.arm is not None]
+        )
 
     def _ends_of(self, model: str) -> Ends:
         """Those of a model that is not known yet; whoever is too much has them together."""

@@ -5,6 +5,7 @@ has them, a token each: it reads like words, and is as many tokens when it comes
 ends an answer.
 """
 
+from codecs import utf_32_le_encode
 from functools import lru_cache
 
 import numpy as np
@@ -37,7 +38,7 @@ class LetterTokenizer(Tokenizer):
     def tokens(self, text: str) -> Tokens:
         if len(self.pieces) < BYTES or not text.isascii():
             return Tokenizer.tokens(self, text)
-        return np.frombuffer(bytearray(text.encode("utf-32-le")), TOKEN)  # each letter is its own number
+        return np.frombuffer(bytearray(utf_32_le_encode(text)[0]), TOKEN)  # each letter is its own number
 
     def encode_marked(self, text: str, *, special: bool = False) -> list[int]:
         data = utf8_of(text.replace(MARK, ""))
