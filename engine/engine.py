@@ -946,9 +946,10 @@ class Reader:
 
     def catch_up(self) -> None:
         """Read what has come by now."""
-        if self._num_read < self._stream.num_tokens:
-            for token in self._stream.tokens[self._num_read :]:
-                self(token)
+        if not self._is_along and self._text is not None and self._num_read < self._stream.num_tokens:
+            tokens = self._stream.tokens[self._num_read :]
+            self._num_read += len(tokens)
+            self._stream.write(self._text.push_all(tokens))
 
     def finish(self) -> None:
         """Let go of the text that was held back: no stop string came of it."""

@@ -36,9 +36,14 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """The characters that this token completes, often none or several."""
-        if token in self._hidden:
-            return ""
-        data = self._tokenizer.token_bytes(token)
+        return "" if token in self._hidden else self._completed(self._tokenizer.token_bytes(token))
+
+    def push_all(self, tokens: Sequence[int]) -> str:
+        """The characters that these tokens complete."""
+        hidden, bytes_of = self._hidden, self._tokenizer.token_bytes
+        return self._completed(b"".join([bytes_of(token) for token in tokens if token not in hidden]))
+
+    def _completed(self, data: bytes) -> str:
         if self._utf8 is None:
             if data.isascii():
                 return self._stripped(data.decode())
@@ -166,6 +171,11 @@ class TextStream:
                 self.stopped_by = token
             return text, True
         return self._watched(self._detokenizer.push(token))
+
+    def push_all(self, tokens: Sequence[int]) -> str:
+        """The text of tokens that cannot end the answer: there are no stop strings, and no stop token among them."""
+        assert self._stops is None, "a stop string may end the text in the middle"
+        return self._detokenizer.push_all(tokens)
 
     def flush(self) -> str:
         """The end without a stop: everything that was held back."""

@@ -8,9 +8,9 @@ from engine.errors import BadRequest
 from engine.request import Request, Sampling, Stream
 
 
-def served(settings, clock, sampling, new=60):
+def served(settings, clock, sampling, new=60, listener=None):
     """The completion of one greeting, and the text that came with it."""
-    engine, stream = Engine(settings, clock), Stream()
+    engine, stream = Engine(settings, clock), Stream(listener=listener)
     engine.start()
     text = engine.fleet.homes["llama@1.0.0"].text
     prompt = b"Hello" if text is None else text.tokenizer.encode("Hello")
@@ -32,6 +32,24 @@ def test_an_answer_ends_at_a_stop_string(settings, clock):
     completion, text = served(settings, clock, Sampling(stop=(stop,)))
     assert text == whole[: whole.index(stop)]
     assert completion.finish_reason == "stop"
+
+
+def test_where_nobody_listens_an_answer_is_the_same_and_wakes_nobody_for_each_token(settings, clock):
+    settings.fleet.letters = True
+    told, calls, call_last = [], [], clock.call_last
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return call_last(*arguments)
+
+    clock.call_last = counted
+    heard, text = served(settings, clock, Sampling(), listener=lambda: told.append(1))
+    num_heard = len(calls)
+    whole, same = served(settings, clock, Sampling())
+    assert (same, whole.tokens, whole.finish_reason) == (text, heard.tokens, heard.finish_reason)
+    assert len(told) >= len(text) == 60
+    assert num_heard >= len(text)
+    assert len(calls) - num_heard < 10
 
 
 def test_without_them_there_is_no_text(settings, clock):

@@ -25,6 +25,9 @@ def test_the_pieces_add_up_to_the_decoded_whole(data, tokenizer):
         stream = Detokenizer(tokenizer, skip_special=skip_special)
         pieces = [stream.push(token) for token in tokens]
         assert "".join(pieces) + stream.flush() == tokenizer.decode(tokens, skip_special=skip_special)
+        stream, cut = Detokenizer(tokenizer, skip_special=skip_special), len(tokens) // 3
+        whole = stream.push_all(tokens[:cut]) + stream.push_all(tokens[cut:]) + stream.flush()
+        assert whole == tokenizer.decode(tokens, skip_special=skip_special)
 
 
 def test_no_piece_has_half_a_character(tokenizer, text):
