@@ -94,5 +94,8 @@ def test_depth_is_bounded_however_a_body_is_read():
     assert read(texts(max_json_depth=16), TEXT, **deep)[0].metadata == deep["metadata"]
     with pytest.raises(BadRequest, match="nested"):
         read(texts(max_json_depth=8), TEXT, **deep)
+    manners = chats(max_json_depth=4)
+    read(manners, CHAT)
+    turn = {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "look"}}]}
     with pytest.raises(BadRequest, match="nested"):
-        read(chats(max_json_depth=2), CHAT)
+        read(manners, {**CHAT, "messages": [turn]})
