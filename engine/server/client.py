@@ -127,6 +127,11 @@ class Client:
         self.read_bytes = self.sent_bytes = self.status = 0  # `status`: that has been sent
         self._tell: Callable[[], object] | None = None
 
+    @property
+    def address(self) -> str | None:
+        """Where it is."""
+        return self.exchange.address
+
     def header(self, name: bytes) -> str | None:
         """The last value of a header, if there is one. Raises BadRequest for one that is not ASCII."""
         value = self.headers.get(name)

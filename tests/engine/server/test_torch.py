@@ -256,13 +256,13 @@ def test_a_long_prompt_is_worked_out_beside_the_loop(serving, tmp_path_factory):
     with serving(deployment(file).engine) as running:
         text = next(iter(running.server.engine.fleet.homes.values())).text
         threads = []
-        encode = text.tokenizer.encode
+        tokens = text.tokenizer.tokens
 
         def noted(*arguments, **options):
             threads.append(threading.current_thread().name)
-            return encode(*arguments, **options)
+            return tokens(*arguments, **options)
 
-        text.tokenizer = SimpleNamespace(encode=noted, vocab_size=text.tokenizer.vocab_size)
+        text.tokenizer = SimpleNamespace(tokens=noted, vocab_size=text.tokenizer.vocab_size)
         long = {"model": "auto", "prompt": "a word " * 20_000, "max_tokens": 1}
         answer = running.http().post("/v1/completions", json=long)
     assert answer.status_code == 400
