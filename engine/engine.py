@@ -646,8 +646,8 @@ class Engine:
         end, tokens = story.end, self.cache.block_tokens
         left = job.request.num_prompt_tokens
         if prefix.num_blocks:
-            for name, blocks in zip(self._cached_tokens, prefix.blocks_by_tier, strict=True):
-                if blocks:
+            for rank, name in enumerate(self._cached_tokens):
+                if blocks := prefix.blocks_by_tier[rank]:
                     cached = min(blocks * tokens, left)
                     setattr(end, name, cached)
                     left -= cached

@@ -145,6 +145,9 @@ class StopStrings:
         return text[: len(text) - keep]
 
 
+NOTHING: frozenset[int] = frozenset()
+
+
 class TextStream:
     """An answer's text as it may be shown, token by token, until a stop string or a stop token ends it.
 
@@ -158,7 +161,7 @@ class TextStream:
     ) -> None:
         self._detokenizer = detokenizer
         self._stops = StopStrings(stops) if stops else None
-        self._stop_tokens = frozenset(stop_tokens)
+        self._stop_tokens = frozenset(stop_tokens) if stop_tokens else NOTHING
         self.stopped_by: str | int | None = None
 
     def push(self, token: int) -> tuple[str, bool]:
