@@ -612,15 +612,16 @@ class Engine:
 
     def _space(self, request: Request, home: Home) -> Space:
         """The namespace of that tenant's KV of that model."""
-        space = home.spaces.get(request.tenant)
-        if space is None:
-            model, executor = home.model, home.executor
-            space = self.cache.space(
-                model.key, home.weights_id, request.tenant, home.block_bytes, home.value_bytes
-            )
+        tenant = "" if self.settings.cache.share_between_tenants else request.tenant
+        space = home.spaces.get(tenant)
+        if space is None or not space.index:  # the cache has forgotten it
+            model, executor, cache = home.model, home.executor, self.cache
+            space = cache.space(model.key, home.weights_id, tenant, home.block_bytes, home.value_bytes)
             tokens = min(COSTED_TOKENS, executor.context_tokens)
-            space.holder.recompute_ns = executor.prefill_ns(0, tokens) * self.cache.block_tokens / tokens
-            home.spaces[request.tenant] = space
+            space.holder.recompute_ns = executor.prefill_ns(0, tokens) * cache.block_tokens / tokens
+            if len(home.spaces) > len(cache.spaces):
+                home.spaces = {name: each for name, each in home.spaces.items() if each.index}
+            home.spaces[tenant] = space
         return space
 
     def _chain(self, request: Request, home: Home, space: Space) -> Chain | None:

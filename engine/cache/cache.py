@@ -37,6 +37,11 @@ TICK_NS = 10_000_000
 LAST_TICK = (1 << 32) - 1
 REBALANCE_NS = NS_PER_S
 MIN_GHOSTS = 4_096
+SWEPT_FROM = 16_384
+"""Namespaces, from which on those that hold nothing are forgotten: a kilobyte each, and one for each tenant."""
+
+OTHERS = "(others)"
+"""The tenant of what was counted for namespaces that are forgotten."""
 
 
 class Mover(Protocol):
@@ -191,6 +196,8 @@ class PrefixCache:
         self.stopwatch_ticks = 0
         self._by_name: dict[tuple[str, str], Holder] = {}
         self._space_of = [Space(b"", Holder("", -1, 1, 2.0, [], Reuse()), "", 0, [], Counts(0))]
+        self._free_spaces: list[int] = []
+        self._sweep_at = SWEPT_FROM
         self._reuse = Reuse()
         self._stuck: set[int] = set()  # could not leave, because something colder hangs on it
         self._ghosts: dict[
@@ -259,6 +266,8 @@ class PrefixCache:
         At least one token is always left to prefill: its logits are what the first new token comes from. Without a
         mover, what lies below the hottest tier is promoted at once, and counted.
         """
+        if not space.index:
+            space = self._known(space)
         counts = space.stats
         counts.requests += 1
         counts.prompt_tokens += num_tokens
@@ -306,6 +315,8 @@ class PrefixCache:
         """
         if not self.tiers or not keys:
             return 0
+        if not space.index:
+            space = self._known(space)
         self._pass(now_ns)
         if self.mover is not None:
             self.mover.catch_up()
@@ -538,13 +549,45 @@ class PrefixCache:
     def _new_space(
         self, digest: bytes, model: str, tenant: str, block_bytes: int, value_bytes: float
     ) -> Space:
-        count = len(self.tiers)
+        if len(self.spaces) >= self._sweep_at:
+            self._forget_empty()
         holder = self._holder(model, tenant, block_bytes, value_bytes)
-        space = Space(digest, holder, tenant, len(self._space_of), [0] * count, Counts(count))
+        space = self._made(digest, holder, tenant)
         space.rules = self.limits.rules_of(model, tenant)
-        self.spaces[digest] = space
-        self._space_of.append(space)
         return space
+
+    def _made(self, digest: bytes, holder: Holder, tenant: str) -> Space:
+        count = len(self.tiers)
+        index = self._free_spaces.pop() if self._free_spaces else len(self._space_of)
+        space = self.spaces[digest] = Space(digest, holder, tenant, index, [0] * count, Counts(count))
+        self._space_of[index : index + 1] = [space]
+        return space
+
+    def _forget_empty(self) -> None:
+        """Forget namespaces that hold nothing; what was counted for them is counted for all others of their model.
+
+        Whoever has one in hand gets the one in its place (`_known`).
+        """
+        for space in [each for each in self.spaces.values() if not any(each.held_bytes)]:
+            if space.tenant == OTHERS:
+                continue
+            of_others = OTHERS.encode() + space.holder.index.to_bytes(4, "big")
+            others = self.spaces.get(of_others) or self._made(of_others, space.holder, OTHERS)
+            others.stats.add(space.stats)
+            del self.spaces[space.digest]
+            self._space_of[space.index] = self._space_of[NOWHERE]
+            self._free_spaces.append(space.index)
+            space.index = NOWHERE
+        self._sweep_at = max(SWEPT_FROM, 2 * len(self.spaces))
+
+    def _known(self, space: Space) -> Space:
+        """A namespace; where it was forgotten while somebody had it in hand, the one in its place."""
+        if space.index:
+            return space
+        holder = space.holder
+        return self.spaces.get(space.digest) or self._new_space(
+            space.digest, holder.key, space.tenant, holder.raw_bytes, holder.value_bytes
+        )
 
     def _know(self, space: Space, tenant: str, block_bytes: int, value_bytes: float) -> None:
         """A namespace that was found in a store says whose it is, and what its blocks weigh.

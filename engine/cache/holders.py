@@ -64,6 +64,10 @@ class Space:
     rules: "list[Rule]" = field(default_factory=list)
 
 
+COUNTED = ("requests", "request_hits", "prompt_tokens", "prompt_blocks", "inserted_blocks", "refused_blocks")
+BY_TIER = ("hit_tokens", "hit_blocks", "evicted_blocks", "demoted_blocks", "promoted_blocks")
+
+
 @dataclass(slots=True, eq=False)
 class Counts:
     """What was asked of a namespace's cache and what came of it, since the start. Lists are by tier.
@@ -85,5 +89,13 @@ class Counts:
     promoted_blocks: list[int] = field(default_factory=list)  # by the tier from which they came
 
     def __post_init__(self) -> None:
-        for name in ("hit_tokens", "hit_blocks", "evicted_blocks", "demoted_blocks", "promoted_blocks"):
+        for name in BY_TIER:
             setattr(self, name, [0] * self.num_tiers)
+
+    def add(self, other: "Counts") -> None:
+        """Count for it what was counted for another one."""
+        for name in COUNTED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in BY_TIER:
+            mine: list[int] = getattr(self, name)
+            mine[:] = map(sum, zip(mine, getattr(other, name), strict=True))

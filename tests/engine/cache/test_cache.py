@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.cache import BlockChain, PrefixCache
+from engine.cache import BlockChain, PrefixCache, tables
 from engine.errors import BadSettings, UnknownName
 from engine.settings import GIB, CacheSettings, LimitSettings, TierSettings
 
@@ -417,3 +417,30 @@ def keep_sizes(cache, keys):
 
 def tiers_of(cache, keys):
     return [cache.table.home[cache.table.slots[key]] for key in keys]
+
+
+def test_namespaces_that_hold_nothing_are_forgotten_and_their_counts_are_not(monkeypatch):
+    monkeypatch.setattr("engine.cache.cache.SWEPT_FROM", 8)
+    cache = make(blocks=2)
+    cache._sweep_at = 8
+    held = space_of(cache, tenant="holds")
+    in_hand = space_of(cache, tenant="comes back")
+    with cache.find(held, chain(1), 100):
+        pass
+    cache.keep(held, chain(1))
+    for number in range(100):
+        fetch(cache, chain(number + 10), tenant=f"user-{number}")
+    assert len(cache.spaces) < 10
+    assert len(cache._space_of) < 12
+    assert in_hand.index == 0
+    assert cache.spaces[held.digest] is held
+    all_ = tables(cache)["all"]
+    assert all_["requests"] == 101
+    assert all_["prompt_tokens"] == 101 * 100
+    assert tables(cache)["by_tenant"]["(others)"]["requests"] > 80
+    with cache.find(in_hand, chain(7), 100):
+        pass
+    assert cache.keep(in_hand, chain(7)) == 1
+    assert cache.space_of(cache.table.slots[chain(7)[0]]).tenant == "comes back"
+    assert tables(cache)["by_tenant"]["comes back"]["inserted_blocks"] == 1
+    cache.check_integrity()

@@ -251,8 +251,8 @@ def test_a_refusal_of_who_has_left_is_nobodys_alarm(count):
         alarms = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: alarms.append(context))
         choices = [answering(of_chat=True)[0] for _ in range(count)]
-        asked = Generation(choices, 1, Head("a", "b", 0, "c", tells_usage=False), is_chat=True)
-        await asked.stream(Refusing(), Left(), Pacer(), tells_usage=False)
+        asked = Generation(choices, 1, "a", 0, is_chat=True, is_stream=True)
+        await asked.stream(Refusing(), Left(), Pacer(), Head("a", "b", 0, "c", tells_usage=False))
         del asked, choices
         gc.collect()
         await asyncio.sleep(0)
