@@ -132,7 +132,10 @@ def test_what_was_answered_does_not_wait_for_the_garbage_collector(held, body):
             for _ in range(9):
                 sock.sendall(post(body))
                 answers_from(sock)
-            left = num_exchanges() - before
+            for _ in range(100):  # timers of streams that are over hold theirs for some milliseconds
+                if (left := num_exchanges() - before) <= 2:
+                    break
+                time.sleep(0.01)
     finally:
         gc.enable()
     assert left <= 2  # the connection's last
