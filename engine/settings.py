@@ -18,15 +18,26 @@ def require(key: str, value: object, holds: bool, allowed: str) -> None:
         raise BadSettings(f"{key} is {value!r}, but must be {allowed}")
 
 
+DAY_S = 86_400
+LONGEST_S = 100 * 365 * DAY_S
+"""A century. Three of them in nanoseconds are more than 64 bits hold."""
+
+
 def at_least(key: str, value: float, least: float) -> None:
+    """Raise BadSettings for less, for what is no number, and for a time that no clock counts."""
     require(key, value, isfinite(value) and value >= least, f"at least {least:g}")
+    _within_a_century(key, value)
 
 
 def above(key: str, value: float, bound: float) -> None:
+    """The same for less, and for the bound itself."""
     require(key, value, isfinite(value) and value > bound, f"above {bound:g}")
+    _within_a_century(key, value)
 
 
-DAY_S = 86_400
+def _within_a_century(key: str, value: float) -> None:
+    is_time = key.endswith("_s") and not key.endswith("_per_s")
+    require(key, value, not is_time or value <= LONGEST_S, f"at most {LONGEST_S:,} seconds, a century")
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3")
 """The architectures that our own decoder runs."""

@@ -71,6 +71,7 @@ BOUNDS = [
     (RoutingSettings, "max_attempts", 0, "at least 1"),
     (HealthSettings, "probe_every_s", 0, "above 0"),
     (HealthSettings, "probe_timeout_s", nan, "above 0"),
+    (HealthSettings, "probe_every_s", 1e300, "at most 3,153,600,000 seconds, a century"),
     (HealthSettings, "fall", 0, "at least 1"),
     (HealthSettings, "rise", 0, "at least 1"),
     (QuotaSettings, "max_concurrent_requests", 0, "at least 1"),
