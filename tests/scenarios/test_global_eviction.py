@@ -70,7 +70,7 @@ def test_twin_that_evicts_by_another_policy_is_seen(play, monkeypatch, policy):
 
 
 def test_twin_that_evicts_the_newest_is_seen_in_all_ways(play, monkeypatch):
-    monkeypatch.setattr(LRU, "victim", lambda self: self._before[self._head])
+    monkeypatch.setattr(LRU, "victim", lambda self: self._before[self.head])
     assert failed(play(*FEW)) == [
         "evictions of another document than the next by lru",
         "evictions from another model than its",
