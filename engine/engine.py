@@ -486,6 +486,9 @@ class Engine:
         """Prefix, execute, settle: one try on one replica."""
         request, chain, stream, end = job.request, job.chain, job.stream, story.end
         end.replica = stream.replica = replica.name
+        if end.attempts:  # what one before it found is not of this one
+            for name in self._cached_tokens:
+                setattr(end, name, 0)
         end.attempts, end.tried_ns = end.attempts + 1, (now_ns := self.clock.now_ns())
         tokens, num_tokens = request.prompt_tokens, request.num_prompt_tokens
         num_before = stream.num_tokens

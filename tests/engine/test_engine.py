@@ -19,6 +19,7 @@ from engine.errors import (
 )
 from engine.request import Request, Stream
 from engine.settings import (
+    GIB,
     CacheSettings,
     ExecutorSettings,
     FleetSettings,
@@ -26,6 +27,7 @@ from engine.settings import (
     ModelSettings,
     QuotaSettings,
     RoutingSettings,
+    TierSettings,
 )
 from sim.world import SimClock
 
@@ -210,6 +212,28 @@ def test_a_request_is_carried_on_over_two_deaths(settings, play):
     assert (answer.replica, answer.attempts) == ("c", 3)
     assert world.kinds().count("request_routed") == 3
     assert [event.new_tokens for event in world.told("attempt_lost")] == [19, 38]
+
+
+def test_cached_tokens_are_those_of_the_last_attempt(play):
+    size = play().engine.fleet.homes["llama@1.0.0"].block_bytes / GIB
+    tiers = {"gpu": TierSettings(gib=8 * size), "ram": TierSettings(gib=80 * size)}
+    world = play(cache=CacheSettings(**tiers, load="always"))
+    world.ask(100, 1)
+    world.run()
+    world.ask(np.arange(500, 600), 1)  # sends the first one's blocks down
+    world.run()
+    asked_ns = world.clock.now_ns()
+    number = world.ask(100, 60)
+    world.run(0.4)
+    (found,) = [event for event in world.told("prefix_found") if event.at_ns >= asked_ns]
+    assert found.cached_tokens == 96
+    serving = next(each for each in world.engine.replicas.values() if each.num_in_hand)
+    serving.crash()
+    answer = world.run()[number]
+    end = world.told("request_ended")[-1]
+    assert answer.attempts == 2
+    assert answer.usage.cached_tokens == end.cached_tokens_gpu == 96
+    assert end.cached_tokens_ram == 0  # where the lost attempt had found them
 
 
 def test_cached_tokens_are_those_of_the_prompt_also_when_the_answer_is_cached(play):
