@@ -486,10 +486,7 @@ class Engine:
         """Prefix, execute, settle: one try on one replica."""
         request, chain, stream, end = job.request, job.chain, job.stream, story.end
         end.replica = stream.replica = replica.name
-        if end.attempts:  # what one before it found is not of this one
-            for name in self._cached_tokens:
-                setattr(end, name, 0)
-        end.attempts, end.tried_ns = end.attempts + 1, (now_ns := self.clock.now_ns())
+        now_ns = self._tried(end)
         tokens, num_tokens = request.prompt_tokens, request.num_prompt_tokens
         num_before = stream.num_tokens
         if num_before:
@@ -836,6 +833,15 @@ class Engine:
         end.loaded_ns = now_ns = self.clock.now_ns()
         if end.admitted_ns is not None:
             end.admitted_ns = end.tried_ns = end.queued_ns = None
+        return now_ns
+
+    def _tried(self, end: Ended) -> int:
+        """One more attempt begins, as of now: what one before it found in the cache is not of this one."""
+        if end.attempts:
+            for name in self._cached_tokens:
+                setattr(end, name, 0)
+        end.attempts += 1
+        end.tried_ns = now_ns = self.clock.now_ns()
         return now_ns
 
     def _admitted(self, story: Story, now_ns: int) -> None:

@@ -39,6 +39,7 @@ def _within_a_century(key: str, value: float) -> None:
     is_time = key.endswith("_s") and not key.endswith("_per_s")
     require(key, value, not is_time or value <= LONGEST_S, f"at most {LONGEST_S:,} seconds, a century")
 
+
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3")
 """The architectures that our own decoder runs."""
 
