@@ -790,9 +790,7 @@ class Engine:
 
     def _worth(self, space: Space, home: Home, keys: list[bytes]) -> float:
         """The blocks of prefill that blocks in several tiers save."""
-        recompute_ns = (
-            space.holder.recompute_ns or 1.0
-        )  # an executor that answers at once computes in no time
+        recompute_ns = space.holder.recompute_ns or 1.0  # 0: the executor answers at once
         with self.cache.peek(space, keys) as prefix:
             worth = 0.0
             for rank, blocks in enumerate(prefix.blocks_by_tier):

@@ -53,6 +53,10 @@ class Distribution(NamedTuple):
     values: Mapping[tuple[str, ...], Counted]
 
 
+TOGETHER = 64
+"""Requests that are counted at a time: one by one they take ten times as long, and more would be a pause."""
+
+
 class Histogram:
     """Counts of durations by bucket. Upper bounds are inclusive, as Prometheus has them. 0.1 us a duration."""
 

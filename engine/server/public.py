@@ -473,9 +473,8 @@ class _Out:
 
 
 def _request_id(client: Client) -> bytes:
-    return (
-        b"x-request-id: " + client.request_id.encode() + b"\r\n"
-    )  # which is printable, as the gate has seen
+    """Which is printable, as the gate has seen."""
+    return b"x-request-id: " + client.request_id.encode() + b"\r\n"
 
 
 @lru_cache(maxsize=1024)

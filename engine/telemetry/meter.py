@@ -12,7 +12,16 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from engine.figures import LATENCY_BUCKETS_S, Counted, Distribution, Figure, Histogram, Values, cumulative
+from engine.figures import (
+    LATENCY_BUCKETS_S,
+    TOGETHER,
+    Counted,
+    Distribution,
+    Figure,
+    Histogram,
+    Values,
+    cumulative,
+)
 from engine.telemetry.events import (
     AttemptLost,
     Ended,
@@ -40,9 +49,6 @@ __all__ = ["LATENCY_BUCKETS_S", "Histogram", "Meter", "render"]
 
 UNKNOWN = "unknown"
 """The model of a request whose name nobody knows: what clients write becomes no label."""
-
-TOGETHER = 64
-"""Requests that are counted at a time: one by one they take ten times as long, and more would be a pause."""
 
 WHAT = attrgetter("method", "route", "status", "is_aborted")
 

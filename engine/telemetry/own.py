@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 
 from engine.clock import NS_PER_S
-from engine.figures import Distribution, Figure, Histogram, LogHistogram, Values
+from engine.figures import TOGETHER, Distribution, Figure, Histogram, LogHistogram, Values
 from engine.telemetry.exposition import Family
 from engine.telemetry.served import TOKEN_BOUNDS
 
 LAG_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
-TOGETHER = 64  # requests that are counted at a time
 CHOICE_BOUNDS = 8  # 1, 2, 4, ... 128
 
 
