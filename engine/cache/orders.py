@@ -137,7 +137,6 @@ orders: Named[Order] = Named("eviction policy")
 Busy = Callable[[int], bool]
 
 
-@orders("lru")
 class LRU:
     """Least recently used first."""
 
@@ -187,7 +186,7 @@ class LRU:
         else:
             self._links.insert(parent, after[self.head])
 
-    def forget(self, slot: int, key: bytes = b"") -> None:
+    def forget(self, slot: int) -> None:
         after = self._after
         following = after[slot]
         if following:
@@ -197,7 +196,8 @@ class LRU:
             before[following] = previous
             after[slot] = NOWHERE
 
-    leave = forget
+    def leave(self, slot: int, key: bytes) -> None:
+        self.forget(slot)
 
     def victim(self) -> int:
         after, head, busy = self._after, self.head, self._busy
@@ -211,7 +211,6 @@ class LRU:
         return self._used[slot]
 
 
-@orders("fifo")
 class FIFO(LRU):
     """First in, first out: to be read changes nothing."""
 
@@ -222,7 +221,6 @@ class FIFO(LRU):
             self._links.insert(slot, self._after[self.head])  # it was put aside as the oldest of all
 
 
-@orders("sieve")
 class SIEVE(LRU):
     """First in, first out, with a second chance that moves nobody.
 
@@ -268,7 +266,7 @@ class SIEVE(LRU):
             if self._hand == child:
                 self._hand = parent
 
-    def forget(self, slot: int, key: bytes = b"") -> None:
+    def forget(self, slot: int) -> None:
         before, after = self._before, self._after
         following = after[slot]
         if following:
@@ -280,8 +278,6 @@ class SIEVE(LRU):
             after[slot] = NOWHERE
         if slot < len(self._read):
             self._read[slot] = False
-
-    leave = forget
 
     def victim(self) -> int:
         after, head, read, busy, hand = self._after, self.head, self._read, self._busy, self._hand
@@ -306,7 +302,6 @@ MOST_USES = 2**31 - 1
 TICKS = 2.0**-42  # of ticks, a fraction of one use: among equally often used blocks the oldest goes first
 
 
-@orders("lfu")
 class LFU:
     """Least often used first, among those the one that came to its count first.
 
@@ -385,13 +380,14 @@ class LFU:
             parent, min(own + through_child, MOST_USES), NOWHERE if own or not after[child] else child
         )
 
-    def forget(self, slot: int, key: bytes = b"") -> None:
+    def forget(self, slot: int) -> None:
         if self._after[slot]:
             self._take_out(slot, self._count(slot))
         if slot < len(self._uses):
             self._uses[slot] = 0
 
-    leave = forget
+    def leave(self, slot: int, key: bytes) -> None:
+        self.forget(slot)
 
     def victim(self) -> int:
         counts, rings, after, busy = self._counts, self._rings, self._after, self._busy
@@ -455,7 +451,6 @@ MOST_READS = 3  # two bits of a byte, the others are:
 MAIN, HERE, END = 4, 8, 16  # in the main queue; known; added or read itself, not only inherited
 
 
-@orders("s3fifo")
 class S3FIFO:
     """Two queues, first in, first out: a small one that tries new blocks, and a main one for those that were read.
 
@@ -591,7 +586,6 @@ class S3FIFO:
         return self._state[slot]
 
 
-@orders("arc")
 class ARC:
     """Two lists, each least recently used first, of blocks that were read once and of those that were read again.
 
@@ -720,7 +714,6 @@ COUNTED = 2**16 - 1  # uses
 MIDDLE = 512  # the class of a density of 1 ns a byte; densities from 2 ** -64 to 2 ** 64 are told apart
 
 
-@orders("gdsf")
 class GDSF:
     """Worth least first: what was lost to evictions so far, when the block was last read, plus its reads x density.
 
@@ -797,7 +790,7 @@ class GDSF:
         else:
             self._stand(parent, class_of)
 
-    def forget(self, slot: int, key: bytes = b"") -> None:
+    def forget(self, slot: int) -> None:
         if slot == self._last_victim:
             self._level[0] = max(self._level[0], self._worth[slot])
             self._last_victim = NOWHERE
@@ -811,7 +804,8 @@ class GDSF:
         if slot < len(self._worth):
             self._density[slot] = self._uses[slot] = 0
 
-    leave = forget
+    def leave(self, slot: int, key: bytes) -> None:
+        self.forget(slot)
 
     def victim(self) -> int:
         firsts, after, busy = self._firsts, self._after, self._busy
@@ -864,7 +858,6 @@ class GDSF:
         return opened
 
 
-@orders("smallest")
 class Smallest(LRU):
     """The model that holds least gives first, its least recently used block.
 
@@ -880,7 +873,6 @@ class Smallest(LRU):
         return held_bytes
 
 
-@orders("round_robin")
 class RoundRobin(LRU):
     """The models give in turn, each its least recently used block."""
 
@@ -890,6 +882,20 @@ class RoundRobin(LRU):
     def between(turns: int, _held_bytes: int) -> float:
         """Whose turn it is: the least goes first."""
         return turns
+
+
+for _name, _order in (
+    ("lru", LRU),
+    ("fifo", FIFO),
+    ("sieve", SIEVE),
+    ("lfu", LFU),
+    ("s3fifo", S3FIFO),
+    ("arc", ARC),
+    ("gdsf", GDSF),
+    ("smallest", Smallest),
+    ("round_robin", RoundRobin),
+):
+    orders(_name)(_order)
 
 
 def check_order(name: str, options: dict[str, object]) -> None:

@@ -51,8 +51,12 @@ MIX_B = (
 )
 
 SPEED = {  # the load, its goal in requests a second, and how far from it fails
-    "w": ((*W, "workload.requests=6000"), 25_000, 5.0),  # twice off still, and twice that fails
-    "mix_b_five_models_five_tiers": (MIX_B, 8_000, 10.0),  # five times off still: see docs/benchmarks.md
+    "w": (
+        (*W, "workload.requests=6000"),
+        25_000,
+        4.0,
+    ),  # up to twice off in plain Python, and twice that fails
+    "mix_b_five_models_five_tiers": (MIX_B, 8_000, 7.0),  # three times off still: see docs/benchmarks.md
 }
 
 MEMORY = """
