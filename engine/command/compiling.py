@@ -35,6 +35,8 @@ SOURCES = (
     "engine/registry/lifecycle.py",
     "engine/telemetry/telemetry.py",
     "engine/execution/executor.py",
+    "engine/execution/modelled.py",
+    "engine/execution/roofline.py",
     "engine/execution/scheduler.py",
     "engine/execution/loops.py",
     "engine/execution/serving.py",
@@ -45,9 +47,9 @@ SOURCES = (
 )
 """What every request passes, from the door to the loop that serves it, and the cache beside it.
 
-Whoever inherits from one of their classes has to be here too. Executors, events and allocations are not: others
-derive theirs from them, or decoration registers them, which makes no faster class. Nor is what looks for the first of
-names without end: what is compiled makes a list of them.
+Whoever inherits from one of their classes has to be here too, unless the class allows it (`engine/native.py`). Events
+and allocations are not: others derive theirs from them, or decoration registers them, which makes no faster class.
+Nor is what looks for the first of names without end: what is compiled makes a list of them.
 """
 
 CHECKS = """

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from engine.clock import Clock
 from engine.execution.executor import Batch, KVBlock, Sequence, StepResult
+from engine.native import mypyc_attr
 from engine.request import Tokens
 from engine.settings import ModelSettings
 
@@ -23,6 +24,7 @@ TICK_BITS = 24
 TICKS_PER_NS = 1 << TICK_BITS
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Modelled(ABC):
     """What all executors without tensors share: stand-in tokens, KV that is a number, steps foreseen.
 
@@ -113,6 +115,7 @@ def spoken(sequence: Sequence) -> tuple[Tokens, int]:
     return sequence.tokens, sequence.given_tokens - sequence.rewound_tokens
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Even(Modelled):
     """One whose steps of decoding grow evenly, each by as much as the one before it: their sum has a closed form.
 

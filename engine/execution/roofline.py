@@ -32,7 +32,6 @@ class RooflineOptions:
         at_least("executor.overhead_us", self.overhead_us, 0)
 
 
-@executors("roofline")
 class RooflineExecutor(Even):
     """max(compute, memory) + overhead (Williams, Waterman, Patterson: Roofline, CACM 52(4), 2009).
 
@@ -134,6 +133,9 @@ class RooflineExecutor(Even):
 
     def reset(self) -> None:
         self._owed = 0
+
+
+executors("roofline")(RooflineExecutor)
 
 
 def shape_of(model: ModelSettings) -> Architecture:

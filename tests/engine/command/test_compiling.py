@@ -35,6 +35,8 @@ TESTS = (
     "tests/engine/cache",
     "tests/engine/registry/test_lifecycle.py",
     "tests/engine/execution/test_loops.py",
+    "tests/engine/execution/test_law.py",
+    "tests/engine/execution/test_profile.py",
     "tests/engine/execution/test_scheduler.py",
     "tests/engine/test_engine.py",
     "tests/engine/test_engine_routing.py",
