@@ -49,7 +49,8 @@ SOURCES = (
 
 Whoever inherits from one of their classes has to be here too, unless the class allows it (`engine/native.py`). Events
 and allocations are not: others derive theirs from them, or decoration registers them, which makes no faster class.
-Nor is what looks for the first of names without end: what is compiled makes a list of them.
+Nor are two that mypyc gets wrong: `registry.py` looks for the first of names without end, of which a list is made,
+and `reuse.py` adds sums of floats, which are taken for integers.
 """
 
 CHECKS = """
