@@ -51,6 +51,9 @@ class Exchange(Protocol):
     address: str | None
     """Where the client is."""
 
+    keep_alive: bool
+    """Whether another request may follow on the same connection."""
+
     def is_lost(self) -> bool:
         """Whether the client has left before its answer was complete."""
 

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from engine.clock import Clock
-from engine.errors import EngineError, Forbidden, NotFound, OverQuota, QueueFull, Unauthorised
+from engine.errors import EngineError, Forbidden, NoReplica, NotFound, OverQuota, QueueFull, Unauthorised
 from engine.server.answers import lines
 from engine.server.client import SHOWN, Client, ClientGone, Exchange
 from engine.server.keys import Holder, Keyring
@@ -22,6 +22,9 @@ Handler = Callable[[Client], Awaitable[None]]
 
 NOBODY = Holder(id="", tenant=DEFAULT_TENANT, is_admin=True)
 """Who comes in where nobody is asked for a key."""
+
+SAFE = ("GET", "HEAD", "OPTIONS")
+"""Methods that start nothing."""
 
 CUT_OFF = "the answer cannot be finished"
 
@@ -98,13 +101,17 @@ class Gate:
         self._on_defect = on_defect
         self._of_key: Counter[str] = Counter()
         self.in_flight = 0
+        self.is_draining = False
 
     async def __call__(self, exchange: Exchange) -> None:
         """One request, to its end. What goes wrong when an answer has begun cuts it off there."""
         begun_ns = self._clock.now_ns()
         client = Client(exchange, self._limits, NOBODY)
         counts, cut_off = self._counts, None
-        self.in_flight += 1
+        if is_late := self.is_draining:
+            exchange.keep_alive = False
+        else:
+            self.in_flight += 1
         counts.http_in_flight += 1
         try:
             given = client.headers.get(b"x-request-id")
@@ -124,7 +131,8 @@ class Gate:
             if client.counted is not None:
                 self._leave(client.counted)
             client.stop_watching()
-            self.in_flight -= 1
+            if not is_late:
+                self.in_flight -= 1
             counts.http_in_flight -= 1
             self._note(client, begun_ns)
             exchange.end(cut_off)
@@ -140,6 +148,8 @@ class Gate:
                 raise WrongMethod(path, method, self._methods.get(path, ()))
             return handler
         self._admit(client)
+        if self.is_draining and not self._for_admins and method not in SAFE:
+            raise NoReplica("the server is shutting down")
         if handler is None:
             if path in self._methods:
                 raise WrongMethod(path, method, self._methods[path])

@@ -11,7 +11,7 @@ import msgspec
 
 from engine.clock import NS_PER_S, Clock
 from engine.engine import MAX_NAME, Engine
-from engine.errors import BadRequest, EngineError, Forbidden, NoReplica, NotFound, openai_answer
+from engine.errors import BadRequest, EngineError, Forbidden, NotFound, openai_answer
 from engine.fleet import Home
 from engine.request import Request
 from engine.server.answers import EVENTS, JSON, Head, Whole, encode, lines
@@ -124,8 +124,6 @@ class Public:
         return 200, {}, self._body(generation, kind)
 
     async def _generate(self, kind: Kind, client: Client) -> None:
-        if self.is_draining:
-            raise NoReplica("the server is shutting down")
         raw = client.taken() or await client.body()
         draft = self._draft(raw, kind, client.holder)
         if len(raw) > LONG_BYTES:

@@ -5,8 +5,7 @@ import gc
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +14,14 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, Router
 
-from engine.clock import WallClock, to_ns
+from engine.clock import NS_PER_S, WallClock, to_ns
 from engine.engine import Engine
 from engine.errors import BadSettings
 from engine.server.admin import Admin
 from engine.server.gate import NOBODY, Gate, Handler
 from engine.server.jobs import Jobs, admin_routes, public_routes
 from engine.server.keys import Holder, Keyring, KeysChanged
+from engine.server.listening import Listener, bound
 from engine.server.openapi import PATH, Pages, keys_of
 from engine.server.public import Public
 from engine.server.settings import ServerSettings
@@ -31,18 +31,13 @@ from engine.settings import EngineSettings
 from engine.telemetry import Sink
 
 LAG_EVERY_S = 0.1
+LOOK_S = 0.02
+"""How often it is looked, when the server goes, whether anybody is still served."""
+
 BACKLOG = 2048
 GARBAGE_EVERY = 10_000
 """Objects more than before at which the garbage collector looks for rings. A request leaves none; with Python's 700,
 a dozen requests at a time would have it look without end."""
-
-
-class Listener(uvicorn.Server):
-    """uvicorn, told when to stop by us and by no signal of its own."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class Server:
@@ -76,6 +71,7 @@ class Server:
         self.jobs = self._open_jobs()
         self.admin = Admin(self.engine, server, self.sight.audit, version())
         self.sight.watch(self.engine.figures, *([] if self.jobs is None else [self.jobs.figures]))
+        self._gates: list[Gate] = []
         self._listeners: list[Listener] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -102,12 +98,23 @@ class Server:
             await self._listen(self._gate(open_to_all, self._admin_routes(), for_admins=True), doors[1])
 
     async def stop(self, drain_s: float | None = None) -> None:
-        """Take no more requests, let those that run end for a while, then let go of everything."""
-        self.public.is_draining = True
+        """Take no more requests, let those that run end for a while, then let go of everything.
+
+        The ports stay open for so long: whoever comes is told to come again, and who balances load that we go.
+        """
+        clock = self.clock
         patience_s = self.settings.drain_s if drain_s is None else drain_s
+        until_ns = clock.now_ns() + to_ns(patience_s)
+        self.public.is_draining = True
+        for gate in self._gates:
+            gate.is_draining = True
         for listener in self._listeners:
-            listener.config.timeout_graceful_shutdown = patience_s  # type: ignore[assignment]
-            listener.should_exit = True
+            listener.tell_to_close()
+        while any(gate.in_flight for gate in self._gates) and clock.now_ns() < until_ns:
+            await clock.sleep(to_ns(LOOK_S))
+        left_s = max(0, until_ns - clock.now_ns()) / NS_PER_S
+        for listener in self._listeners:
+            listener.leave(left_s)
         await asyncio.gather(*self._tasks)
         if self.jobs is not None:
             await self.jobs.close()
@@ -139,7 +146,7 @@ class Server:
             needs_key=self.keyring is not None,
         )
         hot = {**hot, ("GET", PATH): pages.show}
-        return Gate(
+        gate = Gate(
             hot,
             Router(cold, redirect_slashes=False),
             keyring=self.keyring,
@@ -152,6 +159,8 @@ class Server:
             counts=self.sight.counts,
             on_defect=_log_defect,
         )
+        self._gates.append(gate)
+        return gate
 
     async def _listen(self, gate: Gate, sock: socket.socket) -> None:
         limits = self.settings.limits
@@ -283,26 +292,6 @@ def version() -> str:
         return version("modelyard")
     except PackageNotFoundError:
         return "unknown"
-
-
-def bound(what: str, host: str, port: int) -> socket.socket:
-    """A socket that is ours. Raises BadSettings when it cannot be."""
-    try:
-        (family, kind, number, _, address), *_ = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-    except OSError as error:
-        raise BadSettings(f"{what}: {host!r} is no address of this machine: {error.strerror}") from error
-    sock = socket.socket(family, kind, number)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise BadSettings(
-            f"{what} is {port}, but {host}:{port} cannot be listened on: {error.strerror}"
-        ) from error
-    return sock
 
 
 def _log_defect(error: BaseException, request_id: str) -> None:

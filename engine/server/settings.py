@@ -238,7 +238,7 @@ class ServerSettings:
     `port` 0 is any free one; `admin_port` null: operators have no door. Without a `keys_file` nobody is asked for a
     key and everyone is the tenant that `user` names, or "default"; then the server listens to its own machine only,
     unless `allow_no_keys`. `default_max_tokens` is how long an answer may be where the client does not say. SIGTERM
-    lets requests that run end for `drain_s`.
+    lets requests that run end for `drain_s`; new ones are told to come again.
     """
 
     host: str = "127.0.0.1"

@@ -58,6 +58,9 @@ PHRASES = {
 }
 
 
+REST_OF_BODY_S = 2.0
+"""How long a body is still read whose request has been answered with the last that its connection is told."""
+
 LOOK_AGAIN_S = 0.05
 """A client that sends one request after the other is not read from for so long: then it is seen if it has left."""
 
@@ -193,7 +196,7 @@ class Exchange(RequestResponseCycle):
         if self._event is not None:
             self._event.set()
         if not self.keep_alive:
-            self.transport.close()
+            self._protocol.close_after(self)
         self._protocol.on_response_complete()
 
     def heard(self) -> None:
@@ -351,6 +354,21 @@ class Bounded(HttpToolsProtocol):
         super().timeout_keep_alive_handler()
         self._watch_reader()
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no request has come on it yet."""
+        return self._served is None
+
+    def close_after(self, exchange: Exchange) -> None:
+        """Close when all of a request has come that has been answered.
+
+        What comes on a connection that is closed is answered with a reset, which may take the answer with it.
+        """
+        if exchange.more_body and not exchange.waiting_for_100_continue:
+            self.loop.call_later(REST_OF_BODY_S, self.transport.close)
+        else:
+            self.transport.close()
+
     def first_lines(self) -> bytes:
         """Headers of every answer. They have the date in them: uvicorn makes new ones every second."""
         first = self.server_state.default_headers
@@ -414,6 +432,8 @@ class Bounded(HttpToolsProtocol):
         if b"connection" in headers and self.parser.get_http_version() == "1.0":
             keep_alive = False
         before = self._served
+        if before is not None and before.response_complete and not before.keep_alive:
+            return  # it has been told that nothing more is answered here
         path = short_path_of(self.url) if len(self.url) <= FEW_BYTES else path_of(self.url)
         self.cycle = cycle = Exchange(self, method, path, headers, keep_alive=keep_alive)
         if b"expect" in headers:
@@ -463,7 +483,12 @@ class Bounded(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         cycle = self.cycle
-        if self._is_heard and not cycle.response_complete:
+        if not self._is_heard:
+            return
+        if cycle.response_complete:
+            if not cycle.keep_alive:
+                self.transport.close()
+        else:
             cycle.more_body = False
             if cycle._event is not None:  # noqa: SLF001
                 cycle.heard()

@@ -38,6 +38,7 @@ PUBLIC, ADMIN = 8000, 8001
 FIRST_PORT, PORTS_OF_ONE = 20_000, 500  # below those that systems give out by themselves
 HAPPENS = re.compile(r"(reset-\w+: |, up |\b(?:req|chatcmpl|cmpl)-)[\w.-]*(?: \w+ \d+ s| s)?")
 READY_S, STOP_S = 120, 60
+LAST_SAID = "operators: "  # by a server that has just become ready
 MAX_JSON = 800
 STATE = ".exported"
 
@@ -88,8 +89,8 @@ class Shell:
             )
         self.servers.append(program)
         for _ in range(READY_S * 20):
-            if self._is_ready():
-                return log.read_text()
+            if self._is_ready() and LAST_SAID in (told := log.read_text()):
+                return told
             assert program.poll() in (None, 0), log.read_text()
             Event().wait(0.05)
         raise AssertionError(f"not ready after {READY_S} s: {log.read_text()}")

@@ -57,6 +57,7 @@ class Running:
 
     server: Server
     loop: asyncio.AbstractEventLoop
+    stopping: asyncio.Event
     opened: list = field(default_factory=list)
 
     @property
@@ -91,6 +92,10 @@ class Running:
 
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(60)
 
+    def stop(self):
+        """Have it go, as SIGTERM would. It is gone when the block ends."""
+        self.loop.call_soon_threadsafe(self.stopping.set)
+
 
 @contextmanager
 def running(engine_settings, server_settings=None, sinks=()):
@@ -121,13 +126,14 @@ def running(engine_settings, server_settings=None, sinks=()):
     started.wait(60)
     if over:
         raise over[0]
-    found = Running(made["server"], made["loop"])
+    found = Running(made["server"], made["loop"], made["stop"])
     try:
         yield found
     finally:
         for client in found.opened:
             client.close()
-        made["loop"].call_soon_threadsafe(made["stop"].set)
+        if not found.stopping.is_set():
+            found.stop()
         thread.join(60)
     assert not thread.is_alive(), "the server did not stop"
     assert not over, over
