@@ -965,7 +965,7 @@ class Reader:
             self._stream.write(self._text.flush())
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Job:
     """A request on its way through a model: what all of its attempts share."""
 
@@ -974,9 +974,29 @@ class Job:
     space: Space | None  # None: there is no cache
     chain: Chain | None
     stream: Stream
-    seed: int = 0
-    reader: Reader | None = None
-    grammar: Compiled | None = None
+    seed: int
+    reader: Reader | None
+    grammar: Compiled | None
+
+    def __init__(
+        self,
+        request: Request,
+        home: Home,
+        space: Space | None,
+        chain: Chain | None,
+        stream: Stream,
+        seed: int = 0,
+        reader: Reader | None = None,
+        grammar: Compiled | None = None,
+    ) -> None:
+        self.request = request
+        self.home = home
+        self.space = space
+        self.chain = chain
+        self.stream = stream
+        self.seed = seed
+        self.reader = reader
+        self.grammar = grammar
 
     def stops(self) -> Reader | None:
         """Who has to see each token as it comes, if anybody."""

@@ -165,7 +165,7 @@ Promise = Callable[[int, int], list[int]]
 """Tokens of an attempt that nobody has looked at: from the first wanted (counted from 0), so many."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Stream:
     """The tokens of one answer, as they come. A retry carries on after the last of them.
 
@@ -176,16 +176,24 @@ class Stream:
     when somebody looks at them.
     """
 
-    logprobs: list[Logprobs] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-    first_token_ns: int | None = None
-    last_token_ns: int | None = None
-    listener: Callable[[], None] | None = None
-    replica: str | None = None
-    num_tokens: int = field(init=False, default=0)  # so far; cheaper than to look at them
-    _tokens: list[int] = field(default_factory=list)
-    _paid: int = 0  # tokens of the present attempt that are in `_tokens`
-    _promise: Promise | None = None
+    logprobs: list[Logprobs]
+    text: list[str]
+    first_token_ns: int | None
+    last_token_ns: int | None
+    listener: Callable[[], None] | None
+    replica: str | None
+    num_tokens: int  # so far; cheaper than to look at them
+    _tokens: list[int]
+    _paid: int  # tokens of the present attempt that are in `_tokens`
+    _promise: Promise | None
+
+    def __init__(self, listener: Callable[[], None] | None = None, text: list[str] | None = None) -> None:
+        self.logprobs = []
+        self.text = [] if text is None else text
+        self.listener = listener
+        self.first_token_ns = self.last_token_ns = self.replica = self._promise = None
+        self._tokens = []
+        self.num_tokens = self._paid = 0
 
     @property
     def tokens(self) -> list[int]:
@@ -234,7 +242,7 @@ class Stream:
                 self.listener()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Usage:
     """What an answer cost, in tokens; `cached_tokens` of the prompt were not prefilled anew."""
 
@@ -242,8 +250,18 @@ class Usage:
     output_tokens: int
     cached_tokens: int
 
+    def __init__(
+        self,
+        prompt_tokens: int,
+        output_tokens: int,
+        cached_tokens: int,
+    ) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.cached_tokens = cached_tokens
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, init=False)
 class Completion:
     """A request that was served: by whom, at which attempt (1 is the first), with which tokens.
 
@@ -257,7 +275,27 @@ class Completion:
     stream: Stream
     usage: Usage
     finished_ns: int
-    finish_reason: str = "length"
+    finish_reason: str
+
+    def __init__(
+        self,
+        request_id: int,
+        model: str,
+        replica: str,
+        attempts: int,
+        stream: Stream,
+        usage: Usage,
+        finished_ns: int,
+        finish_reason: str = "length",
+    ) -> None:
+        self.request_id = request_id
+        self.model = model
+        self.replica = replica
+        self.attempts = attempts
+        self.stream = stream
+        self.usage = usage
+        self.finished_ns = finished_ns
+        self.finish_reason = finish_reason
 
     @property
     def tokens(self) -> list[int]:

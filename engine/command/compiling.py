@@ -47,8 +47,10 @@ SOURCES = (
 )
 """What every request passes, from the door to the loop that serves it, and the cache beside it.
 
-Whoever inherits from one of their classes has to be here too, unless the class allows it (`engine/native.py`). Events
-and allocations are not: others derive theirs from them, or decoration registers them, which makes no faster class.
+A dataclass that each request makes writes out its own `__init__`: the one that dataclasses make stays Python, and
+takes as long as ten that are compiled. Whoever inherits from one of these classes has to be here too, unless the
+class allows it (`engine/native.py`). Events and allocations are not here: others derive theirs from them, or
+decoration registers them, which makes no faster class.
 Nor are two that mypyc gets wrong: `registry.py` looks for the first of names without end, of which a list is made,
 and `reuse.py` adds sums of floats, which are taken for integers.
 """

@@ -22,7 +22,7 @@ KVBlock = Any
 """Keys and values of `block_tokens` consecutive tokens: a tensor for torch, None where only sizes are known."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, init=False)
 class Sequence:
     """One request inside a replica.
 
@@ -34,35 +34,69 @@ class Sequence:
 
     id: int
     tokens: Tokens
+    given_tokens: int  # how many `tokens` are
     max_new_tokens: int
     stream: Stream
     done: Signal
-    prefix: Listing[KVBlock] = ()
-    cached_tokens: int = 0
-    sampling: Sampling | None = None  # None: greedy
-    seed: int = 0
-    stops: Callable[[int], bool] | None = None  # told of each new token; whether it ends the sequence
-    preempted: Callable[[int], None] | None = None  # told how many tokens have to be computed anew
-    answer: Callable[[int, int], list[int]] | None = None  # tokens from, so many, where they are foreseen
-    follower: Follower | None = None  # what its grammar allows; None: it has none
-    computed_tokens: int = 0
-    new_tokens: list[int] = field(default_factory=list)
-    priority: int = 0
-    foreseen_tokens: int = 0  # new ones besides, which nobody has looked at yet
-    queued_ns: int = 0
-    started_ns: int | None = None
-    rewound_tokens: int = 0  # of `new_tokens`, those that a preemption has put into `tokens`
-    kept: list[KVBlock] = field(default_factory=list)
-    error: EngineError | None = None
-    is_running: bool = False
-    is_stopped: bool = False
-    is_dropped: bool = False  # nobody waits for it any more
-    joined: int = -1  # its number among those who decode, where that is counted
-    credited_steps: int = 0  # up to which of its loop's steps what it has decoded is written here
-    given_tokens: int = field(init=False)  # how many `tokens` are
+    prefix: Listing[KVBlock]
+    cached_tokens: int
+    sampling: Sampling | None  # None: greedy
+    seed: int
+    stops: Callable[[int], bool] | None  # told of each new token; whether it ends the sequence
+    preempted: Callable[[int], None] | None  # told how many tokens have to be computed anew
+    answer: Callable[[int, int], list[int]] | None  # tokens from, so many, where they are foreseen
+    follower: Follower | None  # what its grammar allows; None: it has none
+    computed_tokens: int
+    new_tokens: list[int]
+    priority: int
+    foreseen_tokens: int  # new ones besides, which nobody has looked at yet
+    queued_ns: int
+    started_ns: int | None
+    rewound_tokens: int  # of `new_tokens`, those that a preemption has put into `tokens`
+    kept: list[KVBlock]
+    error: EngineError | None
+    is_running: bool
+    is_stopped: bool
+    is_dropped: bool  # nobody waits for it any more
+    joined: int  # its number among those who decode, where that is counted
+    credited_steps: int  # up to which of its loop's steps what it has decoded is written here
 
-    def __post_init__(self) -> None:
-        self.given_tokens = len(self.tokens)
+    def __init__(
+        self,
+        id: int,  # noqa: A002  as the field is called
+        tokens: Tokens,
+        max_new_tokens: int,
+        stream: Stream,
+        done: Signal,
+        prefix: Listing[KVBlock] = (),
+        cached_tokens: int = 0,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        stops: Callable[[int], bool] | None = None,
+        preempted: Callable[[int], None] | None = None,
+        *,
+        computed_tokens: int = 0,
+        new_tokens: Listing[int] = (),
+    ) -> None:
+        self.id = id
+        self.tokens = tokens
+        self.given_tokens = len(tokens)
+        self.max_new_tokens = max_new_tokens
+        self.stream = stream
+        self.done = done
+        self.prefix = prefix
+        self.cached_tokens = cached_tokens
+        self.sampling = sampling
+        self.seed = seed
+        self.stops = stops
+        self.preempted = preempted
+        self.computed_tokens = computed_tokens
+        self.new_tokens = list(new_tokens)
+        self.kept = []
+        self.answer = self.follower = self.error = self.started_ns = None
+        self.priority = self.foreseen_tokens = self.rewound_tokens = self.credited_steps = self.queued_ns = 0
+        self.joined = -1
+        self.is_running = self.is_stopped = self.is_dropped = False
 
     @property
     def is_prefilled(self) -> bool:
@@ -123,12 +157,16 @@ class Sequence:
         self.computed_tokens = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Chunk:
     """The next `num_tokens` tokens of a sequence's prefill, from `sequence.computed_tokens` on."""
 
     sequence: Sequence
     num_tokens: int
+
+    def __init__(self, sequence: Sequence, num_tokens: int) -> None:
+        self.sequence = sequence
+        self.num_tokens = num_tokens
 
     @property
     def is_last(self) -> bool:
@@ -136,7 +174,7 @@ class Chunk:
         return self.sequence.computed_tokens + self.num_tokens >= self.sequence.given_tokens
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Batch:
     """One step of a replica: chunks of prefill, and sequences that decode one token each.
 
@@ -144,10 +182,22 @@ class Batch:
     by now, all together, where somebody counts it.
     """
 
-    chunks: list[Chunk] = field(default_factory=list)
-    decodes: list[Sequence] = field(default_factory=list)
-    preempted: list[Sequence] = field(default_factory=list)
-    held_tokens: int | None = None
+    chunks: list[Chunk]
+    decodes: list[Sequence]
+    preempted: list[Sequence]
+    held_tokens: int | None
+
+    def __init__(
+        self,
+        chunks: list[Chunk] | None = None,
+        decodes: list[Sequence] | None = None,
+        preempted: list[Sequence] | None = None,
+        held_tokens: int | None = None,
+    ) -> None:
+        self.chunks = [] if chunks is None else chunks
+        self.decodes = [] if decodes is None else decodes
+        self.preempted = [] if preempted is None else preempted
+        self.held_tokens = held_tokens
 
     @property
     def num_tokens(self) -> int:

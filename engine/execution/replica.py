@@ -1,7 +1,8 @@
 """A replica: one loaded instance of a model, and the callers whose requests it has in hand."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence as Listing
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -21,7 +22,7 @@ from engine.request import Sampling, Stream, Tokens
 PROBE_TOKENS: Tokens = np.zeros(1, dtype=np.int32)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Answer:
     """What a replica did for one attempt: `blocks` are the full KV blocks that were not cached before.
 
@@ -31,10 +32,22 @@ class Answer:
     started_ns: int
     computed_tokens: int
     blocks: list[KVBlock]
-    is_stopped: bool = False
+    is_stopped: bool
+
+    def __init__(
+        self,
+        started_ns: int,
+        computed_tokens: int,
+        blocks: list[KVBlock],
+        is_stopped: bool = False,
+    ) -> None:
+        self.started_ns = started_ns
+        self.computed_tokens = computed_tokens
+        self.blocks = blocks
+        self.is_stopped = is_stopped
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Work:
     """One attempt, as a replica takes it: the tokens to hold before the first new one, and what is known of them.
 
@@ -43,15 +56,41 @@ class Work:
 
     tokens: Tokens
     max_new_tokens: int
-    prefix: list[KVBlock] = field(default_factory=list)
-    cached_tokens: int = 0
-    deadline_ns: int | None = None
-    sampling: Sampling | None = None
-    seed: int = 0
-    priority: int = 0
-    stops: Callable[[int], bool] | None = None
-    preempted: Callable[[int], None] | None = None
-    follower: Follower | None = None
+    prefix: Listing[KVBlock]
+    cached_tokens: int
+    deadline_ns: int | None
+    sampling: Sampling | None
+    seed: int
+    priority: int
+    stops: Callable[[int], bool] | None
+    preempted: Callable[[int], None] | None
+    follower: Follower | None
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        max_new_tokens: int,
+        prefix: Listing[KVBlock] = (),
+        cached_tokens: int = 0,
+        deadline_ns: int | None = None,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        priority: int = 0,
+        stops: Callable[[int], bool] | None = None,
+        preempted: Callable[[int], None] | None = None,
+        follower: Follower | None = None,
+    ) -> None:
+        self.tokens = tokens
+        self.max_new_tokens = max_new_tokens
+        self.prefix = prefix
+        self.cached_tokens = cached_tokens
+        self.deadline_ns = deadline_ns
+        self.sampling = sampling
+        self.seed = seed
+        self.priority = priority
+        self.stops = stops
+        self.preempted = preempted
+        self.follower = follower
 
 
 class Replica:
