@@ -70,6 +70,11 @@ class Targets:
             for name in dict.fromkeys([*ways, *(each for several in ways.values() for each in several)]):
                 self._check_known(f"routing.{key}", name)
 
+    @property
+    def named(self) -> Iterable[str]:
+        """The groups of the settings, in their order; "auto" and tags mean several models without being named."""
+        return self._settings.groups
+
     def is_group(self, name: str) -> bool:
         """Whether that name means several models."""
         return name in self._groups or name.startswith(TAG)

@@ -47,7 +47,7 @@ class Failure(msgspec.Struct):
 
 
 class ModelCard(msgspec.Struct):
-    """A model that may be asked for. There is more in it of what is known of the model."""
+    """A model that may be asked for. There is more in it of what is known of the model; of a group, its `members`."""
 
     id: str
     object: Literal["model"]
@@ -57,7 +57,7 @@ class ModelCard(msgspec.Struct):
 
 
 class ModelCards(msgspec.Struct):
-    """All models that the key may use."""
+    """All models, and named groups of models, that the key may use."""
 
     object: Literal["list"]
     data: list[ModelCard]

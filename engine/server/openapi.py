@@ -108,8 +108,10 @@ ROUTES: dict[str, About] = {
         headers=OF_GENERATION,
         statuses=GENERATING,
     ),
-    "GET /v1/models": About("List the models that the key may use.", described.ModelCards),
-    "GET /v1/models/{name}": About("Tell of one model.", described.ModelCard),
+    "GET /v1/models": About(
+        "List the models and the named groups that the key may use.", described.ModelCards
+    ),
+    "GET /v1/models/{name}": About("Tell of one model, or of a group.", described.ModelCard),
     "GET /metrics": About("All metrics, for Prometheus.", gives_kind=TEXT),
     "GET /health": About("Whether the process answers.", described.Health, statuses=PROBES),
     "HEAD /health": About("Whether the process answers.", gives_kind="", statuses=PROBES),

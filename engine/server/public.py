@@ -1,7 +1,8 @@
 """The clients' port: OpenAI's routes over the engine."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import count
@@ -391,21 +392,46 @@ class Public:
     # what else there is
 
     async def models(self, client: Client) -> None:
-        """All models that the key may use. Groups, which are asked for like models, are not among them."""
+        """All models that the key may use, and the groups of the settings, which are asked for like models."""
         holder, registry = client.holder, self._engine.registry
         known = (
             registry.all()
             if holder.models is None
             else [model for model in registry.all() if holder.may_use(model.key)]
         )
-        data = ", ".join(map(registry.model_json, known))
-        await client.answer(200, JSON, ('{"object": "list", "data": [' + data + "]}").encode())
+        data = [*map(registry.model_json, known), *self._groups(holder)]
+        await client.answer(200, JSON, ('{"object": "list", "data": [' + ", ".join(data) + "]}").encode())
+
+    def _groups(self, holder: Holder) -> Iterator[str]:
+        """The groups of which the key may use all models, or the name."""
+        for name in self._engine.targets.named:
+            with suppress(NotFound, Forbidden):  # of a tag that nobody has by now, or not for this key
+                yield self._group_json(name, self._meant(name, holder))
 
     def model_json(self, name: str, holder: Holder) -> str:
-        """One model. Raises NotFound, Forbidden."""
-        self._meant(name, holder)
+        """One model or group. Raises NotFound, Forbidden."""
+        meant = self._meant(name, holder)
+        if self._engine.targets.is_group(name):
+            return self._group_json(name, meant)
         registry = self._engine.registry
         return registry.model_json(registry.find(name))
+
+    def _group_json(self, name: str, keys: list[str]) -> str:
+        """A group as if it were a model: as well as the best of its models, and as short as the shortest."""
+        models = [self._engine.registry.find(key) for key in keys]
+        best = next((model for model in models if model.is_serviceable), models[0])
+        lengths = [model.context_tokens for model in models if model.context_tokens]
+        return encode(
+            {
+                "id": name,
+                "object": "model",
+                "created": min(model.created_s for model in models),
+                "owned_by": best.fixed()["owned_by"],
+                "state": str(best.state),
+                "max_model_len": min(lengths, default=0),
+                "members": keys,
+            }
+        ).decode()
 
     async def metrics(self, client: Client) -> None:
         body, kind = self._exposition(client.header(b"accept") or "")

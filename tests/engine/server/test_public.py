@@ -4,10 +4,12 @@ import json
 from itertools import pairwise
 
 import pytest
+from openai import NotFoundError, PermissionDeniedError
 
 from engine.settings import RoutingSettings
 from engine.telemetry import Ended
 from tests.engine.server.conftest import modelled
+from tests.engine.server.raw import new_key, quiet
 
 HELLO = {"model": "llama", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
 
@@ -131,6 +133,31 @@ def test_models_are_listed_and_told_one_by_one(plain):
     assert [model.id for model in listed] == ["llama"]
     assert client.models.retrieve("llama").id == "llama"
     assert plain.http().get("/v1/models/nope").status_code == 404
+
+
+def test_groups_are_listed_like_models(serving, tmp_path):
+    """Whoever offers a choice of models reads the list: what can be asked for by a name of the settings is in it."""
+    groups = {"both": ["mistral", "llama"], "one": ["llama"], "nobody": ["tag:none"]}
+    keys = tmp_path / "keys.yaml"
+    everything = new_key(keys)
+    few = new_key(keys, models=["llama"])
+    with serving(
+        modelled(models=("llama", "mistral"), routing=RoutingSettings(slow_start_s=0.0, groups=groups)),
+        quiet(keys_file=str(keys)),
+    ) as running:
+        client = running.openai(everything)
+        assert [model.id for model in client.models.list().data] == ["llama", "mistral", "both", "one"]
+        both = client.models.retrieve("both")
+        assert both.members == ["mistral@1.0.0", "llama@1.0.0"]
+        assert (both.state, both.max_model_len, both.owned_by) == ("healthy", 4096, "modelyard")
+        assert client.models.retrieve("auto").members == ["llama@1.0.0", "mistral@1.0.0"]
+        assert client.chat.completions.create(**{**HELLO, "model": "both"}).model in both.members
+        with pytest.raises(NotFoundError, match="no model is in group 'nobody'"):
+            client.models.retrieve("nobody")
+        restricted = running.openai(few)
+        assert [model.id for model in restricted.models.list().data] == ["llama", "one"]
+        with pytest.raises(PermissionDeniedError):
+            restricted.models.retrieve("both")
 
 
 def test_a_conversation_finds_its_earlier_turns_in_the_cache(plain):
