@@ -590,7 +590,8 @@ class Engine:
             if low < 0 or high >= home.vocab:
                 wrong = low if low < 0 else high
                 raise BadRequest(
-                    f"prompt token {wrong} is not in the vocabulary of {name!r}: 0 to {home.vocab - 1}"
+                    f"prompt token {wrong} is not in the vocabulary of {name!r}: 0 to {home.vocab - 1}",
+                    "prompt",
                 )
         sampling, space, chain = request.sampling, None, None
         if self.cache.enabled:
@@ -600,11 +601,12 @@ class Engine:
             return Job(request, home, space, chain, stream)
         for token, _ in sampling.logit_bias:
             if token >= home.vocab:
-                raise BadRequest(
-                    f"logit_bias has token {token}, which is not in the vocabulary of {name!r}: 0 to {home.vocab - 1}"
-                )
+                known = f"the vocabulary of {name!r}: 0 to {home.vocab - 1}"
+                raise BadRequest(f"logit_bias has token {token}, which is not in {known}", "logit_bias")
         if sampling.stop and home.text is None:
-            raise BadRequest(f"stop is {sampling.stop!r}, but {name!r} has no tokenizer to find it with")
+            raise BadRequest(
+                f"stop is {sampling.stop!r}, but {name!r} has no tokenizer to find it with", "stop"
+            )
         seed = sampling.seed
         if seed is None:  # a formula draws nothing
             seed = 0 if home.executor.is_modelled else seed_of(self.settings.seed, request.id)

@@ -52,12 +52,16 @@ class UnknownName(BadSettings):
 
 
 class BadRequest(EngineError):
-    """The caller asked for something impossible."""
+    """The caller asked for something impossible: with that `param`, where it is one."""
 
     status = 400
     outcome = "rejected"
     reason = "bad_request"
     type = "invalid_request_error"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class TooLong(BadRequest):

@@ -106,7 +106,7 @@ class Sampling:
 def _check_bias(biases: tuple[tuple[int, float], ...]) -> None:
     """Raises BadRequest."""
     if len(biases) > MAX_BIASES:
-        raise BadRequest(f"logit_bias has {len(biases)} tokens, but may have {MAX_BIASES}")
+        raise BadRequest(f"logit_bias has {len(biases)} tokens, but may have {MAX_BIASES}", "logit_bias")
     for token, bias in biases:
         _must("logit_bias", {token: bias}, token >= 0, "for tokens from 0 on")
         _must("logit_bias", {token: bias}, -MAX_BIAS <= bias <= MAX_BIAS, f"from -{MAX_BIAS} to {MAX_BIAS}")
@@ -114,7 +114,7 @@ def _check_bias(biases: tuple[tuple[int, float], ...]) -> None:
 
 def _must(name: str, value: object, holds: bool, allowed: str) -> None:
     if not holds:
-        raise BadRequest(f"{name} is {value!r}, but must be {allowed}")
+        raise BadRequest(f"{name} is {value!r}, but must be {allowed}", name)
 
 
 @dataclass(slots=True)

@@ -228,9 +228,7 @@ def shown(value: Any) -> str:
 
 def refused(param: str, message: str) -> BadRequest:
     """That one parameter is no good."""
-    error = BadRequest(message)
-    error.param = param
-    return error
+    return BadRequest(message, param)
 
 
 def must(param: str, value: Any, holds: bool, allowed: str) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from engine.clock import NS_PER_S, Clock
 from engine.engine import MAX_NAME, Engine
-from engine.errors import BadRequest, EngineError, Forbidden, NotFound, openai_answer
+from engine.errors import BadRequest, EngineError, Forbidden, NotFound, TooLong, openai_answer
 from engine.fleet import Home
 from engine.request import Request
 from engine.server.answers import EVENTS, JSON, Head, Whole, encode, lines
@@ -46,14 +46,15 @@ class Kind:
     """What tells chats and completions apart."""
 
     is_chat: bool
+    param: str  # that the prompt comes in
     operation: str  # as OpenTelemetry calls it
     prefix: str
     whole: str
     chunk: str
 
 
-CHATS = Kind(True, "chat", "chatcmpl", "chat.completion", "chat.completion.chunk")
-TEXTS = Kind(False, "text_completion", "cmpl", "text_completion", "text_completion")
+CHATS = Kind(True, "messages", "chat", "chatcmpl", "chat.completion", "chat.completion.chunk")
+TEXTS = Kind(False, "prompt", "text_completion", "cmpl", "text_completion", "text_completion")
 
 
 class Public:
@@ -120,6 +121,7 @@ class Public:
             generation = self._asking(draft, kind, holder, self._of_batches)
             await generation.run(self._engine)
         except EngineError as error:
+            _blame(error, kind)
             answer = openai_answer(error)
             return answer.status, answer.headers, encode(answer.body)
         return 200, {}, self._body(generation, kind)
@@ -143,7 +145,7 @@ class Public:
             else:
                 await generation.run(self._engine)
         except EngineError as error:
-            await self._refuse(client, first.request, error)
+            await self._refuse(client, kind, first.request, error)
         except BaseException:
             if client.is_gone:
                 raise ClientGone from None
@@ -154,10 +156,11 @@ class Public:
                 await client.exchange.room()
             client.tell(200, JSON + self._lines(client, first), self._body(generation, kind))
 
-    async def _refuse(self, client: Client, request: Request, error: EngineError) -> None:
+    async def _refuse(self, client: Client, kind: Kind, request: Request, error: EngineError) -> None:
         """Answer with the error, unless an answer has begun."""
         if client.status:
             raise error
+        _blame(error, kind)
         client.error = error.code or error.reason
         await client.refuse(error, self._limits_left(request) + _request_id(client))
 
@@ -453,6 +456,12 @@ class Public:
             "replicas_available": available,
         }
         await client.answer(200 if is_ready else 503, JSON, encode(told))
+
+
+def _blame(error: EngineError, kind: Kind) -> None:
+    """Say what was too long, as the client calls it."""
+    if isinstance(error, TooLong):
+        error.param = kind.param
 
 
 OF_TENANT = "\x1f"

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 from openai import NotFoundError, PermissionDeniedError
 
+from engine.server.gate import NOBODY
 from engine.settings import RoutingSettings
 from engine.telemetry import Ended
 from tests.engine.server.conftest import modelled
@@ -133,6 +134,35 @@ def test_models_are_listed_and_told_one_by_one(plain):
     assert [model.id for model in listed] == ["llama"]
     assert client.models.retrieve("llama").id == "llama"
     assert plain.http().get("/v1/models/nope").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "param"),
+    [
+        ("chat/completions", {"temperature": 5}, "temperature"),
+        ("chat/completions", {"top_p": 0}, "top_p"),
+        ("chat/completions", {"top_k": -3}, "top_k"),
+        ("chat/completions", {"min_p": 2}, "min_p"),
+        ("chat/completions", {"presence_penalty": 3}, "presence_penalty"),
+        ("chat/completions", {"frequency_penalty": -3}, "frequency_penalty"),
+        ("chat/completions", {"repetition_penalty": 0}, "repetition_penalty"),
+        ("chat/completions", {"logit_bias": {"5": 101}}, "logit_bias"),
+        ("chat/completions", {"logit_bias": {"50000": 1}}, "logit_bias"),
+        ("chat/completions", {"max_tokens": 5_000}, "messages"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "word " * 5_000}]}, "messages"),
+        ("completions", {"prompt": "word " * 5_000}, "prompt"),
+        ("completions", {"prompt": [50_000]}, "prompt"),
+        ("completions", {"prompt": "word", "temperature": -1}, "temperature"),
+    ],
+)
+def test_a_refusal_names_the_parameter(plain, path, asked, param):
+    """Also where it is the engine that refuses, which knows no names of OpenAI's."""
+    body = {**HELLO, **asked} if path.startswith("chat") else {"model": "llama", **asked}
+    for stream in (False, True):
+        answer = plain.http().post(f"/v1/{path}", json={**body, "stream": stream})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    status, _, told = plain.call(plain.server.public.ask, f"/v1/{path}", json.dumps(body).encode(), NOBODY)
+    assert (status, json.loads(told)["error"]["param"]) == (400, param)
 
 
 def test_groups_are_listed_like_models(serving, tmp_path):
