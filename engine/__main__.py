@@ -78,7 +78,8 @@ def parser() -> argparse.ArgumentParser:
     chat.add_argument("question", nargs="*", help="asked one after the other; none: type them")
     chat.add_argument(
         "--model",
-        help=f"a file, a folder, or a name that can be fetched; default: {DEFAULT_MODEL}. Of a server: a name; auto",
+        help="a file, a folder, a model of --folder, or one that can be fetched; default: "
+        f"{DEFAULT_MODEL}. Of a server: a name; auto",
     )
     chat.add_argument(
         "--server", metavar="URL", help="a server that runs, instead of a model in this process"
@@ -187,7 +188,7 @@ def _fetch(chosen: argparse.Namespace) -> int:
 
 
 def _chat(chosen: argparse.Namespace) -> int:
-    from engine.command.chat import talk  # noqa: PLC0415
+    from engine.command.chat import path_of, talk  # noqa: PLC0415
     from engine.command.fetch import OFFERS, fetch  # noqa: PLC0415
     from engine.request import Sampling  # noqa: PLC0415
 
@@ -195,7 +196,7 @@ def _chat(chosen: argparse.Namespace) -> int:
     if chosen.server is not None:
         return _chat_with_server(chosen, sampling)
     name = chosen.model or DEFAULT_MODEL
-    path = fetch(name, chosen.folder) if name in OFFERS else Path(name)
+    path = fetch(name, chosen.folder) if name in OFFERS else path_of(name, chosen.folder)
     asyncio.run(
         talk(
             path,

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from engine.clock import NS_PER_S, Clock, WallClock, utc_now
+from engine.command.models import registry_of
 from engine.engine import Engine
-from engine.errors import BadModel, BadRequest
+from engine.errors import BadModel, BadRequest, NotFound
 from engine.formats import open_checkpoint
 from engine.registry import Model
+from engine.registry.discovery import discover
 from engine.request import Request, Sampling, Stream
 from engine.settings import THIS_MACHINE, EngineSettings, ExecutorSettings, FleetSettings
 from engine.text import Text
@@ -110,6 +112,18 @@ def shown_as_it_comes(stream: Stream, show: Callable[[str], None]) -> Callable[[
         shown = len(stream.text)
 
     return listen
+
+
+def path_of(name: str, folder: Path) -> Path:
+    """A file or a folder, or the model of `folder` that is called so. Raises NotFound."""
+    path = Path(name)
+    if path.exists() or not folder.is_dir():
+        return path
+    found = registry_of(discover(folder))
+    try:
+        return Path(found.find(name).path or name)
+    except NotFound as error:
+        raise NotFound(f"there is no file or folder {name!r}, and in {folder} {error}") from None
 
 
 def engine_for(path: Path, options: dict[str, object], clock: Clock) -> tuple[Engine, str]:

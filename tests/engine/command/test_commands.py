@@ -173,6 +173,20 @@ def test_a_stand_in_answers_and_remembers_what_was_said(tmp_path):
     assert again.stdout.removeprefix("> ").startswith(done.stdout.splitlines()[0][:4])
 
 
+@pytest.mark.torch
+@pytest.mark.slow
+def test_a_model_is_found_by_its_name_in_a_folder(tmp_path):
+    (path,) = make_stand_ins(tmp_path, ["phi-4"])
+    by_path = engine("chat", "--model", path, "--max-tokens", "8", "Good morning!")
+    by_name = engine("chat", "--folder", tmp_path, "--model", "phi-4", "--max-tokens", "8", "Good morning!")
+    assert by_name.returncode == 0, by_name.stderr
+    assert by_name.stdout == by_path.stdout
+    unknown = engine("chat", "--folder", tmp_path, "--model", "phi-5", "hello")
+    assert unknown.returncode == 1
+    assert "no file or folder 'phi-5'" in unknown.stderr
+    assert "known are phi-4" in unknown.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.torch
 def test_what_cannot_be_talked_to_is_told_in_one_line(tmp_path):
