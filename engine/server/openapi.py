@@ -112,7 +112,9 @@ ROUTES: dict[str, About] = {
         "List the models and the named groups that the key may use.", described.ModelCards
     ),
     "GET /v1/models/{name}": About("Tell of one model, or of a group.", described.ModelCard),
-    "GET /metrics": About("All metrics, for Prometheus.", gives_kind=TEXT),
+    "GET /metrics": About(
+        "All metrics, for Prometheus; of all tenants, so for an operator's key.", gives_kind=TEXT
+    ),
     "GET /health": About("Whether the process answers.", described.Health, statuses=PROBES),
     "HEAD /health": About("Whether the process answers.", gives_kind="", statuses=PROBES),
     "GET /ready": About("Whether requests are welcome.", described.Readiness, statuses=PROBES),

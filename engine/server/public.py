@@ -437,6 +437,9 @@ class Public:
         ).decode()
 
     async def metrics(self, client: Client) -> None:
+        """Of all tenants, by name: where there are keys, for an operator's."""
+        if not client.holder.is_admin:
+            raise Forbidden("the key is not an operator's, but must be for the metrics of all tenants")
         body, kind = self._exposition(client.header(b"accept") or "")
         await client.answer(200, lines([(b"content-type", kind.encode())]), body)
 

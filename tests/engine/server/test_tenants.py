@@ -6,7 +6,7 @@ import pytest
 
 from engine.settings import AllowanceSettings, CacheSettings, QuotaSettings
 from tests.engine.server.conftest import modelled
-from tests.engine.server.raw import HELLO, bearer, figures, new_key, one, post, quiet
+from tests.engine.server.raw import HELLO, bearer, figures, get, new_key, one, post, quiet
 
 LONG = {
     "model": "llama",
@@ -23,6 +23,7 @@ def keys(tmp_path_factory):
         "acme": new_key(file, "acme"),
         "acme too": new_key(file, "acme"),
         "other": new_key(file, "other"),
+        "operator": new_key(file, "ops", admin=True),
     }
 
 
@@ -172,3 +173,13 @@ def test_several_choices_are_told_to_come_when_all_of_them_fit_or_never(serving,
         never = asked_for(3)
         assert never.status == 400, "whoever comes again comes in vain"
         assert "whose burst_requests is 2" in never.error["message"]
+
+
+def test_metrics_which_name_tenants_are_for_operators(shared):
+    """At either port; a tenant's key gets no line of them."""
+    for port in (shared.server.port, shared.server.admin_port):
+        told = get(port, "/metrics", bearer(shared.keys["operator"]))
+        assert told.status == 200
+        assert b'tenant="' in told.body
+        refused = get(port, "/metrics", bearer(shared.keys["acme"]))
+        assert (refused.status, refused.error["code"]) == (403, "forbidden")
