@@ -14,6 +14,9 @@ from engine.settings import ModelSettings
 SERVICEABLE = (Health.HEALTHY, Health.DEGRADED, Health.LOADING, Health.UNLOADED)
 """States in which a model is worth asking for: it serves, or will when it is asked for."""
 
+OWNER = "modelyard"
+"""Of every model, in the words of OpenAI's API."""
+
 SETTINGS = "settings"
 """The format of a model that a configuration describes."""
 
@@ -148,7 +151,7 @@ class Model:
         return {
             "object": "model",
             "created": self.created_s,
-            "owned_by": "modelyard",
+            "owned_by": OWNER,
             "max_model_len": self.context_tokens,
             "version": self.version,
             "architecture": self.architecture,

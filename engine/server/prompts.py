@@ -34,7 +34,6 @@ class Prompt:
     num_characters: int
     is_open: bool
     most_tokens: int | None = None  # of a prompt, that are allowed
-    param: str = "messages"  # that it came in
     is_text: bool = True  # and not tokens, which may be any
     grammar: Callable[["Text"], Grammar | None] | None = None  # that an answer has to follow
     reading: Callable[["Text", str], Reading] | None = (
@@ -54,11 +53,10 @@ class Prompt:
             if isinstance(found, list):
                 found = np.asarray(found, dtype=np.int32)
             if not len(found):
-                raise refused(self.param, "the prompt has no tokens, but must have at least one")
+                raise refused("prompt", "the prompt has no tokens, but must have at least one")
             if self.most_tokens is not None and len(found) > self.most_tokens:
                 raise TooLong(
-                    f"the prompt has {len(found)} tokens, but at most {self.most_tokens} are allowed",
-                    self.param,
+                    f"the prompt has {len(found)} tokens, but at most {self.most_tokens} are allowed"
                 )
             self._tokens, self.text = found, text
         return self._tokens
@@ -183,12 +181,8 @@ def plain(message: Message) -> dict[str, Any]:
 def text_prompt(words: Words, is_open: bool, most_tokens: int | None) -> Prompt:
     """The prompt of a completion: a text, or tokens as they are."""
     if isinstance(words, str):
-        return Prompt(
-            lambda text: readable(text).tokenizer.tokens(words), len(words), is_open, most_tokens, "prompt"
-        )
-    return Prompt(
-        lambda _: words, CHARACTERS_A_TOKEN * len(words), is_open, most_tokens, "prompt", is_text=False
-    )
+        return Prompt(lambda text: readable(text).tokenizer.tokens(words), len(words), is_open, most_tokens)
+    return Prompt(lambda _: words, CHARACTERS_A_TOKEN * len(words), is_open, most_tokens, is_text=False)
 
 
 def sampling_of(body: Body, logprobs: int | None) -> Sampling:

@@ -14,6 +14,7 @@ from engine.clock import NS_PER_S, Clock
 from engine.engine import MAX_NAME, Engine
 from engine.errors import BadRequest, EngineError, Forbidden, NotFound, TooLong, openai_answer
 from engine.fleet import Home
+from engine.registry.model import OWNER
 from engine.request import Request
 from engine.server.answers import EVENTS, JSON, Head, Whole, encode, lines
 from engine.server.bodies import (
@@ -128,10 +129,14 @@ class Public:
 
     async def _generate(self, kind: Kind, client: Client) -> None:
         raw = client.taken() or await client.body()
-        draft = self._draft(raw, kind, client.holder)
-        if len(raw) > LONG_BYTES:
-            await self._word_aside(draft)
-        generation = self._asking(draft, kind, client.holder, client.headers)
+        try:
+            draft = self._draft(raw, kind, client.holder)
+            if len(raw) > LONG_BYTES:
+                await self._word_aside(draft)
+            generation = self._asking(draft, kind, client.holder, client.headers)
+        except TooLong as error:
+            _blame(error, kind)
+            raise
         first = generation.choices[0]
         client.engine_id, client.is_stream = first.request.id, generation.is_stream
         self._tell(client, kind, generation, draft.body)
@@ -429,7 +434,7 @@ class Public:
                 "id": name,
                 "object": "model",
                 "created": min(model.created_s for model in models),
-                "owned_by": best.fixed()["owned_by"],
+                "owned_by": OWNER,
                 "state": str(best.state),
                 "max_model_len": min(lengths, default=0),
                 "members": keys,

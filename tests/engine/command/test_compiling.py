@@ -216,13 +216,13 @@ def test_compiled_a_run_has_the_same_bytes_and_is_faster(copy, benchmark):
         sides[root].append(json.loads(run(root, "-c", PLAYED).stdout))
     benchmark.pedantic(lambda: None, rounds=1)
     plain, fast = ({name: max(each[name] for each in side) for name in side[0]} for side in sides.values())
-    for name, goal_per_s in (("w", 25_000), ("mix_b", 8_000)):
+    for name, goal_per_s, least in (("w", 25_000, 1.25), ("mix_b", 8_000, 1.0)):
         assert len({each[f"digest of {name}"] for side in sides.values() for each in side}) == 1
         figures = {"plain_per_s": plain[name], "compiled_per_s": fast[name], "goal_per_s": goal_per_s}
         benchmark.extra_info[name] = figures
         told = "  ".join(f"{key} {value:,.0f}" for key, value in figures.items())
         sys.stdout.write(f"\n{name}, requests a second and core: {told}\n")
-        assert fast[name] > plain[name]  # 1.5 and 1.2 times measured
+        assert fast[name] > least * plain[name]  # 1.7 to 1.9, and 1.15 to 1.3 times measured
 
 
 @pytest.mark.benchmark(group="targeted")

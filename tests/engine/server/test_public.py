@@ -150,6 +150,7 @@ def test_models_are_listed_and_told_one_by_one(plain):
         ("chat/completions", {"logit_bias": {"50000": 1}}, "logit_bias"),
         ("chat/completions", {"max_tokens": 5_000}, "messages"),
         ("chat/completions", {"messages": [{"role": "user", "content": "word " * 5_000}]}, "messages"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "word " * 20_000}]}, "messages"),
         ("completions", {"prompt": "word " * 5_000}, "prompt"),
         ("completions", {"prompt": [50_000]}, "prompt"),
         ("completions", {"prompt": "word", "temperature": -1}, "temperature"),
