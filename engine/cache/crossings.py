@@ -71,7 +71,7 @@ class Crossings:
 
     def _begin_read(self, way: Way, size_bytes: int, then: Callable[[], None], at_ns: int) -> None:
         late_ns = self._clock.now_ns() - at_ns  # the wall clock calls some time after who waits could go
-        delay_ns = max(0, way.modelled_ns(size_bytes) - late_ns)
+        delay_ns = max(0, way.read_ns(size_bytes) - late_ns)
         self._clock.call_later(delay_ns, partial(self._has_read, way, then))
 
     def _has_read(self, way: Way, then: Callable[[], None]) -> None:

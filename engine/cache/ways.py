@@ -1,11 +1,14 @@
 """The way between a tier and the machine's memory: who is on it, who waits, and what it is expected to take."""
 
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.cache.tier import ENDLESS
 from engine.clock import NS_PER_S, Clock, to_ns
 from engine.settings import GIB, TierSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ALPHA = 0.2
 """The weight of the latest transfer in what is expected of the next one."""
@@ -14,12 +17,14 @@ ALPHA = 0.2
 class Way:
     """So many transfers at a time, reads before writes.
 
-    `expected_ns` is learned from what transfers took; before the first one it is what the settings say.
+    `expected_ns` is learned from what transfers took; before the first one it is what the settings say. `drawn_ns`
+    says what a read takes, by its bytes, where that is drawn instead of modelled.
     """
 
     def __init__(self, settings: TierSettings, clock: Clock) -> None:
         self.settings = settings
         self.concurrency = settings.concurrency
+        self.drawn_ns: Callable[[int], float] | None = None
         self.queue_bytes = int(settings.queue_gib * GIB)
         self.queued_bytes = 0  # of writes, waiting or under way
         self.reading_bytes = 0
@@ -39,6 +44,10 @@ class Way:
         """What a transfer takes by the settings: latency_s + bytes / gib_per_s."""
         settings = self.settings
         return round((settings.latency_s + size_bytes / (settings.gib_per_s * GIB)) * NS_PER_S)
+
+    def read_ns(self, size_bytes: int) -> int:
+        """What a read takes that begins now."""
+        return self.modelled_ns(size_bytes) if self.drawn_ns is None else round(self.drawn_ns(size_bytes))
 
     def room_bytes(self) -> int:
         """How much more may wait to be written: anything where nothing does."""

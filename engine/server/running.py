@@ -1,7 +1,6 @@
 """Both ports in one process: from settings to a server that listens, and from SIGTERM to one that is gone."""
 
 import asyncio
-import gc
 import secrets
 import signal
 import socket
@@ -14,6 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, Router
 
+from engine import garbage
 from engine.clock import NS_PER_S, WallClock, to_ns
 from engine.engine import Engine
 from engine.errors import BadSettings
@@ -35,9 +35,6 @@ LOOK_S = 0.02
 """How often it is looked, when the server goes, whether anybody is still served."""
 
 BACKLOG = 2048
-GARBAGE_EVERY = 10_000
-"""Objects more than before at which the garbage collector looks for rings. A request leaves none; with Python's 700,
-a dozen requests at a time would have it look without end."""
 
 
 class Server:
@@ -259,9 +256,7 @@ async def serve(server: Server, say: Callable[[str], None]) -> None:
         loop.add_signal_handler(number, told.set)
     loop.add_signal_handler(signal.SIGHUP, server.sight.reopen)
     await server.start()
-    gc.collect()
-    gc.freeze()  # what is there by now stays: nobody needs to look through it again and again
-    gc.set_threshold(GARBAGE_EVERY, *gc.get_threshold()[1:])
+    garbage.settle()
     say(f"clients: http://{_address(server.settings.host, server.port)}/v1")
     if server.admin_port is not None:
         say(f"operators: http://{_address(server.settings.admin_host, server.admin_port)}/admin/status")

@@ -13,6 +13,7 @@ from shutil import rmtree
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from engine.clock import NS_PER_S
@@ -59,7 +60,7 @@ LOAD_S, BURST_S = 5.0, 8.0  # about: to load and fit a model that is measured; a
 RUN_OVERHEAD_S = 1.5  # to start an engine, to warm it up, to let go of it
 LEAST_REQUESTS, LEAST_JUDGED = 20, 120  # of a run; without a hundred that are completed there is no p99
 MOST_RESIDUALS = 4_000  # of each source that are kept
-COST_NAMES = ("scale", "step_ns", "begin_ns", "wake_ns", "leave_ns", "keep_ns")
+COST_NAMES = ("scale", "step_ns", "begin_ns", "wake_ns", "leave_ns", "keep_ns", "read_ns")
 DELAY_NAMES = ("in_ns", "first_ns", "end_ns")
 
 Told = Callable[[str], None]
@@ -128,7 +129,6 @@ class Round:
     """One of the repetitions of a case."""
 
     host: HostCosts
-    tier_wait_s: float  # of a request whose prefix had to be brought up from a file
     calibration: pd.DataFrame  # turns of the calibration runs, and what is said of them
     real: LiveRun
     simulated: SimulatedRun
@@ -271,15 +271,18 @@ def simulated_round(
     """The simulation of a real run, from nothing but the calibration runs `around` it."""
     models = models or fitted([step for each in around for step in each.log.steps], models_of(engine))
     host = host_costs(around, engine, models)
-    wait_s = tier_wait_s(pd.concat([each.tables.requests for each in around]))
-    simulated = simulate(with_tier_wait(engine, wait_s), trace, struck, models, host, seed)
+    simulated = simulate(engine, trace, struck, models, host, seed)
     turns = [
-        turns_of(each.log, predictions(each.log.steps, engine, models, host.scales), each.arrivals_ns)
+        turns_of(
+            each.log,
+            predictions(each.log.steps, engine, models, host.scales),
+            each.arrivals_ns,
+            each.reads_ns,
+        )
         for each in (live, *around)
     ]
     return Round(
         host=host,
-        tier_wait_s=wait_s,
         calibration=pd.concat([residuals(each, host, "calibration") for each in turns[1:]]),
         real=live,
         simulated=simulated,
@@ -345,7 +348,7 @@ def host_figures(rounds: Sequence[Round]) -> dict[str, float]:
     figures["scale"] = float(np.mean([each.host.scale * mean_scale(each.host) for each in rounds]))
     for name in DELAY_NAMES:
         figures[name] = float(np.mean([getattr(each.host, name).mean() for each in rounds]))
-    figures["tier_wait_s"] = float(np.mean([each.tier_wait_s for each in rounds]))
+    figures["tier_wait_s"] = float(np.mean([mean_of(each.host.tier_ns) for each in rounds]) / NS_PER_S)
     return figures
 
 
@@ -406,21 +409,9 @@ def points(name: str, real: list[pd.DataFrame], simulated: list[pd.DataFrame]) -
     return pd.concat(tables, ignore_index=True)
 
 
-def tier_wait_s(requests: pd.DataFrame) -> float:
-    """What a request waited for a prefix that had to be read from files, in the mean; 0 where none had to."""
-    rows = done(requests)
-    rows = rows[rows["cached_tokens_ssd"] > 0]
-    if rows.empty:
-        return 0.0
-    return float((rows["queued_ns"] - rows["tried_ns"]).astype("float64").mean() / NS_PER_S)
-
-
-def with_tier_wait(engine: EngineSettings, wait_s: float) -> EngineSettings:
-    """The same engine, whose ssd tier is as slow as the real one was seen to be."""
-    ssd = engine.cache.ssd
-    if ssd is None or not wait_s:
-        return engine
-    return replace(engine, cache=replace(engine.cache, ssd=replace(ssd, latency_s=wait_s)))
+def mean_of(values: npt.NDArray[np.float64]) -> float:
+    """Their mean; 0 of none."""
+    return float(values.mean()) if len(values) else 0.0
 
 
 def with_store(engine: EngineSettings, folder: Path) -> EngineSettings:

@@ -20,6 +20,7 @@ from sim.world import SimClock
 FEWEST_STEPS = 50
 MOST_DELAYS = 4_096
 FEW_RESTS = 10
+NEVER: "npt.NDArray[np.float64]" = np.empty(0)
 
 Flags = npt.NDArray[np.bool_]
 
@@ -36,7 +37,9 @@ class Turns:
     beginners: Floats
     arrivals: Floats
     leavers: Floats
+    left_before: Floats  # the leavers of the turn before: not all that they leave to do is done in theirs
     kept_tokens: Floats
+    reads: Floats  # prefixes that came from files
     is_prefill: Flags
     batch: Floats  # sequences in the step
 
@@ -48,7 +51,7 @@ class Turns:
 class Starts:
     """Steps before which the machine had nothing to do: a row each."""
 
-    took_ns: Floats  # from the arrival that ended the rest to the end of the step
+    took_ns: Floats  # from when the request that ended the rest was let in to the end of the step
     said_ns: Floats
     beginners: Floats
 
@@ -68,19 +71,20 @@ def host_costs(
         )
     scales = model_scales(logs, settings, models)
     said = [predictions(log.steps, settings, models, scales) for log in logs]
-    arrivals = [run.arrivals_ns for run in runs]
-    found = joined([turns_of(*each) for each in zip(logs, said, arrivals, strict=True)])
+    arrivals, reads = [run.arrivals_ns for run in runs], [run.reads_ns for run in runs]
+    found = joined([turns_of(*each) for each in zip(logs, said, arrivals, reads, strict=True)])
     costs = turn_costs(found)
     costs.scales = scales
-    starts = [starts_of(*each) for each in zip(logs, said, arrivals, strict=True)]
+    starts = [starts_of(*each) for each in zip(logs, said, [run.tried_ns for run in runs], strict=True)]
     costs.wake_ns = waking_ns(starts, costs)
+    costs.tier_ns = tier_waits(runs)
     costs.in_ns = delays([idle_delays(run) for run in runs])
     costs.first_ns = delays([between(run, "first_token_ns", "first_ns") for run in runs])
     costs.end_ns = delays([between(run, "last_token_ns", "last_ns") for run in runs])
     return costs
 
 
-def turns_of(log: StepLog, said_ns: Floats, arrivals_ns: Floats) -> Turns:
+def turns_of(log: StepLog, said_ns: Floats, arrivals_ns: Floats, reads_ns: Floats = NEVER) -> Turns:
     """The turns of a log; `said_ns` is what a cost model says of each of its steps.
 
     The machine had work all the time when the step is asked for before the one before it ends, or does something for
@@ -90,9 +94,11 @@ def turns_of(log: StepLog, said_ns: Floats, arrivals_ns: Floats) -> Turns:
     over = [each.steps_over for each in log.left]
     left = np.bincount(over, minlength=len(steps) + 1)
     kept = np.bincount(over, weights=[each.kept_tokens for each in log.left], minlength=len(steps) + 1)
-    arrived = np.searchsorted(np.sort(arrivals_ns), [step.ended_ns for step in steps], side="right")
     rows = [number for number in range(1, len(steps)) if follows(steps[number - 1], steps[number])]
     ended = np.array([step.ended_ns for step in steps], dtype=np.float64)
+    arrived, read = (
+        np.searchsorted(np.sort(times), ended, side="right") for times in (arrivals_ns, reads_ns)
+    )
     shapes = [steps[number].shape for number in rows]
     before = np.array(rows, dtype=np.int64) - 1
     return Turns(
@@ -101,7 +107,9 @@ def turns_of(log: StepLog, said_ns: Floats, arrivals_ns: Floats) -> Turns:
         beginners=np.array([shape.beginners for shape in shapes], dtype=np.float64),
         arrivals=(arrived[rows] - arrived[before]).astype(np.float64),
         leavers=left[rows].astype(np.float64),
+        left_before=left[before].astype(np.float64),
         kept_tokens=kept[rows].astype(np.float64),
+        reads=(read[rows] - read[before]).astype(np.float64),
         is_prefill=np.array([shape.has_prefill for shape in shapes], dtype=np.bool_),
         batch=np.array([len(shape.chunks) + len(shape.decodes) for shape in shapes], dtype=np.float64),
     )
@@ -113,9 +121,9 @@ def follows(before: Step, step: Step) -> bool:
     return step.asked_ns <= before.ended_ns or bool(shape.decodes) or shape.beginners < len(shape.chunks)
 
 
-def starts_of(log: StepLog, said_ns: Floats, arrivals_ns: Floats) -> Starts:
+def starts_of(log: StepLog, said_ns: Floats, tried_ns: Floats) -> Starts:
     """The steps of a log that ended a rest, where the request is known that ended it."""
-    arrivals = np.sort(arrivals_ns)
+    arrivals = np.sort(tried_ns)
     rows, took = [], []
     for number in range(1, len(log.steps)):
         before, step = log.steps[number - 1], log.steps[number]
@@ -143,6 +151,7 @@ def turn_costs(turns: Turns) -> HostCosts:
     """What turns are made of: least squares without negative costs, weighted so that their sum is met.
 
     What an arrival costs is charged with the step in which its request begins: it delays that request in any case.
+    What is left to do in the turn after a sequence has left is charged when it leaves.
     """
     columns = (
         turns.said_ns,
@@ -150,19 +159,26 @@ def turn_costs(turns: Turns) -> HostCosts:
         turns.beginners,
         turns.arrivals,
         turns.leavers,
+        turns.left_before,
         turns.kept_tokens,
+        turns.reads,
     )
     rows = np.stack(columns, axis=1)
     weights = 1 / np.sqrt(np.maximum(turns.said_ns, 1.0))
-    scale, step, begin, arrive, leave, keep = non_negative(
-        rows * weights[:, None], turns.took_ns * weights
-    ).tolist()
-    costs = HostCosts(scale=scale or 1.0, step_ns=step, begin_ns=begin + arrive, leave_ns=leave, keep_ns=keep)
-    whole_ns = rows @ np.array([costs.scale, step, begin, arrive, leave, keep])
+    found = non_negative(rows * weights[:, None], turns.took_ns * weights)
+    found[0] = found[0] or 1.0
+    scale, step, begin, arrive, leave, later, keep, read = found.tolist()
+    costs = HostCosts(scale=scale, step_ns=step, begin_ns=begin + arrive, leave_ns=leave + later)
+    costs.keep_ns, costs.read_ns = keep, read
+    whole_ns = rows @ found
     ratios = turns.took_ns / np.maximum(whole_ns, 1.0)
     said_ns = said_of(turns.said_ns, turns.beginners, costs)
     costs.decode_spread = spread(said_ns[~turns.is_prefill], ratios[~turns.is_prefill])
     costs.prefill_spread = spread(said_ns[turns.is_prefill], ratios[turns.is_prefill])
+    costs.ranks = [
+        (costs.prefill_spread if is_prefill else costs.decode_spread).rank(said, ratio)
+        for said, ratio, is_prefill in zip(said_ns.tolist(), ratios.tolist(), turns.is_prefill, strict=True)
+    ]
     return costs
 
 
@@ -179,8 +195,10 @@ def foreseen_ns(turns: Turns, costs: HostCosts) -> Floats:
         spreads[0 if is_prefill else 1].mean(said)
         for said, is_prefill in zip(said_ns, turns.is_prefill, strict=True)
     ]
-    leaving_ns = turns.leavers * costs.leave_ns + turns.kept_tokens * costs.keep_ns
-    foreseen: Floats = said_ns * np.array(means) + leaving_ns
+    besides_ns = (
+        turns.leavers * costs.leave_ns + turns.kept_tokens * costs.keep_ns + turns.reads * costs.read_ns
+    )
+    foreseen: Floats = said_ns * np.array(means) + besides_ns
     return foreseen
 
 
@@ -206,6 +224,28 @@ def waking_ns(starts: Listing[Starts], costs: HostCosts) -> float:
     return max(median_ns, -costs.step_ns - costs.begin_ns)
 
 
+def tier_waits(runs: Listing[LiveRun]) -> Floats:
+    """What each calm request waited for a prefix that had to be read from files; each one, if no calm one had to.
+
+    In a crowd they wait for one another, and that is not the way's length.
+    """
+    idle_ns = float(np.median(np.concatenate([idle_delays(run) for run in runs])))
+    calm = np.concatenate([from_files(before_crowd(run.both), idle_ns) for run in runs])
+    return calm if len(calm) else np.concatenate([from_files(run.both, idle_ns) for run in runs])
+
+
+def from_files(table: pd.DataFrame, idle_ns: float) -> Floats:
+    """How long each completed request of a table waited whose prefix was on ssd, in part at least.
+
+    By how much a busy engine let it in later than in `idle_ns` is part of it: others wait for the step that is under
+    way in any case, and that one's reading begins later.
+    """
+    rows = table[(table["outcome"] == "completed") & (table["cached_tokens_ssd"] > 0)]
+    late = (rows["tried_ns"] - rows["intended_ns"]).to_numpy(dtype=np.float64) - idle_ns
+    waits: Floats = (rows["queued_ns"] - rows["tried_ns"]).to_numpy(dtype=np.float64) + np.maximum(0.0, late)
+    return waits
+
+
 def between(run: LiveRun, told: str, heard: str) -> Floats:
     """From a time of the engine's to the client's for it, of each completed request that was not in the crowd."""
     table = run.both
@@ -224,10 +264,10 @@ def before_crowd(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def idle_delays(run: LiveRun) -> Floats:
-    """From the intended time to the arrival at the engine, of requests that found it resting; of all if none did."""
-    table, steps = before_crowd(run.both), run.log.steps
+    """From the intended time until the engine lets it in, of requests that found it resting; of all if none did."""
+    table, steps = before_crowd(run.both).dropna(subset=["tried_ns"]), run.log.steps
     intended = table["intended_ns"].to_numpy(dtype=np.float64)
-    late: Floats = table["arrival_ns"].to_numpy(dtype=np.float64) - intended
+    late: Floats = table["tried_ns"].to_numpy(dtype=np.float64) - intended
     rests = [(a.ended_ns, b.asked_ns) for a, b in pairwise(steps) if not follows(a, b)]
     if not rests:
         return late

@@ -6,7 +6,7 @@ arithmetic, and charges besides what the host does between steps, as it was meas
 """
 
 import asyncio
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -26,7 +26,6 @@ from engine.execution import (
     spoken,
 )
 from engine.settings import ExecutorSettings, ModelSettings
-from sim.streams import stream
 
 LIVE, SIMULATED = "twin_live", "twin_simulated"
 """What the two sides' executors are called."""
@@ -35,6 +34,8 @@ Ratios = npt.NDArray[np.float64]
 
 NEIGHBOURS = 65
 """Steps of about the same size among which one is drawn."""
+STRETCH_TURNS = 200
+"""That come in the order of the calibration: several times the tens of turns of a slow spell."""
 
 
 class Shape(NamedTuple):
@@ -195,33 +196,69 @@ class LiveTurns(Delegating):
 class Spread:
     """What steps of about a size took in reality, over what was said of them: the size's own error, and its tail.
 
-    `said_ns` is sorted; `ratios[i]` belongs to `said_ns[i]`. A step takes its ratio from one of its `NEIGHBOURS`
-    nearest in size, by chance: a spike of the machine that tripled a step of a millisecond triples none of a hundred.
+    `said_ns` is sorted; `ratios[i]` belongs to `said_ns[i]`. A step takes its ratio from its `NEIGHBOURS` nearest in
+    size: a spike of the machine that tripled a step of a millisecond triples none of a hundred.
     """
 
     said_ns: list[float]
     ratios: list[float]
+    # ratios by the place of their first neighbour, the quickest first
+    _windows: dict[int, list[float]] = field(default_factory=dict)
 
-    def ratio(self, said_ns: float, chance: float) -> float:
-        """The ratio for a step of which that is said, drawn with a number of [0, 1)."""
-        first, window = self._neighbours(said_ns)
-        return self.ratios[first + int(chance * window)] if window else 1.0
+    def ratio(self, said_ns: float, rank: float) -> float:
+        """The ratio of a step of which that is said, and before which comes that share, of [0, 1), of its like."""
+        window = self._neighbours(said_ns)
+        return window[int(rank * len(window))] if window else 1.0
+
+    def rank(self, said_ns: float, ratio: float) -> float:
+        """The share of its like that are quicker than a step with that ratio; of those that are equal, half."""
+        window = self._neighbours(said_ns)
+        return (bisect_left(window, ratio) + bisect_right(window, ratio)) / (2 * len(window) + 1)
 
     def mean(self, said_ns: float) -> float:
         """The mean of what `ratio` may answer."""
-        first, window = self._neighbours(said_ns)
-        return sum(self.ratios[first : first + window]) / window if window else 1.0
+        window = self._neighbours(said_ns)
+        return sum(window) / len(window) if window else 1.0
 
-    def _neighbours(self, said_ns: float) -> tuple[int, int]:
+    def _neighbours(self, said_ns: float) -> list[float]:
+        """The ratios of steps of about that size, the least first."""
         count = len(self.ratios)
-        window = min(NEIGHBOURS, count)
-        first = bisect_left(self.said_ns, said_ns) - window // 2
-        return min(max(first, 0), count - window), window
+        first = bisect_left(self.said_ns, said_ns) - min(NEIGHBOURS, count) // 2
+        first = min(max(first, 0), max(0, count - NEIGHBOURS))
+        window = self._windows.get(first)
+        if window is None:
+            window = self._windows[first] = sorted(self.ratios[first : first + NEIGHBOURS])
+        return window
 
 
 def no_spread() -> Spread:
     """Every step takes what is said of it."""
     return Spread([], [])
+
+
+class Course:
+    """How slow each turn is among its like, in stretches of what calibration runs went through.
+
+    In reality slow turns come in spells. Drawn one by one they would even each other out within an answer, and its
+    tail would be too thin. So the turns of the calibration come in their order, cut into stretches that are played in
+    an order of their own each time around: what is slow in all stays as much. Without a calibration each turn is
+    drawn alone.
+    """
+
+    def __init__(self, ranks: list[float], random: np.random.Generator) -> None:
+        """`ranks` of [0, 1), of the turns in their order."""
+        self._stretches = [ranks[at : at + STRETCH_TURNS] for at in range(0, len(ranks), STRETCH_TURNS)]
+        self._random = random
+        self._ahead: list[float] = []  # of this time around, the next one last
+
+    def next(self) -> float:
+        """The rank of the next turn of the machine, whichever replica has it."""
+        if not self._stretches:
+            return self._random.random()
+        if not self._ahead:
+            order = self._random.permutation(len(self._stretches)).tolist()
+            self._ahead = [rank for number in order for rank in self._stretches[number]][::-1]
+        return self._ahead.pop()
 
 
 @dataclass(slots=True)
@@ -231,10 +268,11 @@ class HostCosts:
     A turn of the machine, from the end of one step to that of the next, takes what the cost model says of the step
     times `scale` and its model's own of `scales`, `step_ns`, `begin_ns` with each sequence that begins in it
     (whatever its request has cost since it came), and `wake_ns` when the machine had nothing to do; the first three
-    times a ratio of `decode_spread` or `prefill_spread`. Besides, `leave_ns` with each sequence that has left since
-    the step before, and `keep_ns` a token of KV that was copied out for it. Between the load and the engine, a
-    request is on its way for one of `in_ns`, the news of its first token for one of `first_ns`, and those of its
-    end, after its last token, for one of `end_ns`.
+    times a ratio of `decode_spread` or `prefill_spread`, by the `ranks` that turns had one after the other. Besides,
+    `leave_ns` with each sequence that has left since the step before, `keep_ns` a token of KV that was copied out
+    for it, and `read_ns` with each prefix that is brought up from files, which takes one of `tier_ns`. Between the
+    load and the engine, a request is on its way for one of `in_ns`, the news of its first token for one of
+    `first_ns`, and those of its end, after its last token, for one of `end_ns`.
     """
 
     scale: float = 1.0
@@ -244,11 +282,14 @@ class HostCosts:
     wake_ns: float = 0.0
     leave_ns: float = 0.0
     keep_ns: float = 0.0
+    read_ns: float = 0.0
     in_ns: Ratios = field(default_factory=lambda: np.zeros(1))
     first_ns: Ratios = field(default_factory=lambda: np.zeros(1))
     end_ns: Ratios = field(default_factory=lambda: np.zeros(1))
     decode_spread: Spread = field(default_factory=no_spread)
     prefill_spread: Spread = field(default_factory=no_spread)
+    ranks: list[float] = field(default_factory=list)
+    tier_ns: Ratios = field(default_factory=lambda: np.zeros(0))  # none where no prefix came from files
 
 
 @dataclass(slots=True)
@@ -265,12 +306,12 @@ class Ledger:
 
 @dataclass(slots=True, kw_only=True)
 class SimulatedOptions:
-    """The cost models by the name of the model they are of, the host's costs, and the machine's ledger."""
+    """The cost models by the name of the model they are of, the host's costs, and the machine's ledger and course."""
 
     models: dict[str, ExecutorSettings]
     host: HostCosts
     ledger: Ledger
-    seed: int = 0
+    course: Course
 
     def inner_of(self, model: ModelSettings) -> ExecutorSettings:
         """The cost model of a model; of one without a replica any, as nobody runs it."""
@@ -291,14 +332,13 @@ class SimulatedTurns(Delegating):
         self._scale = options.host.scale * options.host.scales.get(machine.model.name, 1.0)
         self._options = options
         self._clock = machine.clock
-        self._chance = stream(options.seed, f"fidelity.{machine.replica}")
 
     async def step(self, batch: Batch) -> StepResult:
         now_ns, host, ledger = self._clock.now_ns(), self._options.host, self._options.ledger
         beginners = sum(each.sequence.computed_tokens == each.sequence.cached_tokens for each in batch.chunks)
         said_ns = self._modelled.duration_ns(batch) * self._scale + host.step_ns + host.begin_ns * beginners
         spread = host.prefill_spread if batch.chunks else host.decode_spread
-        turn_ns = said_ns * spread.ratio(said_ns, self._chance.random())
+        turn_ns = said_ns * spread.ratio(said_ns, self._options.course.next())
         if ledger.free_ns < now_ns:
             turn_ns += host.wake_ns
         self._modelled.stepped(1)

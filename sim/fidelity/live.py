@@ -46,6 +46,18 @@ class LiveRun:
         return self.tables.requests["arrival_ns"].to_numpy(dtype=np.float64)
 
     @property
+    def tried_ns(self) -> "npt.NDArray[np.float64]":
+        """When the engine had let each request in and asked for its prefix."""
+        return self.tables.requests["tried_ns"].dropna().to_numpy(dtype=np.float64)
+
+    @property
+    def reads_ns(self) -> "npt.NDArray[np.float64]":
+        """When each prefix was there that had to come from files, in part at least."""
+        table = self.tables.requests
+        there = table[(table["outcome"] == "completed") & (table["cached_tokens_ssd"] > 0)]["queued_ns"]
+        return there.to_numpy(dtype=np.float64)
+
+    @property
     def both(self) -> pd.DataFrame:
         """What the engine recorded of each request, and what the client saw of it."""
         return self.tables.requests.merge(self.client, on="request_id")

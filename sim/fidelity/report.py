@@ -207,13 +207,13 @@ def turns_line(result: CaseResult) -> str:
 
 def host_line(result: CaseResult) -> str:
     """The constants that the simulation was given, in one line."""
-    host = result.host
+    host, read_ns = result.host, result.host.get("read_ns", 0.0)  # folders of before do not know that one
     return (
         f"measured around each run: {host['step_ns'] / 1e3:.0f} us of the host a step, "
         f"{host['begin_ns'] / 1e3:.0f} us a request that begins, {host['wake_ns'] / 1e3:+.0f} us after a rest, "
         f"{host['leave_ns'] / 1e3:.0f} us one that leaves and {host['keep_ns']:.0f} ns a token kept of it, "
-        f"{host['tier_wait_s'] * 1e3:.2f} ms for a prefix on ssd; steps take {host['scale']:.3f} times what the cost "
-        f"model says"
+        f"{host['tier_wait_s'] * 1e3:.2f} ms for a prefix on ssd and {read_ns / 1e3:.0f} us more of turns; "
+        f"steps take {host['scale']:.3f} times what the cost model says"
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from engine import garbage
 from engine.clock import WallClock, processor_ns, stopwatch_ns, to_ns
 from engine.engine import Engine
 from engine.errors import EngineError
@@ -103,6 +104,7 @@ async def serve(job: LiveJob, pipe: Connection) -> LiveTables:
         await warm_up(engine.replicas.values())
         recorder = fresh_recorder(engine)
         log.clear()
+        garbage.settle()
         session, share = Session(engine, job), core_share()
         listener = await asyncio.start_server(session.talk, "127.0.0.1", 0)
         pipe.send(listener.sockets[0].getsockname()[1])

@@ -8,15 +8,17 @@ import numpy.typing as npt
 import pandas as pd
 
 from engine.clock import NS_PER_S, stopwatch_ns
+from engine.engine import Engine
 from engine.settings import CacheSettings, EngineSettings, ExecutorSettings
 from sim.config import TimedFault
-from sim.fidelity.device import SIMULATED, HostCosts, Ledger, SimulatedOptions
+from sim.fidelity.device import SIMULATED, Course, HostCosts, Ledger
 from sim.stage import Stage
 from sim.streams import stream
 from sim.traffic import Trace
 from sim.traffic.trace import Times
 
 SAMPLE_EVERY_S = 3_600.0  # nobody looks at the series
+FILES = "ssd"  # the tier behind which a real run has files
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,10 +39,11 @@ def simulate(
     host: HostCosts,
     seed: int,
 ) -> SimulatedRun:
-    """One run. `seed` draws the spread of the steps and the delays on the way, nothing else. Raises BadSettings."""
+    """One run. `seed` draws the spread of the steps and all delays, nothing else. Raises BadSettings."""
     begun_ns = stopwatch_ns()
     stage = Stage(twin(settings, models, host, seed), on_the_way(trace, host, seed), SAMPLE_EVERY_S)
     try:
+        slow_down(stage.engine, host, seed)
         for number, timed in enumerate(faults):
             stage.at(timed.at_s, timed.fault, f"faults[{number}].replica")
         stage.play()
@@ -81,13 +84,31 @@ def twin(
     settings: EngineSettings, models: dict[str, ExecutorSettings], host: HostCosts, seed: int
 ) -> EngineSettings:
     """The same engine with cost models for executors, and tiers that are only sizes and times."""
-    made = SimulatedOptions(models=models, host=host, ledger=Ledger(), seed=seed)
-    options = {"models": made.models, "host": host, "ledger": made.ledger, "seed": seed}
+    course = Course(host.ranks, stream(seed, "fidelity.turns"))
+    options = {"models": models, "host": host, "ledger": Ledger(), "course": course}
     executor = ExecutorSettings(name=SIMULATED, options=options)
-    return replace(settings, executor=executor, cache=without_stores(settings.cache))
+    return replace(settings, executor=executor, cache=without_stores(settings.cache, host))
 
 
-def without_stores(cache: CacheSettings) -> CacheSettings:
-    """The same tiers with nothing behind them."""
+def without_stores(cache: CacheSettings, host: HostCosts) -> CacheSettings:
+    """The same tiers with nothing behind them, an ssd tier as slow in the mean as the real one was seen to be."""
     tiers: dict[str, Any] = {name: replace(tier, path=None, url=None) for name, tier in cache.tiers.items()}
+    if FILES in tiers and len(host.tier_ns):
+        tiers[FILES] = replace(tiers[FILES], latency_s=float(host.tier_ns.mean()) / NS_PER_S)
     return replace(cache, **tiers)
+
+
+def slow_down(engine: Engine, host: HostCosts, seed: int) -> None:
+    """Let a read from files take one of the times that it took in the calibration runs, and its share of the core."""
+    if not len(host.tier_ns):
+        return
+    waits, random = host.tier_ns.tolist(), stream(seed, f"fidelity.{FILES}")
+    ledger, share_ns = engine.settings.executor.options["ledger"], round(host.read_ns)
+
+    def read_ns(_size_bytes: int) -> float:
+        ledger.book(engine.clock.now_ns(), share_ns)
+        return float(waits[int(random.integers(len(waits)))])
+
+    for tier, way in zip(engine.cache.tiers, engine.carrier.ways, strict=True):
+        if tier.name == FILES:
+            way.drawn_ns = read_ns

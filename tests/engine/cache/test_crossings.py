@@ -108,3 +108,20 @@ def test_when_a_moment_is_over_what_was_put_off_until_then_comes_first():
     crossings.write(way, GIB, lambda _, at_ns: told.append(at_ns), None, 5)
     crossings.catch_up(10**12)
     assert told == [6, 5 + way.modelled_ns(GIB)]
+
+
+def test_what_a_read_takes_may_be_drawn_and_a_write_takes_what_is_modelled():
+    clock = SimClock()
+    way, crossings, read, over = Way(TierSettings(gib=1, concurrency=2), clock), Crossings(clock), [], []
+    takes = iter([3 * MS, 0.4])
+    way.drawn_ns = lambda size_bytes: next(takes) * size_bytes
+    crossings.read(way, 1, lambda: read.append(clock.now_ns()))
+    crossings.write(way, GIB, lambda what, at_ns: over.append((what, at_ns)), "it", 0)
+    while clock.env.peek() < float("inf"):
+        clock.env.step()
+    assert read == [3 * MS]
+    crossings.catch_up(10**12)
+    assert over == [("it", way.modelled_ns(GIB))]
+    assert way.read_ns(5) == 2
+    way.drawn_ns = None
+    assert way.read_ns(GIB) == way.modelled_ns(GIB)

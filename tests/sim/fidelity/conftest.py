@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sim.fidelity.bench import CaseResult, points
+from sim.fidelity.bench import COST_NAMES, DELAY_NAMES, CaseResult, points
 from sim.fidelity.cases import CASES
 from sim.fidelity.compare import cells, distances, shares
 
@@ -57,7 +57,6 @@ def made_case(run, name="poisson70", factor=1.0, real_factor=1.0, voids=()):
     figures = {
         f"{side} {metric}": 0.02 for side in ("real", "simulated") for metric in ("TTFT", "TPOT", "E2E")
     }
-    costs = ("scale", "step_ns", "begin_ns", "wake_ns", "leave_ns", "keep_ns", "in_ns", "first_ns", "end_ns")
     return CaseResult(
         name=name,
         title=case.title,
@@ -71,7 +70,7 @@ def made_case(run, name="poisson70", factor=1.0, real_factor=1.0, voids=()):
         distances=distances(real, simulated),
         engine=figures,
         schedule_delay=0.001,
-        host=dict.fromkeys(costs, 1.0) | {"tier_wait_s": 0.0},
+        host=dict.fromkeys((*COST_NAMES, *DELAY_NAMES), 1.0) | {"tier_wait_s": 0.0},
         turns=[0.99, 1.02],
         core_share=0.98,
         voids=list(voids),

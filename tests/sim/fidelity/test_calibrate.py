@@ -19,6 +19,7 @@ from sim.fidelity.calibrate import (
     predictions,
     residuals,
     starts_of,
+    tier_waits,
     turn_costs,
     turns_of,
     waking_ns,
@@ -79,6 +80,36 @@ def test_costs_of_turns_are_found_again():
     assert costs.leave_ns + 32 * costs.keep_ns == pytest.approx(300 * US + 32 * 20, rel=1e-3)
 
 
+def stretched(log, said, arrivals, extra_ns):
+    """The same log, in which the turn that ends with a step takes so much longer, by the step's number."""
+    shifts = np.cumsum([extra_ns(number) for number in range(len(log.steps))]).tolist()
+    steps = [
+        step._replace(asked_ns=step.asked_ns + shift, ended_ns=step.ended_ns + shift)
+        for step, shift in zip(log.steps, shifts, strict=True)
+    ]
+    turn = np.searchsorted([step.ended_ns for step in log.steps], arrivals)
+    return StepLog(steps, log.left), said, arrivals + np.array([0, *shifts])[turn]
+
+
+def test_what_a_read_from_files_takes_of_a_turn_is_found():
+    log, said, arrivals = stretched(*made_log(), lambda number: 900 * US * (number % 11 == 0))
+    reads = np.array([step.ended_ns + 1 for step in log.steps[10::11]], dtype=float)
+    costs = turn_costs(turns_of(log, said, arrivals, reads))
+    assert costs.read_ns == pytest.approx(900 * US, rel=1e-3)
+    assert costs.step_ns == pytest.approx(200 * US, rel=1e-3)
+    assert foreseen_ns(turns_of(log, said, arrivals, reads), costs).sum() == pytest.approx(
+        log.steps[-1].ended_ns - log.steps[0].ended_ns, rel=0.01
+    )
+    assert turn_costs(turns_of(*made_log())).read_ns == 0.0
+
+
+def test_what_is_left_to_do_in_the_turn_after_one_has_left_is_charged_to_leaving():
+    costs = turn_costs(turns_of(*stretched(*made_log(), lambda number: 250 * US * (number % 7 == 1))))
+    assert costs.leave_ns + 32 * costs.keep_ns == pytest.approx(550 * US + 32 * 20, rel=1e-3)
+    assert costs.step_ns == pytest.approx(200 * US, rel=1e-3)
+    assert costs.begin_ns == pytest.approx(150 * US, rel=1e-3)
+
+
 def test_a_cost_model_that_says_half_is_scaled():
     assert turn_costs(turns_of(*made_log(scale=2.0))).scale == pytest.approx(2.0, rel=1e-3)
 
@@ -129,7 +160,9 @@ def made_run(log, arrivals_ns, intended_ns):
     both = pd.DataFrame({"request_id": range(count), "arrival_ns": arrivals_ns, "intended_ns": intended_ns})
     both["first_token_ns"], both["first_ns"] = 10, 17
     both["last_token_ns"], both["last_ns"], both["outcome"] = 20, 31, "completed"
-    return SimpleNamespace(log=log, arrivals_ns=np.asarray(arrivals_ns, dtype=float), both=both)
+    both["cached_tokens_ssd"], both["tried_ns"], both["queued_ns"] = 0, arrivals_ns, 2
+    times = np.asarray(arrivals_ns, dtype=float)
+    return SimpleNamespace(log=log, arrivals_ns=times, tried_ns=times, reads_ns=np.empty(0), both=both)
 
 
 def test_the_way_to_the_engine_is_measured_on_requests_that_find_it_resting():
@@ -138,6 +171,17 @@ def test_the_way_to_the_engine_is_measured_on_requests_that_find_it_resting():
     assert idle_delays(run).tolist() == [30.0]
     busy = made_run(StepLog(steps[:1]), [20, 30], [10, 10])
     assert idle_delays(busy).tolist() == [10.0, 20.0]
+
+
+def test_waits_for_files_are_those_of_calm_requests_if_there_are_any():
+    run = made_run(StepLog(), [0, 0, 0, 40], [0, 0, 0, 40])
+    run.both["last_ns"] = [31, 31, 31, 99]  # the last one is still there when nobody comes any more
+    run.both["cached_tokens_ssd"], run.both["queued_ns"] = [0, 16, 32, 16], [2, 5, 9, 50]
+    assert tier_waits([run, run]).tolist() == [5.0, 9.0] * 2
+    run.both["cached_tokens_ssd"] = [0, 0, 0, 16]
+    assert tier_waits([run]).tolist() == [10.0]
+    run.both["cached_tokens_ssd"] = 0
+    assert tier_waits([run]).tolist() == []
 
 
 def test_a_calibration_run_of_a_few_steps_is_refused():
@@ -182,6 +226,29 @@ def test_a_ratio_is_drawn_among_steps_of_about_the_same_size():
     assert {spread.ratio(500.0, chance) for chance in chances} == {1.0, 3.0}
     assert spread.mean(-5.0) == 1.0
     assert spread.mean(500.0) == pytest.approx(1.0 + 2.0 * (NEIGHBOURS - NEIGHBOURS // 2) / NEIGHBOURS)
+
+
+def test_the_rank_of_a_ratio_leads_back_to_it():
+    random = np.random.default_rng(1)
+    said, ratios = np.sort(random.gamma(2, 1_000, 500)), random.gamma(9, 1 / 9, 500)
+    spread = Spread(said.tolist(), ratios.tolist())
+    ranks = [spread.rank(*each) for each in zip(said, ratios, strict=True)]
+    assert [spread.ratio(*each) for each in zip(said, ranks, strict=True)] == ratios.tolist()
+    assert np.mean(ranks) == pytest.approx(0.5, abs=0.01)
+    few = Spread([5.0], [2.0])
+    assert few.ratio(9.0, few.rank(9.0, 2.0)) == few.ratio(0.0, 0.999) == 2.0
+    assert 0 <= few.rank(9.0, 1.0) < few.rank(9.0, 3.0) < 1
+
+
+def test_turns_have_their_ranks_in_the_order_in_which_they_came():
+    turns = turns_of(*made_log())
+    slow = np.arange(len(turns)) // 50 % 2 == 1
+    turns.took_ns = turns.took_ns * np.where(slow, 1.3, 0.7)
+    ranks = np.array(turn_costs(turns).ranks)
+    assert len(ranks) == len(turns)
+    assert ranks[slow].min() > 0.45
+    assert ranks[~slow].max() < 0.55
+    assert ranks[slow].mean() - ranks[~slow].mean() == pytest.approx(0.5, abs=0.02)
 
 
 def test_without_a_spread_steps_take_what_is_said():

@@ -8,7 +8,7 @@ from engine.clock import WallClock
 from engine.engine import Engine
 from engine.settings import ExecutorSettings
 from sim.fidelity.cases import CASES, at_once, faults, run_settings, traffic
-from sim.fidelity.device import HostCosts, Ledger, Spread, StepLog
+from sim.fidelity.device import STRETCH_TURNS, Course, HostCosts, Ledger, Spread, StepLog
 from sim.fidelity.server import WARM_UP_TOKENS, in_turns, warm_up
 from sim.fidelity.simulated import on_the_way, simulate, without_stores
 
@@ -83,6 +83,46 @@ def test_the_spread_of_steps_depends_on_the_seed_alone():
     assert np.mean(one) == pytest.approx(e2e_ns(played()).mean(), rel=0.25)
 
 
+def test_a_course_goes_through_stretches_of_what_was_and_does_so_evenly():
+    turns = [number / 1_000 for number in range(1_000)]
+    course, again = (Course(turns, np.random.default_rng(1)) for _ in range(2))
+    first, second = ([course.next() for _ in turns] for _ in range(2))
+    assert sorted(first) == sorted(second) == turns
+    assert first != second
+    assert [again.next() for _ in turns] == first
+    in_order = np.isclose(np.diff(first + second), 0.001).mean()
+    assert in_order >= 1 - 1 / STRETCH_TURNS
+    alone = Course([], np.random.default_rng(1))
+    assert np.mean([alone.next() for _ in range(1_000)]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_slow_turns_in_spells_make_answers_that_differ_more():
+    spread = Spread([1.0, 2.0], [0.5, 1.5])
+    found = {}
+    for name, ranks in (("spells", [0.0] * 80 + [0.9] * 80), ("in turn", [0.0, 0.9] * 80)):
+        requests = played(host=HostCosts(decode_spread=spread, ranks=ranks), count=80)
+        several = requests[requests["output_tokens"] > 8]
+        tpot = (several["finished_ns"] - several["first_token_ns"]) / (several["output_tokens"] - 1)
+        found[name] = (tpot.std() / tpot.mean(), tpot.mean())
+    assert found["spells"][0] > 2 * found["in turn"][0]
+    assert found["spells"][1] == pytest.approx(found["in turn"][1], rel=0.3)
+
+
+def test_a_prefix_from_files_takes_what_it_took_in_the_calibration_and_turns_wait_for_it():
+    waits = np.array([7e6, 9e6])
+    calm = {"count": 300, "rate": 5.0}
+    requests = played("conversations", host=HostCosts(tier_ns=waits), **calm)
+    rows = requests[requests["cached_tokens_ssd"] > 0]
+    took = (rows["queued_ns"] - rows["tried_ns"]).tolist()
+    assert set(waits) <= set(took)
+    assert min(filter(None, took)) == waits.min()  # nothing at all where it was not written yet
+    crowd = {"count": 300, "rate": 60.0}
+    more = played("conversations", host=HostCosts(tier_ns=waits, read_ns=20e6), **crowd)
+    assert (
+        e2e_ns(more).mean() > e2e_ns(played("conversations", host=HostCosts(tier_ns=waits), **crowd)).mean()
+    )
+
+
 def test_replicas_of_one_machine_take_turns():
     ledger = Ledger()
     assert [ledger.book(0, 10), ledger.book(3, 10), ledger.book(50, 10)] == [10, 20, 60]
@@ -111,8 +151,9 @@ def test_a_failover_is_simulated_with_nothing_lost():
 
 def test_tiers_of_the_simulated_side_have_nothing_behind_them(tmp_path):
     cache = run_settings(CASES["conversations"], 1, [f"tiers.ssd.path={tmp_path}"]).engine.cache
-    assert without_stores(cache).ssd.path is None
-    assert without_stores(cache).ssd.gib == cache.ssd.gib
+    slow = without_stores(cache, HostCosts(tier_ns=np.array([1e6, 3e6])))
+    assert (slow.ssd.path, slow.ssd.gib, slow.ssd.latency_s) == (None, cache.ssd.gib, 0.002)
+    assert without_stores(cache, HostCosts()).ssd.latency_s == cache.ssd.latency_s
     requests = played("conversations", count=300)
     assert requests["cached_tokens_ssd"].sum() > 0
 
