@@ -20,7 +20,7 @@ from sim.world import SimClock
 FEWEST_STEPS = 50
 MOST_DELAYS = 4_096
 FEW_RESTS = 10
-NEVER: "npt.NDArray[np.float64]" = np.empty(0)
+NEVER: Floats = np.empty(0)
 
 Flags = npt.NDArray[np.bool_]
 
@@ -77,8 +77,8 @@ def host_costs(
     costs.scales = scales
     starts = [starts_of(*each) for each in zip(logs, said, [run.tried_ns for run in runs], strict=True)]
     costs.wake_ns = waking_ns(starts, costs)
-    costs.tier_ns = tier_waits(runs)
     costs.in_ns = delays([idle_delays(run) for run in runs])
+    costs.tier_ns = tier_waits(runs, float(np.median(costs.in_ns)))
     costs.first_ns = delays([between(run, "first_token_ns", "first_ns") for run in runs])
     costs.end_ns = delays([between(run, "last_token_ns", "last_ns") for run in runs])
     return costs
@@ -224,12 +224,11 @@ def waking_ns(starts: Listing[Starts], costs: HostCosts) -> float:
     return max(median_ns, -costs.step_ns - costs.begin_ns)
 
 
-def tier_waits(runs: Listing[LiveRun]) -> Floats:
+def tier_waits(runs: Listing[LiveRun], idle_ns: float) -> Floats:
     """What each calm request waited for a prefix that had to be read from files; each one, if no calm one had to.
 
-    In a crowd they wait for one another, and that is not the way's length.
+    In a crowd they wait for one another, and that is not the way's length. `idle_ns`: see `from_files`.
     """
-    idle_ns = float(np.median(np.concatenate([idle_delays(run) for run in runs])))
     calm = np.concatenate([from_files(before_crowd(run.both), idle_ns) for run in runs])
     return calm if len(calm) else np.concatenate([from_files(run.both, idle_ns) for run in runs])
 
