@@ -177,6 +177,7 @@ def test_several_choices_are_told_to_come_when_all_of_them_fit_or_never(serving,
 
 def test_metrics_which_name_tenants_are_for_operators(shared):
     """At either port; a tenant's key gets no line of them."""
+    assert one(shared.server.port, post(HELLO, headers=[bearer(shared.keys["acme"])])).status == 200
     for port in (shared.server.port, shared.server.admin_port):
         told = get(port, "/metrics", bearer(shared.keys["operator"]))
         assert told.status == 200
