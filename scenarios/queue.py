@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import exp, inf, log, sqrt
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,12 @@ Options = dict[str, Any]
 ROUNDS = 10  # of each user in a closed loop, before it has forgotten how it began
 RARE = 1e-6
 """How often somebody may have to wait for a place at a server that all share, and it is still one that all share."""
-SCV = {"exponential": 1.0, "deterministic": 0.0, "uniform": 1 / 3, "erlang2": 0.5}
+MOMENTS: dict[str, queueing.Moments] = {
+    "exponential": queueing.EXPONENTIAL,
+    "deterministic": (1.0, 1.0, 1.0),
+    "uniform": (4 / 3, 2.0, 16 / 5),
+    "erlang2": (1.5, 3.0, 7.5),
+}
 
 
 @dataclass
@@ -89,19 +94,22 @@ def theories_by_class(work: Options, fleet: Options, executor: Options) -> list[
     is_single = fleet["max_batch"] == 1 and fleet["queue_capacity"] is None
     is_plain = not (work["arrivals"]["curve"] or work["arrivals"]["flashes"] or work["tenants"]["cv_median"])
     is_poisson = work["arrivals"]["family"] == "poisson" and work["sessions"]["mean_turns"] == 1 and is_plain
-    classes = sorted(work["classes"], key=lambda each: -each["priority"])
-    a, of = work["rate"] * executor["mean_s"], [each["priority"] for each in classes]
+    classes = sorted((-each.get("priority", 0), each["share"]) for each in work["classes"] if each["share"])
+    a, of = work["rate"] * executor["mean_s"], [-rank for rank, _ in classes]
     formulas = {"priority": queueing.waits_by_class, "preemptive": queueing.sojourns_by_class}
     formula = formulas.get(fleet["discipline"])
     if formula is None or not is_single or not is_poisson or a >= 1 or len(dict.fromkeys(of)) < len(of):
         return []
-    mean_s, shares = executor["mean_s"], [each["share"] for each in classes]
+    mean_s, shares = executor["mean_s"], [share for _, share in classes]
     loads = [a * share / sum(shares) for share in shares]
     figure = "wait" if fleet["discipline"] == "priority" else "sojourn"
-    values = formula(loads, scv_of(executor))
+    values, unevenness = formula(loads, scv_of(executor)), queueing.unevenness(a, moments_of(executor))
     return [
         Theory(
-            figure, mean_s * value, errors(mean_s * value, queueing.spread_by_class(loads, k)), priority=each
+            figure,
+            mean_s * value,
+            errors(mean_s * value, unevenness * queueing.spread_by_class(loads, k)),
+            priority=each,
         )
         for k, (each, value) in enumerate(zip(of, values, strict=True))
     ]
@@ -126,26 +134,25 @@ def open_theory(work: Options, fleet: Options, executor: Options) -> Theory | No
     """Poisson arrivals before one server or several, with or without a bound, or before one that all share."""
     mean_s, servers, waiting = executor["mean_s"], fleet["max_batch"], fleet["queue_capacity"]
     a, is_memoryless = work["rate"] * mean_s, executor["law"] == "exponential"
+    lasting = max(1.0, (1 + scv_of(executor)) / 2)
     found = None
     if fleet["discipline"] == "ps":
         if a < 1 and waiting is None and a**servers < RARE:
             value = mean_s * queueing.sojourn_shared(a)
-            found = Theory("sojourn", value, errors(mean_s, queueing.spread_of_sharing(a)))
+            found = Theory("sojourn", value, errors(mean_s, lasting * queueing.spread_of_sharing(a)))
     elif waiting is not None:
         if is_memoryless or waiting == 0:
             places = servers + waiting
             spread = queueing.spread_of_refusals(servers, places, a)
-            found = Theory("refused", queueing.turned_away(servers, places, a), errors(1.0, spread))
+            found = Theory("refused", queueing.turned_away(servers, places, a), errors(1.0, lasting * spread))
     elif servers > 1:
         if is_memoryless and a < servers:
             value = mean_s * queueing.wait_of_many(servers, a)
             found = Theory("wait", value, errors(mean_s, queueing.spread_of_waits(servers, a)))
     elif a < 1:
-        scv = scv_of(executor)
-        value = mean_s * queueing.wait_of_one(a, scv)
-        found = Theory(
-            "wait", value, lambda count: float(mean_s * asymptotic_error(a, scv, count)), is_exact=True
-        )
+        value = mean_s * queueing.wait_of_one(a, scv_of(executor))
+        spread = queueing.spread_of_one(a, moments_of(executor))
+        found = Theory("wait", value, errors(mean_s, spread), is_exact=True)
     return found
 
 
@@ -156,7 +163,18 @@ def errors(mean_s: float, spread: float) -> Callable[[int], float]:
 
 def scv_of(executor: Options) -> float:
     """The squared coefficient of variation of the service times."""
-    return float(executor["scv"] if executor["law"] == "lognormal" else SCV[executor["law"]])
+    return float(executor["scv"] if executor["law"] == "lognormal" else MOMENTS[executor["law"]][0] - 1)
+
+
+def moments_of(executor: Options) -> queueing.Moments:
+    """The second to fourth moment of the service times, in means of their own."""
+    if executor["law"] != "lognormal":
+        return MOMENTS[executor["law"]]
+    variance = log(1 + executor["scv"])  # of the logarithm
+    second, third, fourth = (
+        exp(power * variance) if power * variance < queueing.MOST_EXPONENT else inf for power in (1, 3, 6)
+    )
+    return second, third, fourth
 
 
 def held_against(known: Theory, values: Values, max_errors: float) -> Check:
@@ -194,16 +212,6 @@ def settled(run: Run, known: Theory) -> Values:
     end = rows["started_ns" if known.figure == "wait" else "finished_ns"]
     spent_ns = (end - rows["arrival_ns"])[rows["outcome"] == "completed"].to_numpy(dtype=np.float64)
     return np.asarray(spent_ns / NS_PER_S, dtype=np.float64)
-
-
-def asymptotic_error(busy: float, scv: float, count: int) -> float:
-    """The standard error of a mean of `count` waits in a row, in mean service times.
-
-    Exact for exponential service; from there to another law as in heavy traffic, where the variance of the mean
-    grows with the cube of (1 + SCV) / 2.
-    """
-    exponential = busy * (2 + 5 * busy - 4 * busy**2 + busy**3) / (1 - busy) ** 4
-    return sqrt(exponential * ((1 + scv) / 2) ** 3 / max(count, 1))
 
 
 def batch_error(values: Values) -> float:

@@ -7,9 +7,17 @@ loop Reiser and Lavenberg, "Mean-value analysis of closed multichain queueing ne
 
 from collections.abc import Sequence
 from itertools import accumulate
-from math import ceil, exp, log
+from math import ceil, exp, expm1, inf, isinf, log
 
 NOTHING = 1e-15
+MOST_PLACES = 100_000
+"""Of a line that is looked at number by number; one that gets longer than that no run shows in the long run."""
+MOST_EXPONENT = 700.0  # of e, that is a float
+
+Moments = tuple[float, float, float]
+"""The second, third and fourth moment of a service time the mean of which is 1."""
+
+EXPONENTIAL: Moments = (2.0, 6.0, 24.0)
 
 
 def erlang_b(servers: int, a: float) -> float:
@@ -57,27 +65,39 @@ def chances(births: Sequence[float], deaths: Sequence[float]) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def long_run_variance(births: Sequence[float], deaths: Sequence[float], values: Sequence[float]) -> float:
+def long_run_variance(
+    births: Sequence[float], deaths: Sequence[float], values: Sequence[float], price: float = 0.0
+) -> float:
     """How much the mean over a time of what a birth-and-death process is worth varies, times that time.
 
-    `values` are those of each number, rates as in `chances`. (Burman, "A functional central limit theorem for
-    birth-death processes", 1980; Whitt, "Asymptotic formulas for Markov processes with applications to simulation",
-    Operations Research 40(2), 1992.)
+    `values` are those of each number, and each fall costs the `price`; rates as in `chances`. (Burman, "A functional
+    central limit theorem for birth-death processes", 1980; Whitt, "Asymptotic formulas for Markov processes with
+    applications to simulation", Operations Research 40(2), 1992.)
     """
     known = chances(births, deaths)
-    mean = sum(chance * value for chance, value in zip(known, values, strict=True))
-    upto = accumulate(chance * (value - mean) for chance, value in zip(known, values, strict=True))
+    worth = [value - price * rate for value, rate in zip(values, (0.0, *deaths), strict=True)]
+    mean = sum(chance * each for chance, each in zip(known, worth, strict=True))
+    upto = accumulate(chance * (each - mean) for chance, each in zip(known, worth, strict=True))
     flows = [chance * birth for chance, birth in zip(known, births, strict=False)]
-    return 2 * sum(part**2 / flow for part, flow in zip(upto, flows, strict=False) if flow > NOTHING)
+    return sum(
+        (part**2 + (price * flow - part) ** 2) / flow
+        for part, flow in zip(upto, flows, strict=False)
+        if flow > NOTHING
+    )
 
 
 def turned_away(servers: int, places: int, a: float) -> float:
     """The share that finds no place in M/M/c/K; where nobody may wait, that of Erlang's B. However large K is."""
     refused = 1.0
-    for count in range(1, places + 1):
-        rate = a / min(count, servers)
+    for count in range(1, min(places, servers) + 1):
+        rate = a / count
         refused = rate * refused / (1 + rate * refused)
-    return refused
+    waiting, fall = max(0, places - servers), -log(a / servers)
+    if not refused or waiting * fall > MOST_EXPONENT:
+        return 0.0
+    # with each place more, 1 / refused goes from x to 1 + x e^fall
+    more = expm1(waiting * fall) / expm1(fall) if fall else waiting
+    return 1 / (exp(waiting * fall) / refused + more)
 
 
 def sojourn_bounded(servers: int, places: int, a: float) -> float:
@@ -131,9 +151,34 @@ def sojourn_of_choices(choices: int, load: float) -> float:
     return total
 
 
+def spread_of_one(a: float, moments: Moments) -> float:
+    """How much the mean of n waits in M/G/1 varies, times n, by the moments of service.
+
+    Whoever brings S and finds W to do before him adds J = W - E[W] + k (W S + S^2 / 2), k = a / (1 - a), to the sum
+    of all waits less their mean: by his own, and by those of whoever comes after him. A sum of jumps at Poisson times
+    varies by the mean of their squares. W has the moments of the work in M/G/1 (Takacs, "A single-server queue with
+    Poisson input", Operations Research 10(3), 1962).
+    """
+    second, third, fourth = moments
+    if isinf(fourth):
+        return inf
+    k = a / (1 - a)
+    wait = k * second / 2
+    square = 2 * wait**2 + k * third / 3
+    return (square - wait**2) * (1 + 2 * k) + k**2 * (square * second + fourth / 4 + wait * third)
+
+
+def unevenness(a: float, moments: Moments) -> float:
+    """How much more than of exponential service waits in M/G/1 vary, beside their mean; never less than 1."""
+    each, plain = (spread_of_one(a, given) / given[0] ** 2 for given in (moments, EXPONENTIAL))
+    return max(1.0, each / plain)
+
+
 def spread_of_waits(servers: int, a: float) -> float:
-    """How much the mean of n waits in M/M/c varies, times n."""
+    """The same in M/M/c, about."""
     places = servers + ceil(log(NOTHING) / log(a / servers))
+    if places > MOST_PLACES:
+        return inf
     waiting = [max(0, count - servers) for count in range(places + 1)]
     return long_run_variance(*rates(servers, places, a), waiting) / a
 
@@ -141,11 +186,15 @@ def spread_of_waits(servers: int, a: float) -> float:
 def spread_of_sharing(a: float) -> float:
     """The same of times with processor sharing, where service is exponential."""
     places = ceil(log(NOTHING) / log(a))
+    if places > MOST_PLACES:
+        return inf
     return long_run_variance(*rates(1, places, a), range(places + 1)) / a
 
 
 def spread_of_refusals(servers: int, places: int, a: float) -> float:
     """The same of whether there was no place in M/M/c/K: by how long it is full, and by who comes meanwhile."""
+    if places > MOST_PLACES:
+        return inf
     is_full = [0] * places + [1]
     return a * long_run_variance(*rates(servers, places, a), is_full) + turned_away(servers, places, a)
 
@@ -161,8 +210,13 @@ def spread_by_class(loads: Sequence[float], place: int) -> float:
 
 
 def spread_closed(users: int, think: float) -> float:
-    """The same of times at one server of users who think in between."""
-    births = [(users - count) / think for count in range(users)]
-    known = chances(births, [1.0] * users)
-    rate = 1 - known[0]
-    return long_run_variance(births, [1.0] * users, range(users + 1)) / rate
+    """The same of times at one server of users who think in between.
+
+    The sum of n times is the area under the number at the server until n have left, and when that is varies too.
+    """
+    if not think:  # all are always there: each service is in the time of everybody
+        return users**2
+    births, deaths = [(users - count) / think for count in range(users)], [1.0] * users
+    price = sojourn_closed(users, think)
+    rate = 1 - chances(births, deaths)[0]
+    return long_run_variance(births, deaths, range(users + 1), price) / rate

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from engine.clock import NS_PER_S
-from scenarios.queue import asymptotic_error
 from sim import queueing
 from tests.sim.queues import (
     MAX_ERRORS,
@@ -73,7 +72,7 @@ def test_one_server(load):
     runs = replications(*servers(1, load), runs=RUNS, requests=size(load))
     waits = [run.settled("wait").mean() for run in runs]
     holds(waits, load / (1 - load), load if load != 0.5 else 0.7)
-    formula = asymptotic_error(load, 1.0, RUNS * 9 * size(load) // 10)
+    formula = sqrt(queueing.spread_of_one(load, queueing.EXPONENTIAL) / (RUNS * 9 * size(load) // 10))
     assert abs(np.mean(waits) - load / (1 - load)) < MAX_ERRORS * formula
     for share in (0.5, 0.95) if load < 0.9 else (0.5,):
         values = [np.quantile(run.sojourns, share) for run in runs]
