@@ -38,6 +38,8 @@ def is_better(figure: str, difference: float) -> bool:
 
 def table_of(played: Sequence[Played], labels: Sequence[dict[str, Any]] | None = None) -> pd.DataFrame:
     """One row a run, in the order of the jobs: what tells it apart, verdict, digest, figures."""
+    if not played:
+        return pd.DataFrame(columns=["seed", "verdict", "digest", "error", "folder"])
     rows = []
     for index, each in enumerate(sorted(played, key=lambda each: each.number)):
         told = labels[each.number] if labels is not None else {}

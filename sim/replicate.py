@@ -36,6 +36,7 @@ from sim.experiments import (
     whole_number,
 )
 from sim.intervals import Interval, interval
+from sim.plan import MOST_SEED
 from sim.runs import Run, open_run
 from sim.stats import TooShort, warm_up
 from sim.workers import Figures, Job, Played, play_all, worst_exit_code
@@ -140,6 +141,8 @@ class _Experiment:
         self._overrides = overrides
         self._seed = run.seed
         self._shown = shown
+        last = MOST_SEED + 1 - (settings.most if settings.until else settings.replications)
+        require("seed", run.seed, run.seed <= last, f"{last} at most, so that each run has one of its own")
         asked = arguments_of(settings, overrides)
         if resume is None:
             self._folder = Folder(run.report.folder, f"replicate_{run.scenario.name}")

@@ -87,6 +87,7 @@ def test_a_run_that_only_grows_is_too_short(lines, capsys):
         ("until=mean_ttft_s:much", "until is 'mean_ttft_s:much', but must be FIGURE:SHARE"),
         ("until=mean_ttft_s:200%", "until=mean_ttft_s is 2.0, but must be above 0"),
         ("strategy=nobody", "no strategy is called 'nobody'"),
+        ("seed=9223372036854775799", "seed is 9223372036854775799, but must be 9223372036854775798 at most"),
     ],
 )
 def test_bad_settings_stop_it_before_anything_is_written(line, told, lines, tmp_path, capsys):
@@ -137,6 +138,17 @@ def test_what_was_whole_is_kept_when_interrupted_and_gone_on_with(lines, tmp_pat
     anew = sim.replicate("steady", lines, replications=2, workers=1)
     for name in ("replications.csv", "intervals.json"):
         assert (whole / name).read_bytes() == (anew.path / name).read_bytes()
+
+
+def test_what_is_interrupted_before_a_run_is_whole_is_gone_on_with(lines, tmp_path, monkeypatch, capsys):
+    def interrupted(*_given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sim.replicate.play_all", interrupted)
+    assert command.main(["scenario=steady", *lines, "replications=2"]) == 130
+    (partial,) = tmp_path.glob("*.partial")
+    assert pd.read_csv(partial / "replications.csv").empty
+    assert f"go on with: python -m sim.replicate resume={partial}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
