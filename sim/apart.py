@@ -4,11 +4,30 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from typing import TypeVar
+from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import ClassVar, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+
+class Worker(SpawnProcess):
+    """A process that is deaf to Ctrl-C from its first moment on, and not only when it has imported what it needs."""
+
+    def start(self) -> None:
+        resource_tracker.ensure_running()  # who starts it lets the signal through again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Undisturbed(SpawnContext):
+    """Where workers come from."""
+
+    Process: ClassVar[type[Worker]] = Worker
 
 
 def apart(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> list[Result]:
@@ -30,7 +49,7 @@ def apart(function: Callable[[Task], Result], tasks: Sequence[Task], workers: in
 def pool_of(workers: int) -> ProcessPoolExecutor:
     """Processes that share the cores among them. A fork would take along locks and threads in whatever state."""
     threads = max(1, (os.cpu_count() or 1) // workers)
-    return ProcessPoolExecutor(workers, get_context("spawn"), _begin, (threads,))
+    return ProcessPoolExecutor(workers, Undisturbed(), _begin, (threads,))
 
 
 def end(pool: ProcessPoolExecutor) -> None:

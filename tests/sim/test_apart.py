@@ -1,11 +1,12 @@
 """Tasks in processes of their own, and how they end before their time."""
 
+import signal
 import threading
 import time
 
 import pytest
 
-from sim.apart import apart
+from sim.apart import apart, pool_of
 
 
 def slept(seconds):
@@ -18,6 +19,14 @@ def failed_or_slept(path):
     path.with_suffix(".begun").touch()
     time.sleep(20)
     path.touch()
+
+
+def test_a_worker_is_deaf_to_ctrl_c_before_it_has_imported_anything():
+    """What it was born with; its first act, to ignore the signal, comes after seconds of imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with pool_of(1) as pool:
+        assert signal.SIGINT in pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 @pytest.mark.slow
