@@ -8,6 +8,7 @@ are played for a sample of the decisions, side by side in processes.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,10 +19,10 @@ from engine.execution import executors
 from engine.request import Request
 from engine.routing import Seat
 from sim.apart import apart
-from sim.breakdown import column
+from sim.breakdown import MISSING, column
 from sim.config import RunSettings, read
 from sim.hindsight import regret
-from sim.history import History, Places, choices
+from sim.history import Flags, History, Integers, Places, choices
 from sim.intervals import Interval, interval
 from sim.runs import no_facts
 from sim.stage import Stage
@@ -48,13 +49,13 @@ class Forced:
 
 @dataclass(slots=True)
 class Replayed:
-    """What came of a run in which something was forced: end-to-end times, that of the request and those of all."""
+    """What came of a run in which something was forced: of the request, and of all beside the policy's own run."""
 
     completed: bool
-    ttft_s: float
     e2e_s: float
-    total_e2e_s: float
-    total_completed: int
+    saved_by_all_s: float
+    """Of the end-to-end times of those that were completed in both."""
+    more_completed: int
 
 
 @dataclass(slots=True)
@@ -73,7 +74,8 @@ class Counterfactual:
 
     `table` has a row a decision: request_id, attempt, at_s, chosen, best, reason; regret_e2e_s, which the request
     would have saved with the best replica, 0 where that was the chosen one; estimated_e2e_s; saved_by_all_s, which
-    all completed requests would have saved together, and which may be less than nothing.
+    all requests that were completed either way would have saved together, and which may be less than nothing;
+    more_completed, how many more would have been completed.
     """
 
     table: pd.DataFrame
@@ -120,7 +122,8 @@ def counterfactual(overrides: Sequence[str], sample: int = 20, workers: int = 1)
         for code in np.flatnonzero(made.members[made.among[place]])
         if code != made.chosen[place]
     ]
-    table = _table(run, drawn, tasks, apart(_replay, tasks, workers))
+    own_ns = _spent_ns(history.request_id, history.arrival_ns, history.finished_ns, history.completed)
+    table = _table(run, drawn, tasks, apart(partial(_replay, own_ns=own_ns), tasks, workers))
     return Counterfactual(
         table,
         len(judged),
@@ -131,22 +134,30 @@ def counterfactual(overrides: Sequence[str], sample: int = 20, workers: int = 1)
     )
 
 
-def _replay(forced: Forced) -> Replayed:
-    """Play the run in which that is forced."""
+def _replay(forced: Forced, own_ns: Integers) -> Replayed:
+    """Play the run in which that is forced; `own_ns` is what was spent in the policy's own."""
     with _played(read(forced.overrides), forced) as stage:
         columns = stage.recorder.columns
-        ids, arrival_ns, finished_ns, first_ns = (
-            columns[name].values() for name in ("request_id", "arrival_ns", "finished_ns", "first_token_ns")
+        ids, arrival_ns, finished_ns = (
+            columns[name].values() for name in ("request_id", "arrival_ns", "finished_ns")
         )
         completed = columns["outcome"].values() == "completed"
     (row,) = np.flatnonzero(ids == forced.request_id)
+    spent_ns = _spent_ns(ids, arrival_ns, finished_ns, completed)
+    both = (own_ns != MISSING) & (spent_ns != MISSING)
     return Replayed(
         bool(completed[row]),
-        float(first_ns[row] - arrival_ns[row]) / NS_PER_S,
         float(finished_ns[row] - arrival_ns[row]) / NS_PER_S,
-        int((finished_ns - arrival_ns)[completed].sum()) / NS_PER_S,
-        int(completed.sum()),
+        int((own_ns - spent_ns)[both].sum()) / NS_PER_S,
+        int((spent_ns != MISSING).sum() - (own_ns != MISSING).sum()),
     )
+
+
+def _spent_ns(ids: Integers, arrival_ns: Integers, finished_ns: Integers, completed: Flags) -> Integers:
+    """The end-to-end time of each request in the order of their numbers; MISSING of who was not completed."""
+    spent_ns = np.where(completed, finished_ns.astype(np.int64) - arrival_ns, MISSING)
+    found: Integers = spent_ns[np.argsort(ids, kind="stable")]
+    return found
 
 
 @contextmanager
@@ -171,7 +182,6 @@ def _table(run: Tables, drawn: Places, tasks: Sequence[Forced], replayed: Sequen
     """A row a decision, from the runs of its alternatives."""
     estimates = regret(run).set_index(["request_id", "attempt"])["regret_e2e_s"]
     own_ns = column(run.requests, "finished_ns") - column(run.requests, "arrival_ns")
-    total_s = int(own_ns[(run.requests["outcome"] == "completed").to_numpy()].sum()) / NS_PER_S
     found: dict[tuple[int, int], list[tuple[Forced, Replayed]]] = {}
     for task, played in zip(tasks, replayed, strict=True):
         found.setdefault((task.request_id, task.attempt), []).append((task, played))
@@ -183,10 +193,11 @@ def _table(run: Tables, drawn: Places, tasks: Sequence[Forced], replayed: Sequen
         decision = run.decisions.iloc[place]
         key = (int(decision["request_id"]), int(decision["attempt"]))
         e2e_s, chosen = whole_s[key[0]], str(decision["chosen"])
-        best_s, best, saved_s = e2e_s, chosen, 0.0
+        best_s, best, saved_s, more = e2e_s, chosen, 0.0, 0
         for task, played in found[key]:
             if played.completed and played.e2e_s < best_s:
-                best_s, best, saved_s = played.e2e_s, str(task.replica), total_s - played.total_e2e_s
+                best_s, best = played.e2e_s, str(task.replica)
+                saved_s, more = played.saved_by_all_s, played.more_completed
         rows.append(
             {
                 "request_id": key[0],
@@ -199,6 +210,7 @@ def _table(run: Tables, drawn: Places, tasks: Sequence[Forced], replayed: Sequen
                 "regret_e2e_s": e2e_s - best_s,
                 "estimated_e2e_s": float(estimates.get(key, np.nan)),
                 "saved_by_all_s": saved_s,
+                "more_completed": more,
             }
         )
     return pd.DataFrame(rows)

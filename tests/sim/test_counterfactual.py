@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from engine.clock import NS_PER_S
 from engine.errors import BadSettings
+from sim.config import read
 from sim.counterfactual import Forced, counterfactual
 from sim.regret import main
+from sim.stage import Stage
 
 QUEUE = [
     "scenario=queue", "fleet.replicas=3", "workload.rate=2.4", "strategy=random", "scenario.max_errors=1e9",
@@ -32,6 +35,34 @@ def test_the_result_does_not_depend_on_the_number_of_workers():
     one, two = (counterfactual(lines, sample=3, workers=workers) for workers in (1, 2))
     assert one.table.equals(two.table)
     assert one.mean_saved_by_all_s == two.mean_saved_by_all_s
+
+
+def spent_s(lines, forced):
+    """The end-to-end time of each request that was completed, by its number."""
+    settings = read([*lines, "routing.decision_log=1"])
+    stage = Stage(settings.engine, settings.draw(), 1e7)
+    try:
+        stage.engine.router.overrule = forced.overrule
+        stage.play()
+        requests = stage.recorder.requests()
+    finally:
+        stage.close()
+    done = requests[requests["outcome"] == "completed"].set_index("request_id")
+    return (done["finished_ns"] - done["arrival_ns"]) / NS_PER_S
+
+
+def test_what_all_would_have_saved_is_of_those_who_were_completed_either_way():
+    """Where a line is full it also matters who finds no place in it: that is counted, and no time saved."""
+    lines = [*QUEUE, "fleet.queue_capacity=1", "workload.rate=3.3", "workload.requests=60", "seed=3"]
+    found = counterfactual(lines, sample=8).table
+    own = spent_s(lines, Forced(()))
+    assert (found["more_completed"] != 0).any()
+    for row in found[found["chosen"] != found["best"]].itertuples():
+        other = spent_s(lines, Forced((), row.request_id, row.attempt, row.best))
+        assert row.saved_by_all_s == pytest.approx(
+            (own - other).sum()
+        )  # those of one alone have no difference
+        assert row.more_completed == len(other) - len(own)
 
 
 def test_measured_times_and_runs_without_a_choice_are_refused():
