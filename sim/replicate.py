@@ -98,6 +98,8 @@ class Replications:
     """One row a run: seed, verdict, digest, figures."""
     intervals: dict[str, Interval]
     exit_code: int
+    missing: list[Played] = field(default_factory=list)
+    """Runs that the machine could not play; the folder is still `.partial`."""
 
 
 def replicate(
@@ -197,6 +199,8 @@ class _Experiment:
             return settings.replications, f"{settings.replications} replications, as asked"
         if are_copies([each.digest for each in self._played]):
             return settings.replications, SAME
+        if any(each.again for each in self._played):
+            return len(self._played), "want of memory or disk"
         for count in range(settings.replications, len(self._played) + 1):
             if self._is_sure(count):
                 return count, "the half-widths that were asked for"
@@ -232,14 +236,16 @@ class _Experiment:
         played, figures = self._played[:count], self._figures[:count]
         found = intervals(without_copies(figures, [each.digest for each in played]))
         runs = self._write(played, found, stopped_by, figures)
+        missing = [each for each in played if each.again]
         return Replications(
-            self._folder.publish(),
+            self.path if missing else self._folder.publish(),
             self._settings.analysis,
             self._warm_up or 0.0,
             stopped_by,
             runs,
             found,
             worst_exit_code(played),
+            missing,
         )
 
     def _write(
@@ -323,7 +329,20 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
         if experiment is not None:
             complain(f"go on with: python -m sim.replicate resume={experiment.path}")
         return 130
+    except OSError as error:
+        if experiment is None:
+            raise
+        complain(
+            f"nothing more can be written to {experiment.path}: {error.strerror}; "
+            f"once it can, go on with: python -m sim.replicate resume={experiment.path}"
+        )
+        return 1
     show(found, out)
+    if found.missing:
+        complain(
+            f"{len(found.missing)} of {len(found.runs)} runs could not be played for want of memory or disk; "
+            f"go on with: python -m sim.replicate resume={found.path}"
+        )
     return found.exit_code
 
 

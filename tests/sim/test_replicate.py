@@ -1,5 +1,6 @@
 """The same run on many seeds: the same table whatever the number of workers, and an end when there is enough."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import pytest
 from rich.console import Console
 
 import sim
+import sim.play
 from sim import replicate as command
 from sim.workers import Job, play_all
 
@@ -149,6 +151,42 @@ def test_what_is_interrupted_before_a_run_is_whole_is_gone_on_with(lines, tmp_pa
     (partial,) = tmp_path.glob("*.partial")
     assert pd.read_csv(partial / "replications.csv").empty
     assert f"go on with: python -m sim.replicate resume={partial}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("until", [[], ["until=mean_ttft_s:99%", "most=9"]])
+def test_what_could_not_be_played_for_want_of_disk_is_gone_on_with(
+    lines, tmp_path, monkeypatch, capsys, until
+):
+    full, good = OSError(errno.ENOSPC, "No space left on device"), sim.play.play
+
+    def only_the_first(settings, *given):
+        if settings.seed > 1:
+            raise full
+        return good(settings, *given)
+
+    monkeypatch.setattr("sim.play.play", only_the_first)
+    given = ["scenario=steady", *lines, "replications=2", "workers=1", *until]
+    assert command.main(given, Console(quiet=True)) == 1
+    (partial,) = tmp_path.iterdir()
+    assert f"go on with: python -m sim.replicate resume={partial}" in capsys.readouterr().err
+    assert partial.name.endswith(".partial")
+    monkeypatch.undo()
+    assert command.main([f"resume={partial}"], Console(quiet=True)) == 0
+    (whole,) = tmp_path.iterdir()
+    assert pd.read_csv(whole / "replications.csv")["error"].isna().all()
+
+
+def test_a_table_that_finds_no_place_on_the_disk_is_told_of(lines, tmp_path, monkeypatch, capsys):
+    def full(*_given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sim.experiments.Folder.write_table", full)
+    given = ["scenario=steady", *lines, "replications=2", "workers=1"]
+    assert command.main(given, Console(quiet=True)) == 1
+    (partial,) = tmp_path.iterdir()
+    told = capsys.readouterr().err
+    assert f"nothing more can be written to {partial}: No space left on device" in told
+    assert f"go on with: python -m sim.replicate resume={partial}" in told
 
 
 @pytest.mark.parametrize(
