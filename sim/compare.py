@@ -35,6 +35,7 @@ exit codes: 0 compared, 2 nothing to pair"""
 WIDTH = 110  # of a table that is not shown on a terminal
 SURE = 0.05
 UNSEEN = "no difference seen"
+PICTURES = (".png", ".svg", ".pdf", ".jpg", ".webp")
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -267,6 +268,8 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
         return 2
     middle = given.index("--")
     try:
+        for each in picture:
+            check_picture(each)
         found = compare(given[:middle], given[middle + 1 :])
     except BadSettings as error:
         complain(error)
@@ -274,9 +277,22 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     pairs = len(found.seeds)
     show_rows(f"{pairs} pair{'s' * (pairs != 1)} of runs, 95 % intervals of the difference", found.rows, out)
     if picture:
-        found.forest().savefig(picture[-1])
+        try:
+            found.forest().savefig(picture[-1])
+        except OSError as error:
+            complain(f"out is {picture[-1]!r}, but it cannot be written: {error.strerror}")
+            return 2
         out.print(f"picture  {picture[-1]}", highlight=False, soft_wrap=True)
     return 0
+
+
+def check_picture(name: str) -> None:
+    """Raise BadSettings for what is no file that a picture can be written to."""
+    path = Path(name)
+    if path.suffix.lower() not in PICTURES or not path.parent.is_dir():
+        raise BadSettings(
+            f"out is {name!r}, but must be a file in a folder that exists, ending in {', '.join(PICTURES)}"
+        )
 
 
 def show_rows(title: str, rows: Sequence[Row], out: Console) -> None:

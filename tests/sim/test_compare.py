@@ -89,3 +89,12 @@ def test_the_command_shows_a_table_and_draws_a_forest(fast_and_slow, tmp_path):
     assert (tmp_path / "forest.png").read_bytes().startswith(b"\x89PNG")
     assert command.main([*first], out) == 2
     assert command.main([*first, "--", "nowhere"], out) == 2
+
+
+@pytest.mark.parametrize("name", ["", "forest", "forest.xyz", "nowhere/forest.png"])
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_compared(name, monkeypatch, capsys):
+    monkeypatch.setattr(command, "compare", lambda *_given: pytest.fail("it is compared all the same"))
+    assert command.main(["a", "--", "b", f"out={name}"]) == 2
+    assert f"out is {name!r}, but must be a file in a folder that exists" in " ".join(
+        capsys.readouterr().err.split()
+    )
