@@ -45,7 +45,10 @@ def main() -> None:
 
 def _one_run(arguments: list[str]) -> int:
     """The exit code of a run, or of what else Hydra knows, such as `--cfg job`."""
-    config = plainly_composed(arguments)
+    try:
+        config = plainly_composed(arguments)
+    except BadSettings as error:
+        return complain(error)
     if config is not None:
         return play_and_show(config, arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing and exiting with 1

@@ -22,6 +22,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.settings import require
+
 CONFIG_MODULE = "conf"
 OF_HYDRA = {"hydra", "_dummy_empty_config_.yaml"}  # what its store has before anybody registers anything
 
@@ -54,13 +56,13 @@ def config_folder() -> Path:
 
 
 def composed_by_hydra(overrides: Sequence[str]) -> DictConfig:
-    """The configuration that override lines make, the caller's to change. Raises what Hydra raises."""
+    """What override lines make, the caller's to change. Raises BadSettings, and what Hydra raises."""
     with _left_to_the_caller():
         return _on_what_is_kept(overrides) or _composed(overrides)
 
 
 def plainly_composed(arguments: Sequence[str]) -> DictConfig | None:
-    """The same of a command line; None where it is for Hydra's own: flags, settings of Hydra's, mistakes."""
+    """The same of a command line; None where it is for Hydra's own: flags, settings of Hydra's, most mistakes."""
     with _left_to_the_caller():
         return _on_what_is_kept(arguments)
 
@@ -82,10 +84,11 @@ def _composed(lines: Sequence[str]) -> DictConfig:
 
 def _on_what_is_kept(lines: Sequence[str]) -> DictConfig | None:
     """None where it is not as simple as that, or wrong: Hydra itself has to say what it thinks of it."""
-    if ConfigStore.instance().repo.keys() - OF_HYDRA:
-        return None  # whoever registers configurations of his own may do so again between two runs
     try:
         parsed = OverridesParser.create().parse_overrides(list(lines))
+        _check_choices(parsed)
+        if ConfigStore.instance().repo.keys() - OF_HYDRA:
+            return None  # whoever registers configurations of his own may do so again between two runs
         values = [each for each in parsed if not _is_choice(each)]
         if not all(map(_is_plain, parsed)):
             return None
@@ -112,6 +115,18 @@ def _files() -> bytes:
         stat = path.stat()
         digest.update(f"{path} {stat.st_mtime_ns} {stat.st_size}\n".encode())
     return digest.digest()
+
+
+def _check_choices(parsed: Sequence[Override]) -> None:
+    """Raise BadSettings for a choice that is no name: Hydra takes it for a mistake of the program's."""
+    for each in parsed:
+        value = each.value()
+        if each.type is OverrideType.DEL or each.is_sweep_override() or isinstance(value, dict):
+            continue
+        names = value if isinstance(value, list) else [value]
+        if _is_choice(each) and not (names and all(isinstance(name, str) for name in names)):
+            known = sorted(path.stem for path in (config_folder() / each.key_or_group).glob("*.yaml"))
+            require(each.key_or_group, value, False, f"one of {', '.join(known)}")
 
 
 def _is_choice(override: Override) -> bool:

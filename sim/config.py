@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from engine.cache import allocation, check_order
 from engine.errors import BadSettings, UnknownName
@@ -248,18 +248,25 @@ def explained(error: Exception, overrides: Sequence[str]) -> BadSettings:
             f"no {match[1]} is given; choose one with {match[1]}=NAME from {_options(choices(match[1]))}"
         )
     if match := re.search(r"Could not override '([\w.@/]+)'", text):
-        return UnknownName(_unknown_key(match[1], overrides))
+        unknown = error.__cause__.full_key if isinstance(error.__cause__, ConfigKeyError) else None
+        return UnknownName(_unknown_key(match[1], overrides, unknown or match[1]))
     if isinstance(error, MissingMandatoryValue):
         return BadSettings(f"{error.full_key} has no value; give it one with {error.full_key}=VALUE")
     return BadSettings(text)
 
 
-def _unknown_key(key: str, overrides: Sequence[str]) -> str:
-    """A sentence on a key that does not exist, with those that stand beside it."""
+def _unknown_key(key: str, overrides: Sequence[str], full: str) -> str:
+    """A sentence on a key that does not exist, with those that stand beside it.
+
+    `full` is what does not exist where `key` was given a map, as in `fleet={batch: 8}`.
+    """
     parent, _, _ = key.rpartition(".")
+    others = [line for line in overrides if line.split("=")[0].lstrip("+~") != key]
+    if not parent and key in SECTIONS:
+        others = [line for line in overrides if not re.match(rf"[+~]*{key}=\s*{{", line)]
+        parent, key = full.rpartition(".")[0], full
     if not parent:
         return f"no setting is called {key!r}; the settings are {_options(SECTIONS)}"
-    others = [line for line in overrides if line.split("=")[0].lstrip("+~") != key]
     try:
         node = OmegaConf.select(composed(others), parent)
     except BadSettings:

@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.clock import to_ns
 from engine.engine import Engine
-from engine.errors import EngineError
+from engine.errors import EngineError, NotFound, UnknownName
 from engine.request import Request
 from engine.settings import EngineSettings, require
 from engine.telemetry import Event
@@ -111,7 +111,10 @@ class Stage:
         fleet, registry, targets = self.engine.fleet, self.engine.registry, self.engine.targets
         for name in self.trace.asked_for:
             is_group = targets.is_group(name)
-            keys = [card.key for card in targets.members(name)] if is_group else [registry.find(name).key]
+            try:
+                keys = [card.key for card in targets.members(name)] if is_group else [registry.find(name).key]
+            except NotFound as error:
+                raise UnknownName(f"the workload asks for {name!r}, but {error}") from error
             for key in keys:
                 vocab = fleet.vocab_of(key)
                 fits = vocab is None or self.trace.vocab <= vocab

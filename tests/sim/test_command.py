@@ -119,6 +119,8 @@ BAD = [
     ((), None, "no scenario is given"),
     (("scenario=nope",), None, "no scenario is called 'nope'; choose from ab_test, affinity, cache_aware, "),
     (("strategy=nope",), None, "no strategy is called 'nope'; choose from affinity, blend, cache_aware"),
+    (("strategy=null",), None, "strategy is None, but must be one of affinity, blend, cache_aware"),
+    (("workload=diverse",), None, "the workload asks for 'Llama-3.3-70B-Instruct', but no model is called "),
     (("executor=nope",), None, "no executor is called 'nope'; choose from law, profile, roofline, torch"),
     (("workload.speed=2",), None, "no setting is called 'workload.speed'; the settings of workload are kind"),
     (("workload.requests=0",), None, "workload.requests is 0"),

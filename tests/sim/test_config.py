@@ -217,6 +217,14 @@ BAD = [
         "'faults[0].y'",
         "replica",
     ),
+    ([*ROOFLINE, "fleet=null"], BadSettings, "fleet is None", "one of five_alike, reference_five"),
+    ([*ROOFLINE, "+fleet=3"], BadSettings, "fleet is 3", "one of five_alike, reference_five"),
+    (["scenario=true"], BadSettings, "scenario is True", "one of ab_test, affinity"),
+    ([*ROOFLINE, "tiers=[ram, 7]"], BadSettings, "tiers is ['ram', 7]", "one of five, gpu_ram"),
+    ([*ROOFLINE, "workload=[]"], BadSettings, "workload is []", "one of azure, bare"),
+    ([*ROOFLINE, "fleet={batch: 8}"], UnknownName, "no setting is called 'fleet.batch'", "max_batch, "),
+    ([*ROOFLINE, "tiers={ram: {gibs: 8}}"], UnknownName, "called 'tiers.ram.gibs'", "gib, gib_per_s"),
+    ([*ROOFLINE, "tiers=ram_ssd", "tiers={ssd: {x: 8}}"], UnknownName, "called 'tiers.ssd.x'", "gib, "),
 ]
 
 
