@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import log, sqrt
+from math import inf, log, sqrt
 
 import numpy as np
 
@@ -148,4 +148,8 @@ def residency(run: Run, s: Settings) -> Check:
     error = max((seen.half_width or 0.0) / t_quantile(BATCHES - 1), sqrt(theory * (1 - theory) / len(found)))
     published = f"{PUBLISHED[resident]:.3f}" if resident in PUBLISHED else ""
     note = f"{seen.mean:.3f} +-{error:.2g}, theory {theory:.3f}, n={len(found)}"
-    return at_most(name, abs(seen.mean - theory) / error, s.max_errors, note, published=published)
+    apart = abs(seen.mean - theory)
+    errors = (
+        apart / error if error else inf if apart else 0.0
+    )  # where all have room, neither leaves any doubt
+    return at_most(name, errors, s.max_errors, note, published=published)

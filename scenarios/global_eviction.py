@@ -38,6 +38,7 @@ def script(stage: Stage, _: Settings) -> None:
     """Nothing happens but requests. Raises BadSettings where their order would not say who has to leave."""
     cache = stage.engine.settings.cache
     tiers = ", ".join(cache.tiers)
+    require("tiers.enabled", cache.enabled, cache.enabled, "true: without a cache nobody leaves it")
     require("tiers", tiers, len(cache.tiers) == 1, "one tier: from several, blocks leave to others first")
     require("allocation.name", cache.allocation, cache.allocation == "shared", "shared: one order for all")
     require("workload", stage.trace.source, stage.trace.prefix is not None, "one whose prompts have prefixes")

@@ -52,7 +52,7 @@ def checks(run: Run, s: Settings) -> Iterator[Check]:
     its, others = whole[is_its], whole[~is_its]
     refused = its[its["outcome"] == "rejected"]
     told = run.facts[(run.facts["kind"] == "soft_limit_passed") & (run.facts["detail"] == "hourly_tokens")]
-    soft = [round(100 * share) for share in run.config["quotas"]["soft_limits"] or (0.8, 0.85, 0.9, 0.95)]
+    soft = [round(100 * share) for share in run.config["quotas"].get("soft_limits") or (0.8, 0.85, 0.9, 0.95)]
     used = used_by_hour(its)
 
     unended = run.manifest["trace"]["requests"] - int(whole["outcome"].notna().sum())

@@ -131,7 +131,7 @@ def equal_share(
     with few requests, chance alone goes further than `limit`, and then nothing is decided.
     """
     check = at_most(name, error, limit, note, published=published)
-    fair = 1 / parts
+    fair = 1 / max(parts, 1)
     by_chance = 3 * (fair * (1 - fair) / max(count, 1)) ** 0.5
     if check.verdict == "fail" and error is not None and error <= by_chance:
         return replace(

@@ -94,3 +94,9 @@ def test_traffic_that_has_no_theory_is_held_against_none(play):
     run = play(*OFTEN)
     assert failed(run) == []
     assert not [check.name for check in run.checks if "residency" in check.name]
+
+
+def test_models_that_never_leave_are_as_theory_says(play):
+    run = play(*FEW, "fleet=three_small")
+    (residency,) = [check for check in run.checks if check.name == THEORY.format(3)]
+    assert (residency.verdict, residency.value) == ("pass", 0.0)

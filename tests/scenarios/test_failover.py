@@ -133,6 +133,12 @@ def test_twin_whose_survivors_grow_slow_breaks_the_bounds_on_p99(play, monkeypat
     assert failed(run) == ["p99 TTFT in the outage, s", "p99 E2E in the outage, s"]
 
 
+def test_a_fleet_without_survivors_is_judged_by_what_is_lost(play):
+    run = play("fleet.replicas=1")
+    assert verdicts(run)["distance of a survivor from an equal share"] == "inconclusive"
+    assert "requests that did not complete" in failed(run)
+
+
 def test_an_idle_fleet_shows_nothing_and_says_so(play):
     run = play("workload.requests=3")
     assert run.verdict == "inconclusive"

@@ -121,6 +121,11 @@ def test_several_tiers_are_refused(play):
         play(*FEW[:-3], "tiers=gpu_ram")
 
 
+def test_no_cache_is_refused(play):
+    with pytest.raises(BadSettings, match=r"tiers\.enabled is False, but must be true"):
+        play(*FEW, "tiers.enabled=false")
+
+
 def test_a_judge_tells_whom_it_expected_and_goes_on():
     a, b, c = ("m", 1), ("m", 2), ("m", 3)
     asked = [(a, 1, 1.0), (b, 1, 1.0), (c, 1, 1.0), (a, 1, 1.0)]

@@ -118,3 +118,9 @@ def test_a_request_that_is_nowhere_is_missed(play):
 def test_a_model_without_a_limit_is_refused(play, model):
     with pytest.raises(BadSettings, match=r"must be a model with hourly_tokens in quotas\.limits"):
         play(f"scenario.model={model}")
+
+
+def test_twin_without_any_quota_is_seen(play):
+    run = play(*SHORT, "quotas=off")
+    assert verdicts(run)[AT_REFUSAL] == "inconclusive"
+    assert MOST in failed(run)

@@ -90,6 +90,7 @@ def test_a_share_is_only_wrong_when_chance_does_not_explain_it():
     assert equal_share("x", 0.10, 0.05, 20, 2).verdict == "inconclusive"  # 3 sigma of 20 tosses: 0.335
     assert equal_share("x", 0.10, 0.05, 1_000, 2).verdict == "fail"
     assert equal_share("x", None, 0.05, 0, 2).verdict == "inconclusive"
+    assert equal_share("x", None, 0.05, 9, 0).verdict == "inconclusive"  # nobody is left to share anything
     assert "0.335" in equal_share("x", 0.10, 0.05, 20, 2, "a 12 b 8").note
 
 
