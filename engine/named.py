@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from inspect import Parameter, Signature, signature
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args, get_origin
 
 from engine.errors import BadSettings, UnknownName
 
@@ -52,19 +52,57 @@ class Named(Generic[T]):
         Raises UnknownName with the names there are, or BadSettings for options that it does not take.
         """
         cls = self.find(name)
+        taken = _signature(cls)
         try:
-            _signature(cls).bind(*arguments, **options)
+            taken.bind(*arguments, **options)
         except TypeError as error:
             raise BadSettings(f"{self.kind} {name!r} does not take these options: {error}") from error
+        for option, value in options.items():
+            wanted = taken.parameters[option].annotation if option in taken.parameters else None
+            if not _is_of(value, wanted):
+                raise BadSettings(
+                    f"{self.kind} {name!r} has {option} {value!r}, but it must be {_said(wanted)}"
+                )
         return cls(*arguments, **options)
 
 
+KINDS: dict[Any, str] = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
+"""What an option may be, in words."""
+SEVERAL: dict[Any, str] = {float: "numbers", int: "whole numbers", str: "text"}
+
+
+def _said(wanted: Any) -> str:
+    if wanted in KINDS:
+        return KINDS[wanted]
+    of_keys, of_values = (SEVERAL.get(each, "values") for each in get_args(wanted))
+    return f"a map from {of_keys} to {of_values}"
+
+
+def _is_of(value: object, wanted: Any) -> bool:
+    """Whether a value is of a type; a class looks itself at what is none of the plain ones."""
+    if get_origin(wanted) is dict:
+        of_keys, of_values = get_args(wanted)
+        return isinstance(value, dict) and all(
+            _is_of(key, of_keys) and _is_of(each, of_values) for key, each in value.items()
+        )
+    if wanted not in KINDS:
+        return True
+    if wanted is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+
+
 def _signature(cls: type[Any]) -> Signature:
-    """What a class is called with. A compiled one says that its parameters have no names; they have."""
+    """What a class is called with.
+
+    A compiled one says that its parameters have no names; they have. It says nothing of their types; defaults do.
+    """
     named = Parameter.POSITIONAL_OR_KEYWORD
     return Signature(
         [
-            each.replace(kind=named) if each.kind is Parameter.POSITIONAL_ONLY else each
+            each.replace(kind=named, annotation=type(each.default))
+            if each.kind is Parameter.POSITIONAL_ONLY
+            else each
             for each in signature(cls).parameters.values()
         ]
     )

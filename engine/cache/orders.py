@@ -19,6 +19,7 @@ from math import inf, log2
 from typing import ClassVar, Protocol
 
 from engine.named import Named
+from engine.settings import at_least, require
 
 NOWHERE = 0
 
@@ -337,6 +338,7 @@ class LFU:
         self._rings: dict[int, int] = {}
         self._counts: list[int] = []
         self._age = 0
+        at_least("eviction.ageing_every", ageing_every, 0)
         self._ageing_every = self._until_ageing = ageing_every
 
     def add(self, slot: int, key: bytes, density: float) -> None:
@@ -494,6 +496,11 @@ class S3FIFO:
         self._held = self._held_main = 0
         self._state = bytearray()
         self._gone: OrderedDict[bytes, None] = OrderedDict()
+        require("eviction.small_share", small_share, 0 <= small_share <= 1, "from 0 to 1")
+        at_least("eviction.memory_share", memory_share, 0)
+        require(
+            "eviction.reads", reads, 0 <= reads <= MOST_READS, f"from 0 to {MOST_READS}: more are not counted"
+        )
         self._main_share = 1 - small_share
         self._memory_share = memory_share
         self._reads = reads

@@ -1,6 +1,8 @@
 """Things are asked for by name."""
 
 import sys
+from dataclasses import dataclass, field
+from inspect import Parameter, Signature, signature
 
 import pytest
 
@@ -54,6 +56,69 @@ def test_a_name_has_one_owner(shape):
 def test_options_that_do_not_fit_are_refused(shape, options):
     with pytest.raises(BadSettings, match=r"shape 'square' does not take these options: .*unexpected"):
         shape.make("square", **options)
+
+
+@pytest.fixture
+def typed():
+    typed = Named("shape")
+
+    @typed("square")
+    class Square:
+        def __init__(
+            self, side: float = 1.0, corners: int = 4, names: dict[str, float] | None = None, of=None
+        ):
+            self.side = side
+
+    @typed("many")
+    @dataclass
+    class Many:
+        sides: dict[str, float] = field(default_factory=dict)
+        is_flat: bool = True
+        colour: str = "red"
+
+    return typed
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("square", {"side": "abc"}, "shape 'square' has side 'abc', but it must be a number"),
+        ("square", {"side": None}, "side None, but it must be a number"),
+        ("square", {"side": True}, "side True, but it must be a number"),
+        ("square", {"corners": 1.5}, "corners 1.5, but it must be a whole number"),
+        ("square", {"corners": False}, "corners False, but it must be a whole number"),
+        ("many", {"sides": 3}, "sides 3, but it must be a map from text to numbers"),
+        ("many", {"sides": {"a": "b"}}, "but it must be a map from text to numbers"),
+        ("many", {"is_flat": 1}, "is_flat 1, but it must be true or false"),
+        ("many", {"colour": 7}, "colour 7, but it must be text"),
+    ],
+)
+def test_options_of_another_type_are_named(typed, name, options, sentence):
+    with pytest.raises(BadSettings, match=sentence):
+        typed.make(name, **options)
+
+
+def test_options_of_their_type_and_those_of_no_plain_one_are_taken(typed):
+    assert typed.make("square", side=3, corners=5, names=7, of="anything").side == 3
+    assert typed.make("many", sides={"a": 1, "b": 0.5}, is_flat=False, colour="").sides == {"a": 1, "b": 0.5}
+
+
+def test_the_types_of_a_compiled_class_are_those_of_its_defaults(monkeypatch):
+    table = Named("shape")
+
+    @table("square")
+    class Square:
+        def __init__(self, side=1.0, corners=4):
+            self.side = side
+
+    of_python = signature(Square).parameters.values()
+    of_c = Signature([each.replace(kind=Parameter.POSITIONAL_ONLY) for each in of_python])
+    monkeypatch.setattr("engine.named.signature", lambda _: of_c)
+    assert table.make("square", side=2).side == 2
+    with pytest.raises(BadSettings, match="side 'abc', but it must be a number"):
+        table.make("square", side="abc")
+    with pytest.raises(BadSettings, match=r"corners 1\.5, but it must be a whole number"):
+        table.make("square", corners=1.5)
 
 
 def test_a_type_error_inside_the_class_is_not_taken_for_bad_options():

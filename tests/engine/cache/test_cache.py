@@ -179,6 +179,22 @@ def test_a_policy_that_does_not_exist_or_does_not_fit_is_refused():
         make(options={"halves": 2})
 
 
+@pytest.mark.parametrize(
+    ("eviction", "options", "sentence"),
+    [
+        ("lfu", {"ageing_every": -1}, "eviction.ageing_every is -1, but must be at least 0"),
+        ("lfu", {"ageing_every": "abc"}, "ageing_every 'abc', but it must be a whole number"),
+        ("s3fifo", {"small_share": 2}, "eviction.small_share is 2, but must be from 0 to 1"),
+        ("s3fifo", {"memory_share": -1.0}, r"eviction.memory_share is -1\.0, but must be at least 0"),
+        ("s3fifo", {"reads": 4}, "eviction.reads is 4, but must be from 0 to 3"),
+        ("s3fifo", {"reads": None}, "reads None, but it must be a whole number"),
+    ],
+)
+def test_options_of_a_policy_that_make_no_sense_are_refused(eviction, options, sentence):
+    with pytest.raises(BadSettings, match=sentence):
+        make(eviction=eviction, options=options)
+
+
 def break_bytes(cache, _slot):
     cache.tiers[0].used_bytes += 1
 

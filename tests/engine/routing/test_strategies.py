@@ -100,6 +100,7 @@ def test_names_and_blends_that_make_no_sense_are_refused():
         ("latency_based", {"exploration": -1}, "strategy.exploration is -1"),
         ("latency_based", {"half_life_s": 0}, "strategy.half_life_s is 0"),
         ("cache_aware", {"prefill_weight": -1}, "strategy.prefill_weight is -1"),
+        ("cache_aware", {"prefill_weight": "abc"}, "prefill_weight 'abc', but it must be a number"),
         ("random", {"seed": 3}, "does not take these options"),
         (BLEND, {"ties": "random"}, "given options by its parts' names, not ties"),
         (BLEND, {"least_loaded": 3}, "strategy.least_loaded is 3"),

@@ -382,6 +382,8 @@ def test_one_thing_is_said_once_and_rightly(read, tmp_path, text, words):
         ("cache:\n  eviction: mru", 2, "cache.eviction: no eviction policy is called 'mru'; choose from arc"),
         ("cache:\n  allocation: mine", 2, "cache.allocation: no "),
         ("cache:\n  eviction: lru\n  options: {a: 1}", 2, "does not take these options"),
+        ("cache:\n  eviction: s3fifo\n  options: {reads: 9}", 2, "eviction.reads is 9, but must be from 0 to 3"),
+        ("cache:\n  allocation: dynamic\n  allocation_options: {floor: x}", 2, "floor 'x', but it must be a"),
         ("routing:\n  strategy: best", 2, "routing.strategy: no strategy is called 'best'"),
         ("routing:\n  fallbacks: {a: [b], b: [a]}", 2, "is 'a -> b -> a', but must be free of circles"),
         ("executor: tourch", 1, "executor is 'tourch', but must be one of law, profile, roofline, torch"),
@@ -402,7 +404,7 @@ def test_one_thing_is_said_once_and_rightly(read, tmp_path, text, words):
         ("seed: true", 1, "seed is True"),
         ("models: {folder: 5}", 1, "models.folder is 5, but must be of type str or null"),
     ],
-    ids=range(41),
+    ids=range(43),
 )  # fmt: skip
 def test_what_is_wrong_is_told_with_its_line(read, tmp_path, text, line, words):
     with pytest.raises(BadSettings) as refused:
