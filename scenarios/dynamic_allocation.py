@@ -88,7 +88,7 @@ def floors_of(floor: float) -> Act:
 
 
 def checks(run: Run, s: Settings) -> Iterator[Check]:
-    held = held_by_model(run)
+    held = held_by_model(run, s.first, s.second)
     equal = 1 / held.shape[1]
     before = held[(held.index >= to_ns(s.window_from_s)) & (held.index < to_ns(s.floors_at_s))]
     first, second = column(held, s.first), column(held, s.second)
@@ -132,18 +132,22 @@ def gained(run: Run, s: Settings, other: str) -> list[float]:
     return [ours - theirs for ours, theirs in ratios if ours is not None and theirs is not None]
 
 
-def held_by_model(run: Run) -> pd.DataFrame:
-    """What part of the whole cache each model holds: a column a model, a row a look."""
+def held_by_model(run: Run, *models: str) -> pd.DataFrame:
+    """What part of the whole cache each model holds: a column a model, a row a look; those named have one anyway."""
     series = run.timeseries
     is_held = series["subject"].str.startswith("tier ") & series["metric"].str.startswith("bytes of ")
     held = series[is_held].pivot_table("value", "at_ns", "metric", aggfunc="sum").fillna(0.0)
     held.columns = held.columns.str.removeprefix("bytes of ")
+    for model in models:  # the cache knows a model from its first request on
+        if column(held, model) not in held.columns:
+            held[model] = 0.0
     return held / run.capacity_bytes
 
 
 def column(held: pd.DataFrame, model: str) -> str:
     """The column of a model, whatever its version."""
-    return next(str(name) for name in held.columns if name == model or name.startswith(f"{model}@"))
+    names = (str(name) for name in held.columns)
+    return next((name for name in names if name == model or name.startswith(f"{model}@")), model)
 
 
 def most_held(held: "pd.Series[float]", begin_s: float, within_s: float) -> float | None:

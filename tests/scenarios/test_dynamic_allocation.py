@@ -78,3 +78,9 @@ def test_twin_that_turns_requests_away_is_seen(play):
 def test_what_is_no_such_story_is_refused(play, lines, told):
     with pytest.raises(BadSettings, match=told):
         play(*FEW, *lines)
+
+
+def test_too_little_traffic_shows_nothing_and_says_so(play):
+    run = play("workload.requests=1", *ALONE)
+    assert run.verdict != "pass"
+    assert verdicts(run)["requests that did not complete"] == "pass"
