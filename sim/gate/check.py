@@ -1,9 +1,10 @@
 """Measure, compare, judge: the rows of a check, of a renewal, and of a gate that is itself put to the test."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from shlex import quote
 
 from engine.errors import BadSettings, UnknownName
 from engine.settings import require
@@ -60,6 +61,12 @@ class Selection:
 
 def check(selection: Selection) -> Iterator[Row]:
     """The rows, as they are measured. Raises BadSettings where a file of baselines is no good."""
+    besides = "" if selection.baselines == HOME else f" baselines={quote(str(selection.baselines))}"
+    for row in _checked_all(selection):
+        yield replace(row, command=f"{row.command}{besides}") if row.command else row
+
+
+def _checked_all(selection: Selection) -> Iterator[Row]:
     for kind, names in selection.wanted():
         stored = Baselines(selection.baselines, kind.file).figures(kind.key()) if kind.file else None
         yield from _checked(kind, names, stored)

@@ -35,7 +35,7 @@ def test_from_no_baseline_to_a_regression(tmp_path, capsys):
     assert asked("out=told") == 1
     said = capsys.readouterr().out
     assert said.startswith("GATE FAIL 1 of 2\n")
-    assert "\n    python -m sim.gate rows=A/kept/cache_find\n" in said
+    assert "\n    python -m sim.gate rows=A/kept/cache_find baselines=baselines\n" in said
     told = json.loads((tmp_path / "told" / "gate.json").read_text())
     assert [row["verdict"] for row in told["rows"]] == ["fail", "pass"]
     assert "<failure" in (tmp_path / "told" / "gate.xml").read_text()
