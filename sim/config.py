@@ -7,13 +7,13 @@ BadSettings (or UnknownName): the key, its value, what is allowed.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache, lru_cache
 from importlib import import_module
 from itertools import count, islice, product
 from string import ascii_lowercase
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -203,9 +203,22 @@ def typed(cls: type[T], values: Any, key: str) -> T:
     try:
         made = OmegaConf.to_object(_merged(cls, _Values(repr(values), values)))  # type: ignore[arg-type]  # each is its own, and checked
     except OmegaConfBaseException as error:
+        for entry_cls, entry, place in _entries(cls, values, key):
+            typed(entry_cls, entry, place)  # OmegaConf does not say in which entry of a list the trouble is
         raise BadSettings(_sentence(error, key)) from error
     assert isinstance(made, cls)
     return made
+
+
+def _entries(cls: type, values: dict[str, Any], key: str) -> Iterator[tuple[type, dict[str, Any], str]]:
+    """The entries of the lists of settings that are given for a dataclass: what each should be, and its key."""
+    for name, hint in get_type_hints(cls).items():
+        kind: Any = get_args(hint)[0] if get_origin(hint) is list else None
+        given = values.get(name)
+        if is_dataclass(kind) and isinstance(given, list):
+            for number, entry in enumerate(given):
+                if isinstance(entry, dict):
+                    yield cast("type", kind), entry, f"{key}.{name}[{number}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,8 +252,10 @@ def explained(error: Exception, overrides: Sequence[str]) -> BadSettings:
         known = missing.options or choices(group)
         return UnknownName(f"no {group} is called {name!r}; choose from {_options(known)}")
     if isinstance(error, OverrideParseException):
+        has_quoted_keys = re.search(r"""[{,]\s*("[^"]*"|'[^']*')\s*:""", error.override or "")
+        besides = "; the keys of a map have no quotes here, as in {*: [auto]}" if has_quoted_keys else ""
         return BadSettings(
-            f"{error.override!r} is no setting: write KEY=VALUE, and quote a VALUE with special characters"
+            f"{error.override!r} is no setting: write KEY=VALUE, and quote a VALUE with special characters{besides}"
         )
     text = " ".join(str(error).split())
     if match := re.search(r"You must specify '(\w+)'", text):
