@@ -259,12 +259,12 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     given = list(sys.argv[1:] if arguments is None else arguments)
     out = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     if {"--help", "-h"} & set(given):
-        out.print(USAGE, markup=False, highlight=False)
+        out.print(USAGE, markup=False, highlight=False, soft_wrap=True)
         return 0
     picture = [each.removeprefix("out=") for each in given if each.startswith("out=")]
     given = [each for each in given if not each.startswith("out=")]
     if given.count("--") != 1 or given[0] == "--" or given[-1] == "--":
-        out.print(USAGE, markup=False, highlight=False)
+        out.print(USAGE, markup=False, highlight=False, soft_wrap=True)
         return 2
     middle = given.index("--")
     try:

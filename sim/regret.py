@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     console = Console()
     if not given or {"--help", "-h"} & set(given):
-        console.print(USAGE, markup=False, highlight=False)
+        console.print(USAGE, markup=False, highlight=False, soft_wrap=True)
         return 0 if given else 2
     out = console if console.is_terminal else Console(width=WIDTH)
     try:

@@ -302,7 +302,7 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     given = list(sys.argv[1:] if arguments is None else arguments)
     out = console or console_of(WIDTH)
     if not given or {"--help", "-h"} & set(given):
-        out.print(USAGE, markup=False, highlight=False)
+        out.print(USAGE, markup=False, highlight=False, soft_wrap=True)
         return 0 if given else 2
     return carried_out(lambda: _asked(given), out)
 

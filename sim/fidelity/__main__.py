@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     out = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     if {"--help", "-h"} & set(given):
         settings = OmegaConf.structured(contest.RankingSettings if "rank" in given else FidelitySettings)
-        out.print(f"{USAGE}\n\n{OmegaConf.to_yaml(settings)}", highlight=False)
+        out.print(f"{USAGE}\n\n{OmegaConf.to_yaml(settings)}", markup=False, highlight=False, soft_wrap=True)
         return 0
     try:
         if given[:1] == ["show"]:

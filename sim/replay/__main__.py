@@ -40,7 +40,11 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     given = list(sys.argv[1:] if arguments is None else arguments)
     out = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     if {"--help", "-h"} & set(given):
-        out.print(f"{USAGE}\n\n{OmegaConf.to_yaml(OmegaConf.structured(ReplaySettings))}", highlight=False)
+        out.print(
+            f"{USAGE}\n\n{OmegaConf.to_yaml(OmegaConf.structured(ReplaySettings))}",
+            highlight=False,
+            soft_wrap=True,
+        )
         return 0
     try:
         settings = read(given)

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown = Console(stderr=True)
     if {"--help", "-h"} & set(given):
         defaults = OmegaConf.to_yaml(OmegaConf.structured(ScorecardSettings))
-        Console().print(f"{USAGE}\n\n{defaults}", markup=False, highlight=False)
+        Console().print(f"{USAGE}\n\n{defaults}", markup=False, highlight=False, soft_wrap=True)
         return 0
     try:
         settings = read(given)
