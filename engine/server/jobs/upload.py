@@ -148,7 +148,8 @@ def expiry_s(anchor_name: str, anchor: object, name: str, seconds: object) -> in
     if anchor != "created_at":
         raise refused(anchor_name, f"{anchor_name} is {anchor!r}, but must be 'created_at'")
     text = str(seconds)
-    if not text.isascii() or not text.isdigit() or not MIN_EXPIRY_S <= int(text[:9]) <= MAX_EXPIRY_S:
+    is_short = len(text) <= len(str(MAX_EXPIRY_S)) and text.isascii() and text.isdigit()
+    if not is_short or not MIN_EXPIRY_S <= int(text) <= MAX_EXPIRY_S:
         raise refused(name, f"{name} is {text[:32]!r}, but must be from {MIN_EXPIRY_S} to {MAX_EXPIRY_S}")
     return int(text)
 
