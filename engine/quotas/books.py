@@ -11,7 +11,7 @@ from math import ceil
 from operator import itemgetter
 
 from engine.clock import NS_PER_S
-from engine.quotas.windows import SCALE_BITS, Burst, Window, gap_of
+from engine.quotas.windows import FRESH, SCALE_BITS, Burst, Window, gap_of, resumed
 from engine.settings import DAY_S, MODES, AllowanceSettings, QuotaSettings
 
 HOUR_NS = 3_600 * NS_PER_S
@@ -184,11 +184,15 @@ class Book:
                     window = Window(kind, limit, length_ns, offset, sliding=rule.sliding)
                     window.begin(now_ns, total.spent, used, num_granted)
                     self.since_number = num_granted
+                elif window.limit != limit:
+                    window.promised = window.promised_at = (
+                        0  # who was told to come back was told of another limit
+                    )
                 window.limit, window.before = limit, window.used(total.spent)
                 total.windows.append(window)
         self.max_in_service = _or_none(rule.concurrent_requests)
         self.max_held_tokens = _or_none(rule.concurrent_tokens)
-        self._allow_bursts(rule)
+        self._allow_bursts(rule, now_ns)
         self.bursts_from = num_granted
         was_special = self.is_special
         self.is_special = self.more is not None or self.max_held_tokens < UNBOUNDED
@@ -196,20 +200,26 @@ class Book:
             self.held_tokens, self.held_from = 0, num_granted
         self.roll(now_ns)
 
-    def _allow_bursts(self, rule: AllowanceSettings) -> None:
+    def _allow_bursts(self, rule: AllowanceSettings, now_ns: int) -> None:
         """One burst limit is spelled out in this book, of requests if there is one; what was used stays used."""
-        self.gap_request = self.gap_token = 0
-        self.slack, more = UNBOUNDED << SCALE_BITS, None
+        first, more = (self.arrival, self.promised, self.gap_request or self.gap_token), self.more
+        requests = first if self.gap_request else FRESH
+        tokens = (
+            first if self.gap_token else FRESH if more is None else (more.arrival, more.promised, more.gap)
+        )
+        self.gap_request = self.gap_token = self.arrival = self.promised = 0
+        self.slack, self.more = UNBOUNDED << SCALE_BITS, None
         if rule.requests_per_s is not None and rule.burst_requests is not None:
             self.gap_request = gap_of(rule.requests_per_s)
             self.slack = rule.burst_requests * self.gap_request
+            self.arrival, self.promised = resumed(requests, self.gap_request, now_ns)
             if rule.tokens_per_s is not None and rule.burst_tokens is not None:
-                more = Burst(rule.tokens_per_s, rule.burst_tokens)
-                more.arrival = self.more.arrival if self.more is not None else 0
+                self.more = more = Burst(rule.tokens_per_s, rule.burst_tokens)
+                more.arrival, more.promised = resumed(tokens, more.gap, now_ns)
         elif rule.tokens_per_s is not None and rule.burst_tokens is not None:
             self.gap_token = gap_of(rule.tokens_per_s)
             self.slack = rule.burst_tokens * self.gap_token
-        self.more = more
+            self.arrival, self.promised = resumed(tokens, self.gap_token, now_ns)
         self.has_bursts = self.slack < UNBOUNDED << SCALE_BITS
 
     def roll(self, now_ns: int) -> None:

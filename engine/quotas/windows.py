@@ -130,6 +130,29 @@ def gap_of(per_s: float) -> int:
     return ceil((NS_PER_S << SCALE_BITS) / per_s)
 
 
+Standing = tuple[int, int, int]
+"""Of a burst limit the arrival of its next unit, the latest that was promised, and the gap between two of them."""
+
+FRESH: Standing = (0, 0, 0)
+
+
+def resumed(before: Standing, gap: int, now_ns: int) -> tuple[int, int]:
+    """Arrival and promise of a burst limit that has another gap from now on: what was used stays used.
+
+    Where units come faster, as many of them are used as before: the time that they would have taken says nothing any
+    more. Where they come slower, that time is kept, and nobody waits longer for what was in order.
+    """
+    arrival, promised, gap_before = before
+    if gap >= gap_before:
+        return arrival, promised
+    now = now_ns << SCALE_BITS
+    return _sooner(arrival, now, gap, gap_before), _sooner(promised, now, gap, gap_before)
+
+
+def _sooner(time: int, now: int, gap: int, gap_before: int) -> int:
+    return now - (now - time) * gap // gap_before if time > now else time
+
+
 class Burst:
     """A rate that may be exceeded for a moment: the generic cell rate algorithm (ITU-T I.371).
 

@@ -151,3 +151,53 @@ def test_a_burst_whose_rate_has_changed_takes_back_only_what_it_gave(make, ask):
     grant.release()
     assert isinstance(ask(quotas, 50), OverQuota)
     quotas.check_integrity()
+
+
+@pytest.mark.parametrize("what", ["requests", "tokens"])
+def test_a_faster_rate_lets_nobody_wait_for_the_slower_one(make, ask, what):
+    quotas = make({"model": "m", f"{what}_per_s": 0.001, f"burst_{what}": 10})
+    for number in range(10):
+        ask(quotas, 1, number=number).settle(1)
+    for _ in range(5):
+        assert isinstance(ask(quotas, 1), OverQuota)
+    quotas.update(new_limits(**{f"{what}_per_s": 1.0, f"burst_{what}": 10}))
+    refusal = ask(quotas, 1)
+    assert isinstance(refusal, OverQuota)  # what was used is used
+    assert refusal.retry_after_s <= 6  # behind the five that were told before
+    assert ask(quotas, 1, at_s=1).tokens == 1
+
+
+BOTH = {"requests_per_s": 1.0, "burst_requests": 10, "tokens_per_s": 0.01, "burst_tokens": 50}
+REQUESTS, TOKENS = (
+    {name: value for name, value in BOTH.items() if what in name} for what in ("requests", "tokens")
+)
+
+
+def test_tokens_of_a_burst_stay_used_when_requests_get_one_too_and_when_they_lose_it(make, ask):
+    quotas = make({"model": "m", **TOKENS})
+    ask(quotas, 40).settle(40)
+    for limits in (BOTH, TOKENS, BOTH):
+        quotas.update(new_limits(**limits))
+        refusal = ask(quotas, 11)
+        assert isinstance(refusal, OverQuota)
+        assert refusal.limit == "tokens_per_s"
+        grant = ask(quotas, 10)
+        assert grant.tokens == 10
+        grant.release()
+
+
+def test_requests_of_a_burst_say_nothing_of_tokens(make, ask):
+    quotas = make({"model": "m", **REQUESTS, "requests_per_s": 0.001})
+    ask(quotas, 40).settle(40)
+    quotas.update(new_limits(**TOKENS))
+    assert ask(quotas, 50).tokens == 50
+
+
+def test_who_is_refused_after_a_limit_has_changed_waits_for_nobody_who_was_told_of_the_old_one(make, ask):
+    quotas = make({"model": "m", "hourly_requests": 1})
+    ask(quotas).settle(10)
+    for hours in range(1, 9):
+        assert ask(quotas).retry_after_s == 3600 * hours
+    quotas.update(new_limits(hourly_requests=2))
+    ask(quotas).settle(10)
+    assert ask(quotas).retry_after_s == 3600
