@@ -6,7 +6,7 @@ allowed. Units are in the names; seconds and GiB here become nanoseconds and byt
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from engine.errors import BadSettings
@@ -21,17 +21,19 @@ def require(key: str, value: object, holds: bool, allowed: str) -> None:
 DAY_S = 86_400
 LONGEST_S = 100 * 365 * DAY_S
 """A century. Three of them in nanoseconds are more than 64 bits hold."""
+MOST = (1 << 63) - 1
+"""The largest number that a database keeps."""
 
 
 def at_least(key: str, value: float, least: float) -> None:
     """Raise BadSettings for less, for what is no number, and for a time that no clock counts."""
-    require(key, value, isfinite(value) and value >= least, f"at least {least:g}")
+    require(key, value, least <= value < inf, f"at least {least:g}")
     _within_a_century(key, value)
 
 
 def above(key: str, value: float, bound: float) -> None:
     """The same for less, and for the bound itself."""
-    require(key, value, isfinite(value) and value > bound, f"above {bound:g}")
+    require(key, value, bound < value < inf, f"above {bound:g}")
     _within_a_century(key, value)
 
 
@@ -455,6 +457,7 @@ class AllowanceSettings:
             for what in ("tokens", "requests"):
                 if (value := getattr(self, f"{name}_{what}")) is not None:
                     at_least(f"{key}.{name}_{what}", value, 1)
+                    require(f"{key}.{name}_{what}", value, value <= MOST, f"at most {MOST:,}")
         for what in ("tokens", "requests"):
             rate, depth = getattr(self, f"{what}_per_s"), getattr(self, f"burst_{what}")
             if rate is not None:
@@ -462,6 +465,11 @@ class AllowanceSettings:
             require(
                 f"{key}.burst_{what}", depth, (depth is None) == (rate is None), f"given with {what}_per_s"
             )
+            if rate is not None and depth is not None:
+                is_soon = depth <= rate * LONGEST_S
+                require(
+                    f"{key}.{what}_per_s", rate, is_soon, f"such that burst_{what} is back within a century"
+                )
         for name in ("ram_gib", "ssd_gib"):
             if (size := getattr(self, name)) is not None:
                 above(f"{key}.{name}", size, 0)

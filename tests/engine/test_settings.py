@@ -91,6 +91,10 @@ def test_a_value_out_of_bounds_is_named_with_what_is_allowed(cls, name, value, a
         cls(**{**valid, name: value})
 
 
+def test_a_number_that_no_float_holds_is_a_number():
+    assert QuotaSettings(max_concurrent_requests=10**400).max_concurrent_requests == 10**400
+
+
 def test_a_replica_of_an_unknown_model_is_named_with_the_models_there_are():
     with pytest.raises(BadSettings, match=r"^fleet\.replicas\.b is 'gpt', but must be one of llama$"):
         FleetSettings(**{**FLEET, "replicas": {"a": "llama", "b": "gpt"}})

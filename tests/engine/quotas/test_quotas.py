@@ -398,6 +398,20 @@ def test_the_verdict_in_words_changes_nothing(make, ask):
             {"limits": [{"model": "m", "requests_per_s": 1.0}]},
             "burst_requests is None, but must be given with",
         ),
+        *[
+            (
+                {"limits": [{"model": "m", name: 1 << 63}]},
+                f"quotas.limits.{name} is {1 << 63}, but must be at most",
+            )
+            for name in ("hourly_tokens", "daily_tokens", "hourly_requests", "daily_requests")
+        ],
+        *[
+            (
+                {"limits": [{"model": "m", "tokens_per_s": rate, "burst_tokens": 5}]},
+                f"tokens_per_s is {rate}, but",
+            )
+            for rate in (1e-9, 5e-324)
+        ],
         ({"limits": [{"hourly_tokens": 5}]}, "quotas.limits.model is None, but must be given, or tenant"),
         ({"limits": [{"model": "m"}, {"model": "m"}]}, "limited by one rule, not by two"),
         ({"soft_limits": [0.9, 0.8]}, "quotas.soft_limits is [0.9, 0.8], but must be rising"),
