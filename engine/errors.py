@@ -164,10 +164,11 @@ class QueueFull(EngineError):
 
 
 class LoadFailed(EngineError):
-    """The model could not be loaded."""
+    """The model could not be loaded: which one, where that is known by its key."""
 
     status = 503
     reason = "load_failed"
+    model: str | None = None
 
 
 class BadModel(LoadFailed):

@@ -216,6 +216,7 @@ class Lifecycle:
     def _refusal(self, residence: Residence, message: str) -> LoadFailed:
         """What a caller is told of a load that failed: also when the next one may be tried."""
         error = LoadFailed(message)
+        error.model = residence.key
         error.retry_after_s = max(0, residence.retry_ns - self._clock.now_ns()) / NS_PER_S
         return error
 

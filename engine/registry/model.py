@@ -140,11 +140,13 @@ class Model:
 
     @property
     def public_reason(self) -> str | None:
-        """Why it is unhealthy, for clients: its files without the folder of this machine that they lie in."""
-        if self.reason is None or self.path is None:
-            return self.reason
-        folder = str(Path(self.path).parent)
-        return self.reason if folder in (".", "/") else self.reason.replace(f"{folder}/", "")
+        """Why it is unhealthy, for clients."""
+        return None if self.reason is None else self.public(self.reason)
+
+    def public(self, text: str) -> str:
+        """What is said of it, for clients: its files without the folder of this machine that they lie in."""
+        folder = "." if self.path is None else str(Path(self.path).parent)
+        return text if folder in (".", "/") else text.replace(f"{folder}/", "")
 
     def fixed(self) -> dict[str, Any]:
         """What does not change while it is known, for clients. No path of this machine is in it."""

@@ -12,7 +12,7 @@ import msgspec
 
 from engine.clock import NS_PER_S, Clock
 from engine.engine import MAX_NAME, Engine
-from engine.errors import BadRequest, EngineError, Forbidden, NotFound, TooLong, openai_answer
+from engine.errors import BadRequest, EngineError, Forbidden, LoadFailed, NotFound, TooLong, openai_answer
 from engine.fleet import Home
 from engine.registry.model import OWNER
 from engine.request import Request
@@ -122,7 +122,7 @@ class Public:
             generation = self._asking(draft, kind, holder, self._of_batches)
             await generation.run(self._engine)
         except EngineError as error:
-            _blame(error, kind)
+            self._word(error, kind)
             answer = openai_answer(error)
             return answer.status, answer.headers, encode(answer.body)
         return 200, {}, self._body(generation, kind)
@@ -165,9 +165,15 @@ class Public:
         """Answer with the error, unless an answer has begun."""
         if client.status:
             raise error
-        _blame(error, kind)
+        self._word(error, kind)
         client.error = error.code or error.reason
         await client.refuse(error, self._limits_left(request) + _request_id(client))
+
+    def _word(self, error: EngineError, kind: Kind) -> None:
+        """Say it as a client may read it: what was too long as the client calls it, and no path of this machine."""
+        _blame(error, kind)
+        if isinstance(error, LoadFailed) and error.model is not None and error.model in self._engine.registry:
+            error.args = (self._engine.registry.find(error.model).public(str(error)),)
 
     async def _stream(self, client: Client, kind: Kind, generation: Generation, draft: "Draft") -> None:
         head = Head(

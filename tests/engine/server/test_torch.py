@@ -248,6 +248,20 @@ def check_that_both_are_loaded_together(running):
     assert running.server.engine.fleet.num_loads == 2
 
 
+def test_a_model_that_cannot_be_loaded_is_told_without_a_path_of_this_machine(serving, tmp_path):
+    (path,) = make_stand_ins(tmp_path, ["phi-4"])
+    with serving(computing(tmp_path, names=(), models=LoadingSettings(folder=str(tmp_path)))) as running:
+        path.write_bytes(path.read_bytes()[:-1000])  # after it was found
+        for _ in range(2):  # the second is told when to come again
+            answered = running.http().post("/v1/completions", json={"model": PHI, "prompt": "x"})
+            assert answered.status_code == 503
+            message = answered.json()["error"]["message"]
+            assert path.name in message
+            assert str(tmp_path) not in message
+        told = running.admin().post(f"/admin/models/{PHI}/load").json()["error"]["message"]
+        assert str(path) in told  # operators know where it lies
+
+
 def test_a_long_prompt_is_worked_out_beside_the_loop(serving, tmp_path_factory):
     folder = tmp_path_factory.mktemp("long")
     (path,) = make_stand_ins(folder, ["Qwen2.5-72B-Instruct"])
