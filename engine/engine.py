@@ -1,6 +1,6 @@
 """The engine: the parts put together, and the path of a request from top to bottom."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,7 +42,7 @@ from engine.errors import (
     TooLong,
 )
 from engine.execution import Compiled, Replica, Work
-from engine.figures import Distribution, Figure
+from engine.figures import Distribution, Figure, Values
 from engine.fleet import COSTED_TOKENS, Fleet, Home, LoadTimes, median_load_times
 from engine.quotas import Crossing, Grant, ModeChange, Quotas
 from engine.registry import (
@@ -156,6 +156,7 @@ class Engine:
         self._timer = DecisionTimer(self.router, every) if every else None
         self._attempts = self.router.attempts if self._timer is None else self._timer.attempts
         self._states: dict[str, Health] = {}  # of models, as they were told last
+        self._num_unflushed = 0
         self.health = HealthMonitor(settings.health, self._health_changed)
         self._watched = self.health if settings.health.enabled else None
         for model in (*map(Model.from_settings, settings.fleet.models), *models):
@@ -203,19 +204,21 @@ class Engine:
         self.fleet.start()
         models = self.settings.models
         if models.registry_file is not None:
-            self.clock.spawn(self._again_and_again(models.flush_every_s, self.flush))
+            self.clock.spawn(self._flush_again_and_again(models.flush_every_s))
         if models.folder is not None and models.rescan_every_s is not None:
             self.clock.spawn(self._rescan_again_and_again(models.rescan_every_s))
 
     def flush(self) -> None:
-        """Put the use counts of all models into the registry's file, where there is one."""
+        """Put the use counts of all models into the registry's file, where there is one. Raises BadSettings."""
         self.registry.flush(utc_now().isoformat(timespec="seconds"))
 
     def close(self) -> None:
-        """Write down the KV that would be gone, and let go of the folders of the cache's tiers.
+        """Write down use counts and the KV that would be gone, and let go of the folders of the cache's tiers.
 
         The clock has been closed before: nothing runs any more.
         """
+        if self.settings.models.registry_file is not None:
+            self._flush_if_it_can_be()
         self.carrier.flush()
         close_stores(self._stores)
         self.quotas.close()
@@ -229,6 +232,11 @@ class Engine:
         yield from self.experiments.figures()
         if self._timer is not None:
             yield from self._timer.figures()
+        if self.settings.models.registry_file is not None:
+            unflushed: Values = {(): float(self._num_unflushed)}
+            yield Figure(
+                "modelyard:registry_failures", "Use counts that could not be written.", (), unflushed
+            )
 
     def pin(self, name: str, *, pinned: bool = True) -> None:
         """Never unload that model to make room, or do so again; remembered where there is a registry's file.
@@ -471,10 +479,17 @@ class Engine:
         if key not in self.registry:
             self.lifecycle.forget(key)
 
-    async def _again_and_again(self, every_s: float, work: Callable[[], None]) -> None:
+    async def _flush_again_and_again(self, every_s: float) -> None:
         while True:
             await self.clock.sleep(to_ns(every_s))
-            work()
+            self._flush_if_it_can_be()
+
+    def _flush_if_it_can_be(self) -> None:
+        """A disk that is full, or a file that another process holds, stops nobody: the next time has all of it."""
+        try:
+            self.flush()
+        except BadSettings:
+            self._num_unflushed += 1
 
     async def _rescan_again_and_again(self, every_s: float) -> None:
         while True:

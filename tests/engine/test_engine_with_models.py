@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -309,6 +311,33 @@ def test_use_counts_and_pins_outlive_the_process(made, tmp_path, new_world):
     phi = next(each for each in listed if each["id"] == "phi-4")
     assert (phi["use_count"], phi["pinned"]) == (3, True)
     assert phi["last_used"] is not None
+
+
+def use_count_of(file):
+    with closing(sqlite3.connect(file)) as database:
+        return database.execute("SELECT sum(use_count) FROM models").fetchone()[0]
+
+
+def test_use_counts_that_the_disk_has_refused_for_a_while_are_written_later(made, tmp_path, new_world):
+    file = tmp_path / "registry.sqlite"
+    world = new_world(made, registry_file=str(file), flush_every_s=50)
+    with closing(sqlite3.connect(file, isolation_level=None)) as another:
+        another.execute("BEGIN IMMEDIATE")  # as who makes a backup does
+        world.answer(PHI, tokens=[1], new=2)  # two seconds of waiting for the file, in vain
+        another.execute("ROLLBACK")
+    (failures,) = [each for each in world.engine.figures() if each.name == "modelyard:registry_failures"]
+    assert failures.values == {(): 1.0}
+    world.run()
+    assert use_count_of(file) == 1
+
+
+def test_an_engine_that_ends_leaves_no_use_count_behind(made, tmp_path, new_world):
+    file = tmp_path / "registry.sqlite"
+    world = new_world(made, registry_file=str(file), flush_every_s=3600)
+    world.answer(PHI, tokens=[1], new=2)
+    world.clock.close()
+    world.engine.close()
+    assert use_count_of(file) == 1
 
 
 def test_threads_of_torch_are_as_the_options_say(world):
