@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
@@ -216,6 +217,10 @@ class ChatTemplate:
     def _bad(self, why: str) -> BadModel:
         return BadModel(self._path, f"its chat template {why}")
 
+    def _bad_for_this(self, why: str) -> BadModel:
+        """The same, for clients: without the folder of this machine that it lies in."""
+        return BadModel(PurePath(str(self._path)).name, f"its chat template {why}")
+
     def render(
         self,
         messages: Sequence[Message],
@@ -281,9 +286,11 @@ class ChatTemplate:
         except _Refused as error:
             raise BadRequest(f"the chat template refuses the messages: {error}") from error
         except jinja2.exceptions.SecurityError as error:
-            raise self._bad(f"reaches for what is forbidden ({error})") from error
+            raise self._bad_for_this(f"reaches for what is forbidden ({error})") from error
         except (_TooMuch, OverflowError, MemoryError, RecursionError) as error:
-            raise self._bad(f"does more than any chat needs: {str(error) or type(error).__name__}") from error
+            raise self._bad_for_this(
+                f"does more than any chat needs: {str(error) or type(error).__name__}"
+            ) from error
         except (
             jinja2.TemplateError,
             TypeError,

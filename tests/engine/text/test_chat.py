@@ -293,6 +293,12 @@ def test_what_the_sandbox_forbids_makes_the_model_bad(source):
         template(source).render(HI)
 
 
+@pytest.mark.parametrize("source", ["{{ messages.append(1) }}", "{{ 'a' * 10 ** 9 }}"])
+def test_whoever_renders_a_bad_template_is_told_no_folder_of_this_machine(source):
+    with pytest.raises(BadModel, match=r"^model\.gguf: its chat template"):
+        ChatTemplate(source, **TOKENS, path=Path("/where/it/lies/model.gguf")).render(HI)
+
+
 @pytest.mark.parametrize(
     "source",
     [
