@@ -195,20 +195,22 @@ def _explained(raw: bytes, text: str) -> BadRequest:
     match = _PLACE.match(text)
     assert match is not None, "it matches everything"
     what, place = match[1], match[2] or ""
-    if unknown := re.search(r"contains unknown field `(.*)`", what):
-        name = f"{place}.{unknown[1]}" if place else unknown[1]
+    if unknown := re.search(r"contains unknown field `(.*)`", what, re.DOTALL):
+        sent = unknown[1] if len(unknown[1]) <= SHOWN else f"{unknown[1][:SHOWN]}..."
+        name = f"{place}.{sent}" if place else sent
         return refused(name, f"{name} is not a field of this request, or not one that is supported")
     if missing := re.search(r"missing required field `(.*)`", what):
         name = f"{place}.{missing[1]}" if place else missing[1]
         return refused(name, f"{name} is missing")
     if not place:
         return BadRequest(f"the body is no good: {what}")
+    field = place.partition("[...]")[0]  # nobody says which of its entries
     try:
         value = _value_at(msgspec.json.decode(raw), place)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # further on there is something worse
-        return refused(place, f"{place} is no good: {what}")
+        return refused(field, f"{place} is no good: {what}")
     wanted = what.removeprefix("Expected ").partition(", got ")[0].replace("`", "").replace(" | ", " or ")
-    return refused(place, f"{place} is {shown(value)}, but must be {wanted}")
+    return refused(field, f"{place} is {shown(value)}, but must be {wanted}")
 
 
 def _value_at(value: Any, place: str) -> Any:

@@ -89,6 +89,9 @@ def raw_chat(fields):
         (b'"model": "../../etc/passwd"', 404, "no model is called '../../etc/passwd'"),
         (b'"model": "' + b"m" * 100_000 + b'"', 404, "no model is called 'mmm"),
         (b'"model": {"$ref": "#"}', 400, 'model is {"$ref":"#"}, but must be str'),
+        (b'"' + b"k" * 100_000 + b'": 1', 400, "kkk... is not a field of this request"),
+        (b'"k\\n' + b"k" * 100_000 + b'": 1', 400, "kkk... is not a field of this request"),
+        (b'"stream_options": {"' + b"k" * 100_000 + b'": 1}', 400, "kkk... is not a field of this request"),
         (b'"metadata": ' + b"[" * 10_000 + b"]" * 10_000, 400, "nested more than 64 deep"),
         (b'"metadata": ' + b'{"a":' * 10_000, 400, "nested more than 64 deep"),
         (b'"seed": ' + b"9" * 5_000, 400, ""),
@@ -107,6 +110,12 @@ def test_values_that_cannot_be_are_refused_by_name(unmoved, fields, status, mess
     assert answer.status == status, answer.body[:300]
     assert message in answer.error["message"]
     assert len(answer.body) < 1_000, "what was sent is not sent back whole"
+
+
+@pytest.mark.parametrize("cut", [b"", b', "user": "\xff"'], ids=["alone", "before something worse"])
+def test_a_wrong_entry_is_blamed_on_the_field_that_has_it(unmoved, cut):
+    answer = one(unmoved.server.port, post(raw_chat(b'"logit_bias": {"7": "much"}' + cut)))
+    assert (answer.status, answer.error["param"]) == (400, "logit_bias")
 
 
 @pytest.mark.parametrize(
