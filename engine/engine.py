@@ -57,7 +57,7 @@ from engine.registry import (
     discover,
     rescan,
 )
-from engine.request import Completion, Grammar, Request, Sampling, Stream, Usage, Wording
+from engine.request import GRAMMAR, Completion, Grammar, Request, Sampling, Stream, Usage, Wording
 from engine.routing import (
     LOAD,
     MODEL,
@@ -426,7 +426,8 @@ class Engine:
             why = "its executor makes tokens up by a formula"
             if home.executor.follows_grammars:
                 why = "it has no tokenizer" if home.text is None else "no token of it ends an answer"
-            raise BadRequest(f"grammar is {grammar.kind!r}, but {home.model.key!r} cannot follow any: {why}")
+            what = f"grammar is {grammar.kind!r}, but {home.model.key!r} cannot follow any: {why}"
+            raise BadRequest(what, GRAMMAR)
         known = home.grammars.find(grammar)
         if known is not None:
             return known

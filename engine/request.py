@@ -20,6 +20,9 @@ MAX_BIAS = 100
 MAX_BIASES = 1024
 MAX_GRAMMAR_CHARACTERS = 2**18
 
+GRAMMAR = "grammar"
+"""The parameter that is to blame where no answer can follow one. A door may call it otherwise."""
+
 GRAMMARS = ("json_object", "json_schema", "regex", "lark")
 
 
@@ -38,7 +41,8 @@ class Grammar:
         _must("grammar.kind", self.kind, self.kind in GRAMMARS, f"one of {', '.join(GRAMMARS)}")
         length = len(self.text)
         if length > MAX_GRAMMAR_CHARACTERS:
-            raise BadRequest(f"grammar has {length} characters, but may have {MAX_GRAMMAR_CHARACTERS}")
+            most = MAX_GRAMMAR_CHARACTERS
+            raise BadRequest(f"grammar has {length} characters, but may have {most}", GRAMMAR)
 
 
 @dataclass(slots=True, kw_only=True)

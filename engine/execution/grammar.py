@@ -13,7 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import BadRequest
-from engine.request import Grammar
+from engine.request import GRAMMAR, Grammar
 
 if TYPE_CHECKING:
     import llguidance
@@ -209,4 +209,4 @@ def _reason(error: str) -> str:
 
 
 def _bad(kind: str, why: str) -> BadRequest:
-    return BadRequest(f"the grammar ({kind}) cannot be followed: {why}")
+    return BadRequest(f"the grammar ({kind}) cannot be followed: {why}", GRAMMAR)

@@ -15,7 +15,7 @@ from engine.engine import MAX_NAME, Engine
 from engine.errors import BadRequest, EngineError, Forbidden, LoadFailed, NotFound, TooLong, openai_answer
 from engine.fleet import Home
 from engine.registry.model import OWNER
-from engine.request import Request
+from engine.request import GRAMMAR, Request
 from engine.server.answers import EVENTS, JSON, Head, Whole, encode, lines
 from engine.server.bodies import (
     AnyBody,
@@ -112,7 +112,7 @@ class Public:
 
     async def ask(self, path: str, raw: bytes, holder: Holder) -> tuple[int, dict[str, str], bytes]:
         """What a line of a batch of that holder is answered, without a connection: status, headers, body."""
-        kind = {"/v1/chat/completions": CHATS, "/v1/completions": TEXTS}[path]
+        kind, draft = {"/v1/chat/completions": CHATS, "/v1/completions": TEXTS}[path], None
         try:
             draft = self._draft(raw, kind, holder)
             if draft.manner.is_stream:
@@ -122,7 +122,7 @@ class Public:
             generation = self._asking(draft, kind, holder, self._of_batches)
             await generation.run(self._engine)
         except EngineError as error:
-            self._word(error, kind)
+            self._word(error, kind, draft)
             answer = openai_answer(error)
             return answer.status, answer.headers, encode(answer.body)
         return 200, {}, self._body(generation, kind)
@@ -150,7 +150,7 @@ class Public:
             else:
                 await generation.run(self._engine)
         except EngineError as error:
-            await self._refuse(client, kind, first.request, error)
+            await self._refuse(client, kind, draft, first.request, error)
         except BaseException:
             if client.is_gone:
                 raise ClientGone from None
@@ -161,17 +161,21 @@ class Public:
                 await client.exchange.room()
             client.tell(200, JSON + self._lines(client, first), self._body(generation, kind))
 
-    async def _refuse(self, client: Client, kind: Kind, request: Request, error: EngineError) -> None:
+    async def _refuse(
+        self, client: Client, kind: Kind, draft: "Draft", request: Request, error: EngineError
+    ) -> None:
         """Answer with the error, unless an answer has begun."""
         if client.status:
             raise error
-        self._word(error, kind)
+        self._word(error, kind, draft)
         client.error = error.code or error.reason
         await client.refuse(error, self._limits_left(request) + _request_id(client))
 
-    def _word(self, error: EngineError, kind: Kind) -> None:
-        """Say it as a client may read it: what was too long as the client calls it, and no path of this machine."""
+    def _word(self, error: EngineError, kind: Kind, draft: "Draft | None") -> None:
+        """Say it as a client may read it: what is to blame as the client calls it, and no path of this machine."""
         _blame(error, kind)
+        if isinstance(error, BadRequest) and error.param == GRAMMAR and draft is not None:
+            error.param = "response_format" if _has_format(draft.body) else "tools"
         if isinstance(error, LoadFailed) and error.model is not None and error.model in self._engine.registry:
             error.args = (self._engine.registry.find(error.model).public(str(error)),)
 
@@ -476,6 +480,12 @@ def _blame(error: EngineError, kind: Kind) -> None:
     """Say what was too long, as the client calls it."""
     if isinstance(error, TooLong):
         error.param = kind.param
+
+
+def _has_format(body: AnyBody) -> bool:
+    """Whether its answer has to be JSON, be it by a schema or not."""
+    form = body.response_format if isinstance(body, ChatBody) else None
+    return form is not None and form["type"] != "text"
 
 
 OF_TENANT = "\x1f"

@@ -154,3 +154,30 @@ def test_what_cannot_be_asked_for_is_refused_by_name(models, changed, param):
     answer = models.http().post("/v1/chat/completions", json={"model": QWEN, **ASKED, **changed})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
+
+
+FOLLOWED_BY_NOBODY = {"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}
+TOOL_OF_NOBODY = {"type": "function", "function": {"name": "f", "parameters": FOLLOWED_BY_NOBODY}}
+FORMAT_OF_NOBODY = {"type": "json_schema", "json_schema": {"name": "f", "schema": FOLLOWED_BY_NOBODY}}
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize(
+    ("changed", "param"),
+    [
+        ({"response_format": FORMAT_OF_NOBODY}, "response_format"),
+        ({"tools": [TOOL_OF_NOBODY], "tool_choice": "required"}, "tools"),
+        (
+            {"tools": [TOOL_OF_NOBODY], "tool_choice": "required", "response_format": {"type": "text"}},
+            "tools",
+        ),
+    ],
+)
+def test_what_no_answer_can_follow_is_refused_by_the_field_that_asks_for_it(
+    models, changed, param, is_stream
+):
+    body = {"model": QWEN, **ASKED, **changed, "stream": is_stream}
+    answer = models.http().post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    assert "cannot be followed" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["param"] == param
