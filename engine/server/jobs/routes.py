@@ -1,5 +1,6 @@
 """Routes of files and batches, as OpenAI's API has them, and of jobs for operators."""
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
@@ -162,6 +163,7 @@ class _Client:
         path = self._jobs.files.path(found.id)
         if not path.exists():
             raise no_file(file_id)
+        _forget_bad_range(request)
         return FileResponse(path, media_type="application/octet-stream", filename=found.name)
 
     async def delete(self, request: Request) -> Response:
@@ -349,6 +351,26 @@ def _holder(request: Request) -> Holder:
 def _page(rows: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
     first, last = (rows[0]["id"], rows[-1]["id"]) if rows else (None, None)
     return {"object": "list", "data": rows, "first_id": first, "last_id": last, "has_more": has_more}
+
+
+RANGES = re.compile(r"bytes=(?:(?:\d+-\d*|-\d+)(?:\s*,\s*|$))+", re.ASCII | re.IGNORECASE)
+BOUNDS = re.compile(r"(\d+)-(\d+)", re.ASCII)
+MAX_DIGITS = 18
+
+
+def _forget_bad_range(request: Request) -> None:
+    """A range that is none counts as if it was not there (RFC 9110, 14.2). Starlette refuses it in its own words."""
+    given = request.headers.get("range")
+    if given is not None and not _is_range(given):
+        request.scope["headers"] = [each for each in request.scope["headers"] if each[0] != b"range"]
+
+
+def _is_range(given: str) -> bool:
+    if RANGES.fullmatch(given) is None:
+        return False
+    bounds = BOUNDS.findall(given)
+    are_short = all(len(each) <= MAX_DIGITS for each in re.findall(r"\d+", given))
+    return are_short and all(int(first) <= int(last) for first, last in bounds)
 
 
 def _number(request: Request) -> int:

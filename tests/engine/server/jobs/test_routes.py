@@ -235,6 +235,28 @@ def test_an_upload_that_stops_coming_is_let_go(door):
     assert list((door.folder / "jobs" / "files").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("ranges", "status", "said"),
+    [
+        ("bytes=1-2", 206, b"bc"),
+        ("bytes=3-", 206, b"def"),
+        ("bytes=-2", 206, b"ef"),
+        ("bytes=9-", 416, b""),
+        ("bytes=2-1", 200, b"abcdef"),
+        ("bytes=a-b", 200, b"abcdef"),
+        ("bytes=", 200, b"abcdef"),
+        ("bytes=0-" + "9" * 5000, 200, b"abcdef"),
+        ("pages=1-2", 200, b"abcdef"),
+        ("bytes", 200, b"abcdef"),
+    ],
+)
+def test_a_part_of_a_file_is_sent_and_a_part_that_is_none_is_all_of_it(door, ranges, status, said):
+    with door.http() as http:
+        file = http.post("/v1/files", files={"file": ("x", b"abcdef")}, data={"purpose": "batch"}).json()
+        answer = http.get(f"/v1/files/{file['id']}/content", headers={"range": ranges})
+    assert (answer.status_code, answer.content) == (status, said)
+
+
 WRONG = {
     "endpoint": {"endpoint": "/v1/embeddings"},
     "completion_window": {"completion_window": "1h"},
