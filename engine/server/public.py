@@ -337,7 +337,7 @@ class Public:
     def _tell_who_looks(self, client: Client, kind: Kind, generation: Generation, body: AnyBody) -> None:
         telemetry = self._engine.telemetry
         if telemetry.wants(Asked):
-            trace = self._trace_of(client.header(b"traceparent"), client.header(b"tracestate"))
+            trace = self._trace_of(*(_as_sent(client.headers.get(name)) for name in TRACE_HEADERS))
             client.trace_id = trace.trace_id
             for choice in generation.choices:
                 request, sampling = choice.request, choice.request.sampling
@@ -480,6 +480,14 @@ def _blame(error: EngineError, kind: Kind) -> None:
     """Say what was too long, as the client calls it."""
     if isinstance(error, TooLong):
         error.param = kind.param
+
+
+TRACE_HEADERS = (b"traceparent", b"tracestate")
+
+
+def _as_sent(header: bytes | None) -> str | None:
+    """Whatever is in it: what is no trace is left out, as W3C wants it, and refuses nobody."""
+    return None if header is None else header.decode("latin-1")
 
 
 def _has_format(body: AnyBody) -> bool:

@@ -59,3 +59,15 @@ def test_a_server_tells_each_request_once_and_what_was_said_only_where_asked(tmp
     assert KEY not in told
     assert ("ada@example.org" in json.dumps(lines)) is content
     assert "ada@example.org" not in json.dumps(spans)
+
+
+@pytest.mark.parametrize("name", ["traceparent", "tracestate"])
+def test_a_trace_that_cannot_be_read_refuses_nobody(tmp_path, name):
+    traces = TraceSettings(file=str(tmp_path / "traces"))
+    settings = ServerSettings(port=0, admin_port=None, log=LogSettings(level="off"), traces=traces)
+    headers = {b"traceparent": f"00-{TRACE}-{PARENT}-01".encode(), name.encode(): b"\xff\xfe"}
+    with running(modelled(), settings) as server:
+        assert server.http().post("/v1/chat/completions", json=WORDS, headers=headers).status_code == 200
+    assert (TRACE in (tmp_path / "traces").read_text()) is (
+        name == "tracestate"
+    )  # only what is damaged is left out
