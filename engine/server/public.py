@@ -134,7 +134,7 @@ class Public:
             if len(raw) > LONG_BYTES:
                 await self._word_aside(draft)
             generation = self._asking(draft, kind, client.holder, client.headers)
-        except TooLong as error:
+        except BadRequest as error:
             _blame(error, kind)
             raise
         first = generation.choices[0]
@@ -477,8 +477,8 @@ class Public:
 
 
 def _blame(error: EngineError, kind: Kind) -> None:
-    """Say what was too long, as the client calls it."""
-    if isinstance(error, TooLong):
+    """Say what was too long, or had nothing in it, as the client calls it."""
+    if isinstance(error, TooLong) or (isinstance(error, BadRequest) and error.param == TEXTS.param):
         error.param = kind.param
 
 

@@ -284,7 +284,7 @@ class ChatTemplate:
         try:
             return _collected(self._template.generate(values))
         except _Refused as error:
-            raise BadRequest(f"the chat template refuses the messages: {error}") from error
+            raise BadRequest(f"the chat template refuses the messages: {error}", "messages") from error
         except jinja2.exceptions.SecurityError as error:
             raise self._bad_for_this(f"reaches for what is forbidden ({error})") from error
         except (_TooMuch, OverflowError, MemoryError, RecursionError) as error:
@@ -299,7 +299,9 @@ class ChatTemplate:
             AttributeError,
             ArithmeticError,
         ) as error:
-            raise BadRequest(f"the messages do not fit the model's chat template: {error}") from error
+            raise BadRequest(
+                f"the messages do not fit the model's chat template: {error}", "messages"
+            ) from error
 
 
 PLAIN = {"messages", "tools"}

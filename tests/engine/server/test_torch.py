@@ -262,6 +262,20 @@ def test_a_model_that_cannot_be_loaded_is_told_without_a_path_of_this_machine(se
         assert str(path) in told  # operators know where it lies
 
 
+@pytest.mark.parametrize("names", [["phi-4"], []], ids=["in memory", "loaded when asked for"])
+def test_a_chat_that_comes_to_nothing_is_blamed_on_its_messages(serving, tmp_path, names):
+    (path,) = make_stand_ins(tmp_path, ["phi-4"], formats=("safetensors",))
+    file = path / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": ""}))
+    with serving(computing(tmp_path, names, models=LoadingSettings(folder=str(tmp_path)))) as running:
+        body = {"model": PHI, "messages": SAY}
+        error = running.http().post("/v1/chat/completions", json=body).json()["error"]
+    assert (error["message"], error["param"]) == (
+        "the prompt has no tokens, but must have at least one",
+        "messages",
+    )
+
+
 def test_a_long_prompt_is_worked_out_beside_the_loop(serving, tmp_path_factory):
     folder = tmp_path_factory.mktemp("long")
     (path,) = make_stand_ins(folder, ["Qwen2.5-72B-Instruct"])

@@ -257,14 +257,16 @@ def test_without_a_template_the_prompt_is_what_the_default_one_makes(messages, i
 
 
 def test_what_the_template_refuses_is_the_callers_mistake():
-    with pytest.raises(BadRequest, match="refuses the messages: roles must alternate"):
+    with pytest.raises(BadRequest, match="refuses the messages: roles must alternate") as refusal:
         template(MISTRAL).render(TALK[1:])
+    assert refusal.value.param == "messages"
 
 
 @pytest.mark.parametrize("messages", [[], [{"content": "x"}], ["x"]])
 def test_messages_that_do_not_fit_are_the_callers_mistake(messages):
-    with pytest.raises(BadRequest, match="do not fit the model's chat template"):
+    with pytest.raises(BadRequest, match="do not fit the model's chat template") as refusal:
         template(LLAMA3).render(messages)
+    assert refusal.value.param == "messages"
 
 
 def test_only_plain_data_reaches_a_template():
