@@ -5,7 +5,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from yaml import YAMLError
 
 from engine.errors import BadSettings, UnknownName
@@ -73,7 +74,8 @@ class Options:
     def __post_init__(self) -> None:
         whole("seed", self.seed, 0, 2**63 - 1)
         whole("block_tokens", self.block_tokens, 1, MAX_TOKENS)
-        require("out", self.out, self.out != "", "the path of a file, or null")
+        is_file = self.out is None or (self.out != "" and not Path(self.out).is_dir())
+        require("out", self.out, is_file, "the path of a file, or null")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -278,6 +280,8 @@ def _write(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
+        with suppress(OSError):  # there may be none
+            partial.unlink()
         raise BadSettings(f"{path} cannot be written: {error.strerror}") from error
 
 
@@ -300,8 +304,9 @@ def _table(name: str, columns: Columns) -> Table:
 
 
 def _print(table: Table, file: Any) -> None:
-    console = Console(file=file, width=None if file.isatty() else WIDTH)
-    console.print(table, markup=False, highlight=False)
+    width = None if file.isatty() else WIDTH
+    console = Console(file=file, width=width, markup=False, emoji=False, highlight=False)  # in titles, too
+    console.print(table)
 
 
 @contextmanager
@@ -311,7 +316,7 @@ def _status(text: str) -> Iterator[Any]:
     if not console.is_terminal:
         yield lambda _: None
         return
-    with console.status(text) as status:
+    with console.status(Text(text)) as status:  # a name is no markup
         yield status.update
 
 

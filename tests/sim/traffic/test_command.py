@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -129,6 +130,37 @@ def test_nothing_is_written_of_a_trace_that_is_no_good(tmp_path, capsys):
 def test_a_file_that_cannot_be_written_is_refused(sample, tmp_path, capsys):
     assert main(["fit", str(sample), f"out={tmp_path}/nowhere/out.yaml"]) == 2
     assert "cannot be written: No such file or directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "folder"])
+def test_a_folder_is_no_file_to_write_and_nothing_is_left_in_it(out, sample, tmp_path, capsys, monkeypatch):
+    inside = tmp_path / "inside"
+    (inside / "folder").mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    assert "must be the path of a file, or null" in refused(capsys, "fit", str(sample), f"out={out}")
+    assert sorted(tmp_path.rglob("*")) == [inside, inside / "folder", sample]
+
+
+def test_what_was_written_of_a_fit_that_cannot_be_kept_is_taken_away(sample, tmp_path, capsys, monkeypatch):
+    def refuses(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", refuses)
+    assert main(["fit", str(sample), f"out={tmp_path}/out.yaml"]) == 2
+    assert "out.yaml cannot be written: No space left on device" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [sample]
+
+
+def test_names_are_shown_as_they_are_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path("[b]trace[1]:cat:.csv")
+    header = "timestamp_s,model,tenant,input_tokens,output_tokens\n"
+    path.write_text(f"{header}0,a:cat:,[red]x[/b],5,5\n1,a,y,5,5\n")
+    assert main(["describe", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("[b]trace[1]:cat:.csv ")
+    assert "a:cat: 0.500" in said
+    assert "[red]x[/b] 0.500" in said
 
 
 @pytest.mark.slow
