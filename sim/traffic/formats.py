@@ -77,6 +77,7 @@ class Table:
     sessions: dict[Any, int] = field(default_factory=dict)
     last_ns: dict[int, int] = field(default_factory=dict)  # of each session, where rows are told by delays
     roots: dict[int, int] = field(default_factory=dict)  # of each chat, where rows name their parents
+    orphans: dict[int, int] = field(default_factory=dict)  # roots whose parent did not stand before
     unnamed: int = 0
     delayed: int = 0  # rows whose time is told by the row before them in their session
     dropped_rows: int = 0
@@ -112,6 +113,24 @@ class Table:
                 key = int(session) * MAX_PACKED + place
         return self.sessions.setdefault(key, len(self.sessions))
 
+    def adopt(self) -> None:
+        """Let roots whose parent stood below them be of its session."""
+        above: dict[int, int] = {}
+
+        def top(root: int) -> int:
+            while root in above:
+                root = above[root]
+            return root
+
+        for root, parent in self.orphans.items():
+            oldest = top(self.roots.get(parent, root))
+            if oldest != top(root):
+                above[root] = oldest
+        number = np.arange(len(self.sessions), dtype=np.int32)
+        for root in above:
+            number[self.sessions[root]] = self.sessions[top(root)]
+        self.session = array("i", number[np.frombuffer(self.session, np.int32)].tobytes())
+
     def numbered_blocks(self) -> Lengths:
         """The blocks of all rows as small numbers; equal numbers are equal blocks behind equal prefixes."""
         ids = np.frombuffer(self.blocks, np.int64)
@@ -140,22 +159,25 @@ def load(path: Path, form: str = "auto", *, sort: bool = False, block_tokens: in
     found = checked(path, form)
     how = FORMATS[found]
     made, latest_ns = Table(found, (block_tokens or how.block_tokens) if how.block_tokens else 0), -1
-    parse, add = how.parse, made.add
+    parse, add, delayed = how.parse, made.add, 0
     for line, content in how.rows(path):
         try:
             row = parse(content, made)
         except BadField as error:
             raise BadTrace(f"{path}, line {line}{error}") from error
         arrival_ns = row[0]
-        if arrival_ns < latest_ns:
-            if not sort and not made.delayed:
-                raise BadTrace(
-                    f"{path}, line {line} is {(latest_ns - arrival_ns) / NS_PER_S:g} s before a row above it, but "
-                    "time must not go back (workload.sort=true takes rows in any order)"
-                )
-        else:
+        if made.delayed > delayed:  # such a row stands where its session does, not where its time would be
+            delayed = made.delayed
+        elif arrival_ns >= latest_ns:
             latest_ns = arrival_ns
+        elif not sort:
+            raise BadTrace(
+                f"{path}, line {line} is {(latest_ns - arrival_ns) / NS_PER_S:g} s before a row above it, but "
+                "time must not go back (workload.sort=true takes rows in any order)"
+            )
         add(row)
+    if sort and made.orphans:
+        made.adopt()
     return made
 
 
@@ -275,6 +297,9 @@ def _mooncake_row(content: bytes, made: Table) -> Row:
     session = _mooncake_session(values, made)
     if session != NONE and "timestamp" not in values and session in made.last_ns:
         arrival_ns = made.last_ns[session] + _milliseconds(values, "delay")
+        if arrival_ns > MAX_S * NS_PER_S:
+            allowed = f"so short that its row comes by {MAX_S * 1000:,} ms"
+            raise BadField(f", key delay is {shown(values['delay'])}, but must be {allowed}")
         made.delayed += 1
     else:
         arrival_ns = _milliseconds(values, "timestamp")
@@ -303,9 +328,11 @@ def _milliseconds(values: dict[str, Any], key: str) -> int:
 
 def _bailian_row(content: bytes, made: Table) -> Row:
     values = json_object(content)
-    chat = whole(values, "chat_id", -1, mooncake.MAX_NAME)
-    parent = whole(values, "parent_chat_id", -1, mooncake.MAX_NAME)
+    chat = whole(values, "chat_id", 0, mooncake.MAX_NAME)
+    parent = whole(values, "parent_chat_id", NONE, mooncake.MAX_NAME)
     root = made.roots[chat] = made.roots.get(parent, chat)  # a parent that the cut has left out: a root
+    if root == chat and parent != NONE:
+        made.orphans[chat] = parent
     prompt = whole(values, "input_length", 0, MAX_TOKENS)
     return (
         seconds("key timestamp", values.get("timestamp")),

@@ -140,7 +140,7 @@ def _one_file(path: Path, lengths: Path | None) -> Pool:
     with closing(lines(path)) as source:
         first = next(source, b"")
     with at(path, 1):
-        bare = is_row(split(first))
+        bare = is_row(split(first.removeprefix(BOM.encode())))
     windows = _bare_rows(path) if bare else table(path, HEADER)
     for line, (model, client_id, *window) in windows:
         with_rate = clients.get((model, client_id))
@@ -241,7 +241,7 @@ def _read_lengths(path: Path, clients: dict[tuple[str, str], Client]) -> None:
     with closing(lines(path, JSON_BYTES, "workload.lengths")) as source:
         for line, content in rows(path, source, 1):
             with at(path, line):
-                values = json_object(content)
+                values = json_object(content.removeprefix(BOM.encode()) if line == 1 else content)
                 client = clients.get((str(values.get("model")), str(values.get("client_id"))))
                 whole(values, "window_start_s", 0, int(MAX_TIME_S))
                 if IN not in values and OUT not in values:
@@ -255,7 +255,7 @@ def _read_lengths(path: Path, clients: dict[tuple[str, str], Client]) -> None:
 
 def _read_dataset(path: Path) -> list[Lengths]:
     """The histograms of one client, by window. Fields beside those of tokens are left alone."""
-    content = b"".join(_within(path))
+    content = b"".join(_within(path)).removeprefix(BOM.encode())
     try:
         windows = json.loads(content.decode())
     except (ValueError, RecursionError) as error:

@@ -443,6 +443,41 @@ def test_sessions_of_mooncake_rows_and_their_delays(trace):
         trace(row(session_id="a", delay=1))
 
 
+def test_a_row_told_by_its_delay_lets_no_other_go_back_in_time(trace):
+    def row(**values):
+        return json.dumps({"input_length": 512, "output_length": 8, "hash_ids": [1]} | values) + "\n"
+
+    head = row(timestamp=0, session_id="a") + row(session_id="a", delay=9000)
+    late = row(timestamp=5000)
+    with pytest.raises(BadTrace, match="line 4 is 1 s before a row above it"):
+        trace(head + late + row(timestamp=4000))
+    found = trace(head + late + row(timestamp=4000), sort=True, quantum_s=0.0)
+    assert found.arrival_ns.tolist() == [0, 4 * 10**9, 5 * 10**9, 9 * 10**9]
+    with pytest.raises(BadTrace, match=r"line 3, key delay is 4000000000000, but must be so short"):
+        trace(head + row(session_id="a", delay=4 * 10**12))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sorted_rows_have_the_sessions_that_they_have_in_order(seed, trace):
+    random = np.random.default_rng(seed)
+    parents = [-1, *(int(random.choice([-1, 9000, random.integers(chat)])) for chat in range(1, 40))]
+    rows = [bailian(chat, parent, float(chat), [chat]) for chat, parent in enumerate(parents)]
+    plain = trace("".join(rows)).session.tolist()
+    mixed = trace("".join(random.permutation(rows)), sort=True).session.tolist()
+    assert len(set(zip(plain, mixed, strict=True))) == len(set(plain)) == len(set(mixed))
+
+
+def test_parents_in_a_circle_are_one_session(trace):
+    chains = [(1, 11), (2, 12), (3, 13), (11, 2), (12, 3), (13, 1)]
+    rows = [bailian(chat, parent, float(place), [chat]) for place, (chat, parent) in enumerate(chains)]
+    assert set(trace("".join(rows), sort=True).session.tolist()) == {0}
+
+
+def test_a_chat_is_not_called_like_the_parent_of_a_root(trace):
+    with pytest.raises(BadTrace, match="line 2, key chat_id is -1, but must be a whole number from 0 to"):
+        trace(bailian(0, -1, 0.5, [9]) + bailian(-1, -1, 1.5, [8]) + bailian(2, -1, 2.5, [7]))
+
+
 def test_times_since_1970_are_times(trace):
     found = trace(CANONICAL + "1763000000.25,m,t,1,1,,\n1763000001.5,m,t,1,1,,\n")
     assert found.span_ns == pytest.approx(1.25e9, abs=1e3)

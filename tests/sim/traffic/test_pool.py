@@ -59,6 +59,15 @@ def test_a_file_of_rates_is_read_with_the_lengths_beside_it(one_file):
     assert second.lengths == []
 
 
+def test_every_file_of_a_pool_may_begin_with_a_byte_order_mark(one_file, folder):
+    marked = read(one_file(f"\ufeff{HEAD}{ROWS}", f"\ufeff{LENGTHS}"), None)
+    assert [len(client.lengths) for client in marked.clients] == [1, 0]
+    inner = folder(f"\ufeff{CHUNK}", f"\ufeff{json.dumps(DATASET)}") / "m-large"
+    for path in (inner, inner / "chunk-3-trace.csv"):
+        first = read(path, None).clients[0]
+        assert (list(first.start_s), len(first.lengths)) == ([0, 1200], 1)
+
+
 def test_a_folder_of_chunks_is_a_model_in_the_order_of_their_numbers(folder):
     path = folder()
     pool = read(path, None)
