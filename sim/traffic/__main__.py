@@ -26,7 +26,7 @@ from engine.registry.discovery import printable
 from engine.settings import require
 from sim.composing import CONFIG_MODULE
 from sim.config import choices, typed
-from sim.traffic import ServeGenWorkload, Trace, TraceWorkload, Workload, draw, workloads
+from sim.traffic import MergedWorkload, ServeGenWorkload, Trace, TraceWorkload, Workload, draw, workloads
 from sim.traffic.clients import figures
 from sim.traffic.describe import BLOCK_TOKENS, Description, describe
 from sim.traffic.fit import Fit, PartsFit, fit_by_model, written
@@ -268,7 +268,10 @@ def _dotted(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _names(settings: Workload) -> list[str]:
-    """Names for the models that a workload tells by numbers."""
+    """Names for the models that a workload tells by numbers; those of its parts, where each is a model."""
+    if isinstance(settings, MergedWorkload):
+        spread_over = max(part.models for part in settings.parts.values())
+        return [f"m{index}" for index in range(spread_over)] if settings.is_spread else list(settings.parts)
     count = getattr(settings, "models", None)
     return [f"m{index}" for index in range(count if isinstance(count, int) else MODELS)]
 

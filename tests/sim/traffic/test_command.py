@@ -132,6 +132,20 @@ def test_a_file_that_cannot_be_written_is_refused(sample, tmp_path, capsys):
     assert "cannot be written: No such file or directory" in capsys.readouterr().err
 
 
+def test_a_fit_of_more_models_than_usual_can_be_described_under_their_names(tmp_path, capsys):
+    path, out = tmp_path / "many.csv", tmp_path / "like.yaml"
+    rows = [f"{at / 10},model-{at % 7},t,{10 * 3 ** (at % 7) + at % 3},{5 + at % 4}\n" for at in range(1400)]
+    path.write_text("timestamp_s,model,tenant,input_tokens,output_tokens\n" + "".join(rows))
+    assert main(["fit", str(path), f"out={out}"]) == 0
+    assert yaml.safe_load(out.read_text())["kind"] == "merged"
+    capsys.readouterr()
+    assert main(["describe", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "model-" in next(line for line in said.splitlines() if "models: largest shares" in line)
+    asked = ["workload=crowd", "workload.requests=500", "workload.parts.crowd.models=9"]
+    assert main(["describe", *asked]) == 0
+
+
 @pytest.mark.parametrize("out", [".", "..", "/", "folder"])
 def test_a_folder_is_no_file_to_write_and_nothing_is_left_in_it(out, sample, tmp_path, capsys, monkeypatch):
     inside = tmp_path / "inside"
