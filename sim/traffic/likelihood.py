@@ -142,7 +142,7 @@ def followed(gaps: Floats, left: Floats) -> tuple[float, float, float]:
     followed only.
     """
     logs = np.log(gaps[gaps > 0])
-    share = len(gaps) / (len(gaps) + len(left))
+    share = min(len(gaps) / (len(gaps) + len(left)), MOST_FOLLOWED)
     if len(logs) == 0:
         return share, -inf, 0.0
     mu, sigma, surely = float(logs.mean()), max(float(logs.std()), TINY_SIGMA), float((logs**2).sum())

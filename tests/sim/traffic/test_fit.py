@@ -10,7 +10,7 @@ from sim.config import typed
 from sim.traffic import AzureWorkload, Trace, TraceWorkload, draw
 from sim.traffic.arrivals import ArrivalSettings, Flash
 from sim.traffic.describe import arrivals, describe
-from sim.traffic.fit import fit, histogram, written
+from sim.traffic.fit import PartsFit, fit, fit_by_model, histogram, written
 from sim.traffic.generator import (
     ClassSettings,
     GeneratedWorkload,
@@ -419,3 +419,15 @@ def test_regenerated_lengths_are_those_of_the_published_traces(name, seed):
             np.searchsorted(one, at, "right") / len(one) - np.searchsorted(other, at, "right") / len(other)
         )
         assert far.max() < 1.63 * np.sqrt(1 / len(one) + 1 / len(other)) + 0.01
+
+
+def test_a_model_of_one_session_at_one_instant_has_a_part(tmp_path):
+    path = tmp_path / "instant.csv"
+    rows = [(at / 2, "long", 2000 + at % 50, "") for at in range(200)]
+    rows += [(30.25, "short", 5 + at % 3, "s") for at in range(60)]
+    text = "".join(f"{at},{model},t,{prompt},5,{session}\n" for at, model, prompt, session in sorted(rows))
+    path.write_text(f"timestamp_s,model,tenant,input_tokens,output_tokens,session_id\n{text}")
+    found = fit_by_model(TraceWorkload(path=str(path)).as_it_is(1))
+    assert isinstance(found, PartsFit)
+    sessions = found.parts["short"].workload.sessions
+    assert (sessions.mean_turns, sessions.think_median_s) == (1000, 0)

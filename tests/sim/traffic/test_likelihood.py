@@ -7,6 +7,7 @@ from sim.traffic.likelihood import (
     clipped_log_normal,
     digamma,
     distance,
+    followed,
     gamma_gaps,
     likeliest_gaps,
     trigamma,
@@ -25,6 +26,13 @@ def drawn(family, shape, count=20_000, seed=1):
 
 def counted(values):
     return np.unique(values, return_counts=True)
+
+
+@pytest.mark.parametrize("left", [[], [5.0]])
+def test_turns_that_all_come_at_once_are_a_thousand_at_most(left):
+    share, mu, sigma = followed(np.zeros(3000), np.array(left))
+    assert 1 / (1 - share) == pytest.approx(1000)
+    assert (mu, sigma) == (-np.inf, 0.0)
 
 
 def test_digamma_and_trigamma_have_their_known_values():
