@@ -185,15 +185,20 @@ def gamma_quantiles(shape: float, shares: npt.NDArray[np.float64]) -> npt.NDArra
 def read_histogram(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """The lengths of a histogram file and their weights. Raises BadTrace with the line."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadTrace(f"{path} cannot be read as a histogram: {error}") from error
+    while rows and not rows[-1]:  # blank lines at the end, as in a trace
+        rows.pop()
     if not rows or [name.strip() for name in rows[0]] != FILE_HEADER:
         raise BadTrace(f"{path}, line 1 must be the header {','.join(FILE_HEADER)}")
     pairs = [_pair(f"{path}, line {number}", row) for number, row in enumerate(rows[1:], 2)]
-    if sum(weight for _, weight in pairs) <= 0:
+    total = sum(weight for _, weight in pairs)
+    if total <= 0:
         raise BadTrace(f"{path} must have a weight above zero, but has none in {len(pairs)} rows")
+    if not isfinite(total):
+        raise BadTrace(f"{path} has weights that are {total} together, but must have a finite sum")
     return np.array([value for value, _ in pairs], np.int64), np.array([weight for _, weight in pairs])
 
 
