@@ -239,13 +239,16 @@ def _ids(trace: Trace) -> Ids | None:
 
 
 def _known_blocks(trace: Trace) -> Ids:
-    """Leading blocks of each prompt whose names were there before, for the same model."""
+    """Leading blocks of each prompt whose names were there before, for the same model: full ones, as caches keep."""
     ids, end = _ids(trace), np.asarray(() if trace.block_end is None else trace.block_end)
     assert ids is not None
     if trace.model_of is not None:
         _, name = np.unique(ids, return_inverse=True)
         ids = name * len(trace.models) + np.repeat(trace.model_of, np.diff(end, prepend=0))
-    return known_blocks(ids, end, trace.prompt_tokens // block_size(trace, 1))
+    start = np.concatenate(([0], end[:-1]))
+    full = np.minimum(trace.prompt_tokens // block_size(trace, 1), end - start)
+    is_full = np.arange(len(ids)) < np.repeat(start + full, end - start)
+    return known_blocks(ids[is_full], np.cumsum(full), full)
 
 
 def _found_blocks(trace: Trace, block_tokens: int) -> Ids:

@@ -416,6 +416,25 @@ def test_a_rest_that_is_no_full_block_may_have_no_name(trace):
         trace(mooncake(0, [7, 8], 1100), block_tokens=256)
 
 
+@pytest.mark.parametrize("model_zipf", [None, 0.0])
+def test_a_rest_is_not_found_by_a_full_block_of_its_name(model_zipf, trace):
+    rows = [mooncake(0, [7, 8], 600), mooncake(1, [7, 8]), mooncake(2, [7, 8]), mooncake(3, [7, 8], 600)] * 5
+    found = trace("".join(rows), sort=True, quantum_s=0.0, model_zipf=model_zipf)
+    known = ideal_token_hit_ratio(found, 64) * found.prompt_tokens.sum()
+    assert known == pytest.approx(ideal_by_looking(found))
+
+
+def ideal_by_looking(trace):
+    seen, known = set(), 0
+    for index in range(len(trace)):
+        prompt, model = trace.prompt(index), 0 if trace.model_of is None else int(trace.model_of[index])
+        heads = [(model, bytes(prompt[:end])) for end in range(512, len(prompt) + 1, 512)]
+        leading = next((place for place, head in enumerate(heads) if head not in seen), len(heads))
+        known += min(leading * 512, len(prompt) - 1)
+        seen.update(heads)
+    return known
+
+
 def test_names_that_stand_for_a_block_alone_count_behind_the_same_prefix_only(trace):
     blocks = ([1, 2, 3], [5, 2, 3], [1, 2, 9], [5, 2, 3])
     found = trace("".join(mooncake(time, each) for time, each in enumerate(blocks)), quantum_s=0.0)
