@@ -9,6 +9,7 @@ import io
 from collections.abc import Sequence
 from math import ceil, floor, log10
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from PIL import Image
 
@@ -304,9 +306,16 @@ def room_for(labels: Sequence[str]) -> float:
 
 
 def png(figure: Figure) -> bytes:
-    """The picture with at most 256 colours, which takes a third of the bytes; the same for the same figure."""
+    """The picture with at most 256 colours, which takes a third of the bytes; the same for the same figure.
+
+    Names are shown as they are: two dollars in one are no formula, and a letter that the font lacks is a box.
+    """
     canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with catch_warnings():
+        filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[:, :, :3]
     image = Image.fromarray(np.ascontiguousarray(pixels)).quantize(
         256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle, StepPatch
 
 from sim import plots
@@ -467,3 +468,14 @@ def test_every_picture_can_be_drawn_of_nothing_and_says_so(make_run):
 def test_a_notebook_shows_the_picture_that_a_report_has(five):
     figure = plots.latency_cdf(five)
     assert figure._repr_png_() == plots.png(plots.latency_cdf(five))
+
+
+@pytest.mark.parametrize("name", ["$x^$", "a$b$c", "\\frac{$", "テナント"])
+def test_names_are_drawn_whatever_they_are(name):
+    figure = Figure()
+    axes = figure.subplots()
+    axes.bar([0, 1], [1, 2], label=name)
+    axes.set_xticks([0, 1], labels=[name, "other"])
+    axes.set_title(name)
+    axes.legend()
+    assert plots.png(figure).startswith(b"\x89PNG")
