@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from engine.clock import NS_PER_S
+from engine.clock import NS_PER_S, to_ns
 from engine.settings import above, at_least, require
 from sim.streams import stream
 from sim.traffic import servegen
@@ -195,10 +195,10 @@ def _cut(settings: TraceWorkload, table: Table, listed: npt.NDArray[np.bool_]) -
     arrival_ns = np.frombuffer(table.arrival_ns, np.int64)
     order = np.argsort(arrival_ns, kind="stable")
     arrival_ns = arrival_ns[order] - min(int(arrival_ns.min()), table.first_ns)
-    first = int(np.searchsorted(arrival_ns, settings.from_s * NS_PER_S))
+    first = int(np.searchsorted(arrival_ns, to_ns(settings.from_s)))
     last = len(arrival_ns)
     if settings.until_s is not None:
-        last = int(np.searchsorted(arrival_ns, settings.until_s * NS_PER_S))
+        last = int(np.searchsorted(arrival_ns, to_ns(settings.until_s)))
     if first == len(arrival_ns):
         ends_s = arrival_ns[-1] / NS_PER_S
         raise BadTrace(

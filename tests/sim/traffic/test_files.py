@@ -462,6 +462,13 @@ def test_sessions_of_mooncake_rows_and_their_delays(trace):
         trace(row(session_id="a", delay=1))
 
 
+@pytest.mark.parametrize("at_s", [0.067, 0.268, 1.001, 4.35, 8.7])
+def test_a_cut_at_the_time_of_a_row_is_before_it(at_s, trace):
+    rows = CANONICAL + f"0,m,t,1,1,,\n{at_s},m,t,2,1,,\n"
+    assert trace(rows, until_s=at_s).prompt_tokens.tolist() == [1]
+    assert trace(rows, from_s=at_s).prompt_tokens.tolist() == [2]
+
+
 def test_a_row_told_by_its_delay_lets_no_other_go_back_in_time(trace):
     def row(**values):
         return json.dumps({"input_length": 512, "output_length": 8, "hash_ids": [1]} | values) + "\n"
