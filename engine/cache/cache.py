@@ -12,7 +12,7 @@ length: those before it cannot leave before it does.
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise, takewhile
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from engine.cache.allocation import allocation
 from engine.cache.blocks import namespace
@@ -44,23 +44,28 @@ OTHERS = "(others)"
 """The tenant of what was counted for namespaces that are forgotten."""
 
 
-class Mover(Protocol):
+class Mover:
     """What carries payloads. It is told of decisions when they are made: the books are ahead of the bytes."""
 
     def catch_up(self) -> None:
         """Something is to be decided now: what has been carried by now makes room for it."""
+        raise NotImplementedError
 
     def size_bytes(self, space: Space, tier: Tier, *, compress: bool) -> int:
         """What a block of a namespace will take in that tier; `compress`: as int8, whatever the tier's own form."""
+        raise NotImplementedError
 
     def moved(self, space: Space, slots: list[int], source: Tier, target: Tier, size_bytes: int) -> None:
         """Blocks of a namespace were demoted; each takes `size_bytes` there."""
+        raise NotImplementedError
 
     def copied(self, space: Space, slots: list[int], target: Tier, size_bytes: int) -> None:
         """Blocks of a namespace, in the hottest tier, are to be written to a colder one too."""
+        raise NotImplementedError
 
     def dropped(self, slot: int, tier: Tier) -> None:
         """A block, or its copy, left a tier: what is there of it is worth nothing."""
+        raise NotImplementedError
 
 
 OnEvicted = Callable[[str, str, int, int], None]
@@ -826,7 +831,9 @@ class PrefixCache:
         total = size * len(slots)
         if total > tier.room_bytes() or not self._make_room(tier, space.holder, total):
             return False
-        tier.copies.update(dict.fromkeys(slots, size))
+        copies = tier.copies
+        for slot in slots:
+            copies[slot] = size
         tier.copied_bytes += total
         self._charge(tier, space, total)
         if self.mover is not None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from engine.cache.cache import Prefix, PrefixCache
+from engine.cache.cache import Mover, Prefix, PrefixCache
 from engine.cache.finding import closed, found_in
 from engine.cache.holders import Space
 from engine.cache.sizes import BATCH_BYTES, Parcel, Sizes
@@ -148,7 +148,7 @@ class Tally:
     prefetched_blocks: int = 0
 
 
-class Carrier:
+class Carrier(Mover):
     """Implements `Mover` for the cache, and brings prefixes to where the executor takes them from.
 
     Without payloads it leaves the first to `Sizes`.

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from engine.cache.cache import PrefixCache
+from engine.cache.cache import Mover, PrefixCache
 from engine.cache.crossings import Crossings, Over
 from engine.cache.holders import Holder, Space
 from engine.cache.tier import Tier
@@ -72,7 +72,9 @@ class Writer:
         """Put blocks into the line of those to be written; none of them stands there already."""
         num_bytes = size_bytes * len(slots)
         parcel = Parcel(space.holder, slots, num_bytes)
-        self.staged.update(dict.fromkeys(slots, parcel))
+        staged = self.staged
+        for slot in slots:
+            staged[slot] = parcel
         self.line.append(parcel)
         self._way.queued_bytes += num_bytes
 
@@ -148,7 +150,7 @@ class Writer:
                 del staged[slot]
 
 
-class Sizes:
+class Sizes(Mover):
     """All transfers between tiers in modelled time. Implements `Mover` for the cache."""
 
     def __init__(self, cache: PrefixCache, ways: list[Way], clock: Clock) -> None:

@@ -12,6 +12,7 @@ SOURCES = (
     "engine/routing/prefixes.py",
     "engine/routing/sessions.py",
     "engine/routing/strategies.py",
+    "engine/routing/decisions.py",
     "engine/routing/router.py",
     "engine/routing/targets.py",
     "engine/quotas/windows.py",
@@ -43,6 +44,7 @@ SOURCES = (
     "engine/execution/sharing.py",
     "engine/execution/replica.py",
     "engine/request.py",
+    "engine/fleet.py",
     "engine/engine.py",
 )
 """What every request passes, from the door to the loop that serves it, and the cache beside it.

@@ -1,7 +1,7 @@
 """Decisions on record: who could have served, what each would have cost, who did, and why; and the same again."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -38,7 +38,7 @@ class Candidate:
     saved_blocks: float = 0.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Choice:
     """One choice, whole: enough to make it again, with the same strategy or another.
 
@@ -56,14 +56,52 @@ class Choice:
     chosen: str
     reason: str
     seen: list[tuple[Any, ...]]
-    guards: list[tuple[str, str]] = field(default_factory=list)
-    session: str | None = None
-    prompt_tokens: int = 0
-    max_output_tokens: int = 0
-    block_tokens: int = 16
-    drawn: list[float] = field(default_factory=list)
-    state: Any = None
-    verdict: str = ""
+    guards: list[tuple[str, str]]
+    session: str | None
+    prompt_tokens: int
+    max_output_tokens: int
+    block_tokens: int
+    drawn: list[float]
+    state: Any
+    verdict: str
+
+    def __init__(
+        self,
+        at_ns: int,
+        request_id: int,
+        attempt: int,
+        pool: str,
+        strategy: str,
+        options: Mapping[str, Any],
+        chosen: str,
+        reason: str,
+        seen: list[tuple[Any, ...]],
+        guards: list[tuple[str, str]] | None = None,
+        session: str | None = None,
+        prompt_tokens: int = 0,
+        max_output_tokens: int = 0,
+        block_tokens: int = 16,
+        drawn: list[float] | None = None,
+        state: Any = None,
+        verdict: str = "",
+    ) -> None:
+        self.at_ns = at_ns
+        self.request_id = request_id
+        self.attempt = attempt
+        self.pool = pool
+        self.strategy = strategy
+        self.options = options
+        self.chosen = chosen
+        self.reason = reason
+        self.seen = seen
+        self.guards = [] if guards is None else guards
+        self.session = session
+        self.prompt_tokens = prompt_tokens
+        self.max_output_tokens = max_output_tokens
+        self.block_tokens = block_tokens
+        self.drawn = [] if drawn is None else drawn
+        self.state = state
+        self.verdict = verdict
 
     @property
     def candidates(self) -> list[Candidate]:
