@@ -187,7 +187,7 @@ class Workbench:
     def live(self, run: RunSettings, trace: Trace, struck: list[Any]) -> LiveRun:
         """One real run, with a store of its own where the ssd tier has none."""
         store = self._folder / "store"
-        job = LiveJob(settings=with_store(run.engine, store), count=len(trace), faults=struck)
+        job = LiveJob(settings=with_store(run.engine, store), faults=struck)
         try:
             return self._machine.run(job, trace)
         finally:

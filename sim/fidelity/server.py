@@ -35,7 +35,6 @@ class LiveJob:
     """One run of the real engine. Faults strike at their time after the load's start."""
 
     settings: EngineSettings
-    count: int  # requests that will come
     faults: list[TimedFault] = field(default_factory=list)
 
 

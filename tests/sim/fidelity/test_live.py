@@ -70,6 +70,36 @@ def test_a_folder_that_was_made_in_the_same_second_is_another_one(tmp_path):
     assert len(paths) == 3
 
 
+SERVED = """
+import asyncio, gc, json
+from multiprocessing import Pipe
+from engine.garbage import GARBAGE_EVERY
+from sim.fidelity.cases import CASES, run_settings
+from sim.fidelity.server import LiveJob, serve
+
+async def main():
+    ours, theirs = Pipe()
+    engine = run_settings(CASES["poisson50"], 1, []).engine
+    serving = asyncio.create_task(serve(LiveJob(settings=engine), theirs))
+    port = await asyncio.to_thread(ours.recv)
+    kept = gc.get_freeze_count(), gc.get_threshold()[0] == GARBAGE_EVERY
+    (await asyncio.open_connection("127.0.0.1", port))[1].close()
+    await serving
+    print(json.dumps(kept))
+
+asyncio.run(main())
+"""
+
+
+def test_when_the_load_begins_nothing_that_is_there_is_looked_at_again():
+    """The collector would stop a run for 150 ms, once, and never a simulated one."""
+    done = subprocess.run([sys.executable, "-c", SERVED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    objects, is_rare = json.loads(done.stdout)
+    assert objects > 100_000  # torch and all that
+    assert is_rare
+
+
 class Interrupted:
     """A bench whose second case is interrupted."""
 
