@@ -6,7 +6,7 @@ run under asyncio on the wall clock and under SimPy on a virtual one. Time insid
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -64,8 +64,8 @@ class Signal(Protocol):
     def set(self) -> None:
         """Let it happen: all who wait go on, in the order in which they came. Never blocks."""
 
-    async def wait(self) -> None:
-        """Return when it has happened, at once if it has already."""
+    def wait(self) -> Awaitable[None]:
+        """What returns when it has happened, at once if it has already."""
 
 
 class Timer(Protocol):

@@ -60,7 +60,7 @@ def _on_stage(settings: RunSettings, others: dict[str, list[RunSettings]] | None
 def _in_scenery(settings: RunSettings, others: dict[str, list[RunSettings]] | None, progress: bool) -> Run:
     stage = Stage(settings.engine, settings.draw(), settings.report.sample_every_s)
     if settings.ties == SHUFFLED:
-        shuffle(stage.clock.env, settings.seed)
+        shuffle(stage.clock, settings.seed)
     try:
         for number, timed in enumerate(settings.faults):
             stage.at(timed.at_s, timed.fault, f"faults[{number}].replica")

@@ -151,8 +151,8 @@ class Stage:
         audit(self.engine, self.recorder, self.census, self.trace)
 
     def _loop(self, watcher: Watcher) -> None:
-        advance = self.clock.env.advance
-        while not self.clock.env.is_over:
+        advance = self.clock.advance
+        while not self.clock.is_over:
             self.events += advance(EVENTS_A_LOOK)
             if watcher(self.clock.now_ns(), self.census.ended, self.events):
                 self.stopped = True
@@ -184,7 +184,7 @@ class Stage:
         except EngineError:
             pass  # its outcome and reason are told already: that is the caller's answer
         if self.census.ended == self._due:
-            self.clock.env.is_over = True
+            self.clock.is_over = True
         elif self._followers is not None:
             for number in self._followers.of(request.id):
                 self._follow(number)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from itertools import count
 
+from sim.agenda import Agenda
 from sim.streams import stream
-from sim.world import World
 
 FIRST_COME, SHUFFLED = "first_come", "shuffled"
 TIES = (FIRST_COME, SHUFFLED)
@@ -12,12 +12,12 @@ RANKS, NUMBER_BITS = 1 << 62, 40
 DRAWN_AT_ONCE = 4_096
 
 
-def shuffle(world: World, seed: int) -> None:
+def shuffle(agenda: Agenda, seed: int) -> None:
     """From now on, what is due at one nanosecond happens in random order; what has to be last still is.
 
     Figures that change by more than chance rest on an order that no real system has.
     """
-    world._eid = _ranks(seed)  # type: ignore[assignment]  # noqa: SLF001  the numbers by which SimPy breaks ties
+    agenda.numbers = _ranks(seed)
 
 
 def _ranks(seed: int) -> Iterator[int]:

@@ -46,6 +46,7 @@ SOURCES = (
     "engine/request.py",
     "engine/fleet.py",
     "engine/engine.py",
+    "sim/agenda.py",
 )
 """What every request passes, from the door to the loop that serves it, and the cache beside it.
 

@@ -35,7 +35,7 @@ def digest(run, ties_seed=None):
     names = [model.name for model in run.engine.fleet.models][:5]
     stage = Stage(run.engine, draw(run.workload, run.seed, names))
     if ties_seed is not None:
-        shuffle(stage.clock.env, ties_seed)
+        shuffle(stage.clock, ties_seed)
     try:
         stage.play()
         return stage.recorder.digest()
@@ -126,7 +126,7 @@ def test_what_is_due_at_one_nanosecond_may_happen_in_any_order():
     for seed in range(7):
         stage = Stage(settings.engine, draw(settings.workload, 1, [settings.engine.fleet.models[0].name]))
         if seed:
-            shuffle(stage.clock.env, seed)
+            shuffle(stage.clock, seed)
         stage.play()
         columns = stage.recorder.columns
         means.append((columns["finished_ns"].values() - columns["arrival_ns"].values()).mean() / 1e9)

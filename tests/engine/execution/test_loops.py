@@ -11,7 +11,8 @@ from engine.execution.replica import Work
 from engine.execution.roofline import RooflineOptions
 from engine.request import Stream
 from engine.settings import Architecture, HardwareSettings, ModelSettings
-from sim.world import LATE, SimClock
+from sim.agenda import LATE
+from sim.world import SimClock
 
 SHAPE = Architecture(
     layers=2, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=16, vocab=400, context_tokens=4096
@@ -95,8 +96,8 @@ def test_most_steps_need_no_event():
     world = World(256, replicas=1)
     world.ask(0, world.replicas[0], 8, 200)
     events = 0
-    while world.clock.env._queue:
-        events += world.clock.env.advance(1)
+    while world.clock.queue:
+        events += world.clock.advance(1)
     assert (world.replicas[0].num_steps, events < 20) == (200, True)
 
 
@@ -116,7 +117,7 @@ def test_durations_foreseen_are_those_of_each_step():
     world.ask(0, world.replicas[0], 20, 300)
     world.ask(1, world.replicas[0], 9, 300)
     while loop._batch is None or loop._batch.chunks:
-        world.clock.env.advance(1)
+        world.clock.advance(1)
     batch = loop._batch
     loop._credit_all()
     batch.held_tokens = None  # each sequence is looked at
@@ -158,8 +159,8 @@ def test_steps_that_are_over_are_counted_from_their_formula_as_one_by_one(seed):
         loop._steps_ahead = draw.randrange(1, 257)
         ends_ns = [loop._after(steps) >> 24 for steps in range(1, loop._steps_ahead + 1)]
         for at_ns in {loop._at >> 24, *draw.choices(ends_ns, k=4), draw.choice(ends_ns) + 1, ends_ns[-1] + 9}:
-            clock = world.clock.env
-            clock._now = at_ns
+            clock = world.clock
+            clock.time_ns = at_ns
             for is_late in (False, True):
                 clock.late_ns, clock.late_priority = (at_ns, LATE) if is_late else (-1, -1)
                 over = sum(end < at_ns or (is_late and end == at_ns) for end in ends_ns)

@@ -1,0 +1,194 @@
+"""What happens when: one queue for SimPy's events and for our own bare callbacks, which cost a third of an event.
+
+Everything that a request asks of virtual time passes here, so `python -m engine compile` takes it too. SimPy's
+own classes, which cannot, look at the same queue (`sim/world.py`).
+"""
+
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any, ClassVar
+
+from engine.native import mypyc_attr
+
+SOON = 1
+"""SimPy's own priority of what is due now, first come, first served."""
+LATE = 1_000
+"""Behind all priorities of SimPy: for what has to wait until everything else at a nanosecond has happened."""
+
+Entry = tuple[int, int, int, Any]
+"""When it is due, in ns, its priority, a number that breaks ties; a SimPy event, what looks like one, or a `Call`."""
+
+
+class Call:
+    """A callback in the queue. One that is cancelled stays there, and is empty."""
+
+    __slots__ = ("callback",)
+
+    callback: Callable[[], None] | None  # set where it is made: a constructor would cost more than all else
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class Happening:
+    """What a coroutine can wait for: as much of a SimPy event as who waits for one looks at."""
+
+    __slots__ = ("callbacks",)
+
+    _ok: ClassVar[bool] = True
+    _value: ClassVar[None] = None
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[Any], None]] | None = []
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        if self.callbacks is not None:
+            yield self
+
+
+class Task:
+    """A coroutine that runs beside others, at a third of what a SimPy process costs; nobody can interrupt it."""
+
+    __slots__ = ("_agenda", "_work")
+
+    def __init__(self, agenda: "Agenda", work: Coroutine[Any, Any, Any]) -> None:
+        self._agenda = agenda
+        self._work = work
+
+    def resume(self, event: Any) -> None:
+        """Go on after an event, up to the next one that is still to come."""
+        work = self._work
+        try:
+            while True:
+                if isinstance(event, Happening):
+                    event = work.send(None)
+                else:
+                    event = work.send(event._value) if event._ok else work.throw(event._value)
+                if event.callbacks is not None:
+                    event.callbacks.append(self.resume)
+                    return
+        except StopIteration:
+            self._agenda.ended(self)
+        except BaseException:
+            self._agenda.ended(self)
+            raise
+
+
+BEGUN = Happening()
+"""What a task goes on after when it begins."""
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Agenda:
+    """The queue, the time, and what runs."""
+
+    def __init__(self) -> None:
+        self.running: dict[object, Coroutine[Any, Any, Any]] = {}  # by what runs it
+        self.time_ns = 0
+        self.queue: list[Entry] = []
+        self.numbers: Iterator[int] = count()  # that break ties
+        self.is_over = False  # whether what happens now is the last thing to happen
+        self.late_ns = -1  # when a late call was made last
+        self.late_priority = -1  # the highest of those that were made then
+
+    def now_ns(self) -> int:
+        return self.time_ns
+
+    def advance(self, most: int) -> int:
+        """Process up to `most` events, and say how many there were. SimPy's `step` for each, without its detours."""
+        queue = self.queue
+        for done in range(most):
+            if not queue or self.is_over:
+                return done
+            self.time_ns, priority, _, event = heappop(queue)
+            if type(event) is Call:
+                self._make(event, priority)
+                continue
+            if isinstance(event, Happening):
+                self._happen(event)
+                continue
+            callbacks, event.callbacks = event.callbacks, None
+            for callback in callbacks:
+                callback(event)
+            if not event._ok and not hasattr(event, "_defused"):
+                raise event._value
+        return most
+
+    def is_call_next(self) -> bool:
+        """Whether what is due next is a callback of ours."""
+        return bool(self.queue) and type(self.queue[0][3]) is Call
+
+    def make_call(self) -> None:
+        """Process the next event, which is a callback of ours."""
+        self.time_ns, priority, _, call = heappop(self.queue)
+        self._make(call, priority)
+
+    def call_later(self, delay_ns: int, callback: Callable[[], None]) -> Call:
+        """Have something called later."""
+        call = Call()
+        call.callback = callback
+        heappush(self.queue, (self.time_ns + delay_ns, SOON, next(self.numbers), call))
+        return call
+
+    def call_last(self, delay_ns: int, callback: Callable[[], None], rank: int) -> Call:
+        """Have something called later, after all else at that nanosecond."""
+        call = Call()
+        call.callback = callback
+        heappush(self.queue, (self.time_ns + delay_ns, LATE + rank, next(self.numbers), call))
+        return call
+
+    def is_past(self, rank: int) -> bool:
+        return self.late_priority >= LATE + rank and self.late_ns == self.time_ns
+
+    def put(self, event: Any, delay_ns: int, priority: int) -> None:
+        """Let an event happen later, or what looks like one."""
+        heappush(self.queue, (self.time_ns + delay_ns, priority, next(self.numbers), event))
+
+    def launch(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run `work` beside the caller, at once up to where it first waits. Nobody can wait for it."""
+        task = Task(self, work)
+        self.running[task] = work
+        task.resume(BEGUN)
+
+    def ended(self, work: object) -> None:
+        """That task or process runs no more."""
+        self.running.pop(work, None)
+
+    def signal(self) -> "SimSignal":
+        return SimSignal(self)
+
+    def _happen(self, event: Happening) -> None:
+        callbacks, event.callbacks = event.callbacks, None
+        if callbacks is not None:
+            for callback in callbacks:
+                callback(event)
+
+    def _make(self, call: Call, priority: int) -> None:
+        callback = call.callback
+        if callback is not None:
+            if priority >= LATE and (self.late_ns != self.time_ns or priority > self.late_priority):
+                self.late_ns, self.late_priority = self.time_ns, priority
+            callback()
+
+
+class SimSignal(Happening):
+    """The engine's signal: who waits goes on at the nanosecond at which it is set, in the order of coming."""
+
+    __slots__ = ("_agenda", "is_set")
+
+    def __init__(self, agenda: Agenda) -> None:
+        self.callbacks = []
+        self.is_set = False
+        self._agenda = agenda
+
+    def set(self) -> None:
+        if not self.is_set:
+            self.is_set = True
+            if self.callbacks:
+                self._agenda.put(self, 0, SOON)
+            else:
+                self.callbacks = None
+
+    def wait(self) -> Happening:
+        return self
