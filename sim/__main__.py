@@ -86,9 +86,10 @@ def play_and_show(config: DictConfig, overrides: list[str]) -> int:
 def show(run: Run) -> None:
     """The checks, the figures that say how much they rest on, what else stands out, and where the rest is."""
     manifest, summary = run.manifest, run.summary
+    verdict = "interrupted" if manifest["interrupted"] else run.verdict
     print(table(run.checks))
     print(
-        f"\n{run.verdict.upper()}  {run.name}  {manifest['strategy']} on {manifest['executor']}, seed "
+        f"\n{verdict.upper()}  {run.name}  {manifest['strategy']} on {manifest['executor']}, seed "
         f"{manifest['seed']}: {summary['completed']} of {len(run.requests)} requests completed in "
         f"{manifest['virtual_s']:.1f} s virtual, {manifest['wall_s']:.1f} s real"
     )

@@ -31,7 +31,7 @@ plots: dict[str, Callable[[Run], Figure]] = {
 }
 CAPTIONS = {
     "beside": "What the runs beside this one made of the same requests, less this one, with 95 % intervals.",
-    "served_by_replica": "Who served the requests by the time of their arrival; the outage is shaded.",
+    "served_by_replica": "Who served the requests by the time of their arrival; an outage is shaded.",
     "latency_over_time": "Every request by its arrival; a cross is a request that a second replica had to finish.",
     "latency_cdf": "The share of requests that were at least so fast; TPOT is the mean time between tokens.",
     "where_time_goes": "The parts of the mean time; those of a request sum to its time exactly.",

@@ -238,6 +238,8 @@ def test_ctrl_c_leaves_what_had_finished_readable(tmp_path):
     (path,) = (tmp_path / "runs").iterdir()
     assert path.name.endswith(".partial")
     assert "interrupted with" in out
+    assert "\nINTERRUPTED  steady" in out
+    assert "PASS" not in out.split("INTERRUPTED")[1]
     run = sim.open_run(path)
     assert run.manifest["interrupted"]
     assert 0 < len(run.requests) < 400_000
