@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from inspect import Parameter, Signature, signature
+from types import FunctionType
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
 from engine.errors import BadSettings, UnknownName
@@ -95,13 +96,13 @@ def _is_of(value: object, wanted: Any) -> bool:
 def _signature(cls: type[Any]) -> Signature:
     """What a class is called with.
 
-    A compiled one says that its parameters have no names; they have. It says nothing of their types; defaults do.
+    A compiled one may say that its parameters have no names; they have. It says nothing of their types; defaults do.
     """
-    named = Parameter.POSITIONAL_OR_KEYWORD
+    by_name, is_compiled = Parameter.POSITIONAL_OR_KEYWORD, not isinstance(cls.__init__, FunctionType)
     return Signature(
         [
-            each.replace(kind=named, annotation=type(each.default))
-            if each.kind is Parameter.POSITIONAL_ONLY
+            each.replace(kind=by_name, annotation=type(each.default))
+            if each.kind is Parameter.POSITIONAL_ONLY or (is_compiled and each.kind is by_name)
             else each
             for each in signature(cls).parameters.values()
         ]

@@ -184,7 +184,7 @@ def test_a_policy_that_does_not_exist_or_does_not_fit_is_refused():
     [
         ("lfu", {"ageing_every": -1}, "eviction.ageing_every is -1, but must be at least 0"),
         ("lfu", {"ageing_every": "abc"}, "ageing_every 'abc', but it must be a whole number"),
-        ("s3fifo", {"small_share": 2}, "eviction.small_share is 2, but must be from 0 to 1"),
+        ("s3fifo", {"small_share": 1.5}, r"eviction.small_share is 1\.5, but must be from 0 to 1"),
         ("s3fifo", {"memory_share": -1.0}, r"eviction.memory_share is -1\.0, but must be at least 0"),
         ("s3fifo", {"reads": 4}, "eviction.reads is 4, but must be from 0 to 3"),
         ("s3fifo", {"reads": None}, "reads None, but it must be a whole number"),
