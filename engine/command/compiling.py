@@ -48,7 +48,7 @@ SOURCES = (
     "engine/engine.py",
     "sim/agenda.py",
 )
-"""What every request passes, from the door to the loop that serves it, and the cache beside it.
+"""What every request passes, from the door to the loop that serves it, the cache beside it, and virtual time.
 
 A dataclass that each request makes writes out its own `__init__`: the one that dataclasses make stays Python, and
 takes as long as ten that are compiled. Whoever inherits from one of these classes has to be here too, unless the

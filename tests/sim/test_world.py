@@ -89,3 +89,47 @@ def test_a_late_call_is_past_when_it_is_made_and_not_when_it_was_cancelled(by_st
         assert clock.advance(9) == 5
     none = [False, False, False]
     assert past == [none, [True, False, False], [True, True, False], none]
+
+
+def drained(clock, by_step):
+    """Until nothing is due any more, in either of the two ways."""
+    if by_step:
+        clock.env.run()
+    else:
+        clock.advance(99)
+
+
+@pytest.mark.parametrize("by_step", [True, False])
+def test_whoever_comes_after_what_was_waited_for_goes_on_at_once(by_step):
+    clock, gone_on = SimClock(), []
+    signal = clock.signal()
+
+    async def wait(name):
+        await signal.wait()
+        gone_on.append((name, clock.now_ns()))
+
+    clock.launch(wait("before"))
+    clock.call_later(5, signal.set)
+    drained(clock, by_step)
+    clock.launch(wait("after"))
+    assert gone_on == [("before", 5), ("after", 5)]
+
+
+@pytest.mark.parametrize("by_step", [True, False])
+def test_what_has_ended_is_not_kept(by_step):
+    clock = SimClock()
+
+    async def work(error=None):
+        await clock.sleep(3)
+        if error is not None:
+            raise error
+
+    for begin in (clock.launch, clock.spawn):
+        begin(work())
+        assert len(clock.running) == 1
+        drained(clock, by_step)
+        assert not clock.running
+    clock.launch(work(ZeroDivisionError("a defect")))
+    with pytest.raises(ZeroDivisionError, match="a defect"):
+        drained(clock, by_step)
+    assert not clock.running
