@@ -1,6 +1,7 @@
 """Files of lines: read some at a time, however many there are, and appended to so that a torn end can be repaired."""
 
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,13 @@ class Line(NamedTuple):
 
 
 def lines_of(path: Path, max_line_bytes: int) -> Iterator[Line]:
-    """All lines that are not blank, in order. No more than one of them is in memory at a time."""
+    """All lines that are not blank, in order, without a mark of UTF-8 before the first.
+
+    No more than one of them is in memory at a time.
+    """
     with path.open("rb") as file:
+        if file.read(len(BOM_UTF8)) != BOM_UTF8:
+            file.seek(0)
         number = 0
         while data := file.readline(max_line_bytes + 1):
             number += 1

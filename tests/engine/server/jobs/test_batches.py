@@ -406,6 +406,18 @@ def test_no_more_batches_wait_than_a_tenant_may_have(yards):
     yard.batch("c", holder=Holder(id="k", tenant="other"))
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_file_may_begin_with_a_mark_of_utf_8(mark, request_line, folder):
+    path = folder.with_name("marked.jsonl")
+    path.write_bytes(mark + request_line("a") + b"\n" + request_line("b") + b"\n")
+    found = look_through(path, "/v1/chat/completions", max_line_bytes=10_000, max_requests=10)
+    assert (found.total, found.problems) == (2, [])
+    assert [line.data for line in lines_of(path, 10_000)] == [request_line("a"), request_line("b")]
+    path.write_bytes(request_line("a") + b"\n" + mark + request_line("b") + b"\n")
+    found = look_through(path, "/v1/chat/completions", max_line_bytes=10_000, max_requests=10)
+    assert [problem.line for problem in found.problems] == ([2] if mark else []), "only before the first line"
+
+
 def test_memory_is_flat_however_many_lines_there_are(request_line, folder):
     path = folder.with_name("many.jsonl")
     with path.open("wb") as file:
