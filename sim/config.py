@@ -68,6 +68,9 @@ SECTIONS = (
     "beside",
 )
 OPTIONAL = ("size",)
+CLOSEST_SAMPLES_S = 0.001
+"""A step takes longer, and an hour with a point in every nanosecond of it has no end."""
+
 FAULTS: dict[str, type[Crash | Recover]] = {"crash": Crash, "recover": Recover}
 
 T = TypeVar("T")
@@ -91,6 +94,7 @@ class ReportSettings:
         require("report.folder", self.folder, self.folder != "", "the path of a folder")
         if self.sample_every_s is not None:
             above("report.sample_every_s", self.sample_every_s, 0)
+            at_least("report.sample_every_s", self.sample_every_s, CLOSEST_SAMPLES_S)
 
 
 @dataclass(slots=True, kw_only=True)

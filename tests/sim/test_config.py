@@ -189,6 +189,7 @@ BAD = [
     ([*ROOFLINE, "tiers.ram.gib=nan"], BadSettings, "tiers.ram.gib is nan", "at least 0"),
     ([*ROOFLINE, "report.folder=''"], BadSettings, "report.folder is ''", "path"),
     ([*ROOFLINE, "report.sample_every_s=0"], BadSettings, "report.sample_every_s is 0.0", "above 0"),
+    ([*ROOFLINE, "report.sample_every_s=1e-9"], BadSettings, "sample_every_s is 1e-09", "at least 0.001"),
     ([*ROOFLINE, "scenario.dies_at_share=1"], BadSettings, "scenario.dies_at_share is 1.0", "below 1"),
     ([*ROOFLINE, "scenario.dies_at_s=-1"], BadSettings, "scenario.dies_at_s is -1.0", "at least 0"),
     ([*ROOFLINE, "faults=[5]"], BadSettings, "faults[0] is 5", "fault: crash"),
