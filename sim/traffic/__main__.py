@@ -137,7 +137,7 @@ def workload(name: str, overrides: Sequence[str]) -> Workload:
     path = Path(name)
     if not path.exists():
         raise BadSettings(f"{name} is no file; give the path of one, or workload=NAME")
-    if path.suffix == ".yaml":
+    if path.suffix in {".yaml", ".yml"}:
         return _settled(_changed(_loaded(path), overrides))
     kind = "servegen" if path.is_dir() or detect(path) == SERVEGEN else "trace"
     of_a_file = _composed(kind) | {"path": name, "requests": None}

@@ -58,8 +58,9 @@ def test_the_seed_is_that_of_the_draws(capsys):
     assert said[0] == said[1] != said[2]
 
 
-def test_a_fit_is_written_and_can_be_described(sample, tmp_path, capsys):
-    out = tmp_path / "like.yaml"
+@pytest.mark.parametrize("name", ["like.yaml", "like.yml"])
+def test_a_fit_is_written_and_can_be_described(name, sample, tmp_path, capsys):
+    out = tmp_path / name
     assert main(["fit", str(sample), f"out={out}"]) == 0
     said = capsys.readouterr().out
     assert "original" in said
