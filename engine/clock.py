@@ -6,9 +6,27 @@ run under asyncio on the wall clock and under SimPy on a virtual one. Time insid
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
+
+from engine.timing import Clock, Signal, Timer
+
+__all__ = (
+    "EPOCH",
+    "NS_PER_MS",
+    "NS_PER_S",
+    "Clock",
+    "Signal",
+    "Timer",
+    "WallClock",
+    "processor_ns",
+    "stopwatch_ns",
+    "to_ns",
+    "unix_ns_of",
+    "utc_now",
+    "utc_text",
+)
 
 T = TypeVar("T")
 
@@ -54,74 +72,10 @@ def processor_ns() -> int:
     return time.thread_time_ns()
 
 
-class Signal(Protocol):
-    """Something that happens once and then stays so. Setting it twice is allowed and changes nothing."""
-
-    @property
-    def is_set(self) -> bool:
-        """Whether it has happened."""
-
-    def set(self) -> None:
-        """Let it happen: all who wait go on, in the order in which they came. Never blocks."""
-
-    def wait(self) -> Awaitable[None]:
-        """What returns when it has happened, at once if it has already."""
-
-
-class Timer(Protocol):
-    """A callback that is due at a time."""
-
-    def cancel(self) -> None:
-        """Do not call it after all. Harmless when it has been called."""
-
-
-class Clock(Protocol):
-    """What the engine knows of time and of running things side by side."""
-
-    @property
-    def epoch_ns(self) -> int:
-        """Nanoseconds from 1970 (UTC) to the clock's own zero; 0 on a virtual clock. For hours and days of quotas."""
-
-    def now_ns(self) -> int:
-        """Nanoseconds since the clock's own zero; never goes back."""
-
-    async def sleep(self, delay_ns: int) -> None:
-        """Return `delay_ns` (>= 0) later."""
-
-    def call_later(self, delay_ns: int, callback: Callable[[], None]) -> Timer:
-        """Call `callback` once, `delay_ns` (>= 0) later, unless the timer is cancelled before."""
-
-    def call_last(self, delay_ns: int, callback: Callable[[], None], rank: int) -> Timer:
-        """Like `call_later`, but after all else that is due at that nanosecond, and in the order of `rank` (>= 0).
-
-        Only a virtual clock can keep that order; on the wall clock no two things happen at once.
-        """
-
-    def is_past(self, rank: int) -> bool:
-        """Whether a callback of `call_last` with this rank or a higher one has been called at this nanosecond."""
-
-    def signal(self) -> Signal:
-        """A new signal, not set."""
-
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> object:
-        """Run `work` beside the caller. An exception that leaves it ends the program: it is a defect."""
-
-    def launch(self, work: Coroutine[Any, Any, Any]) -> None:
-        """The same where nobody waits for its end; it may begin at once. A third of the price on a virtual clock."""
-
-    async def compute(self, work: Callable[[], T]) -> tuple[T, int]:
-        """Do blocking `work`; its result and how long it took, in ns.
-
-        On the wall clock it runs in a worker thread, so that the loop stays free. On a virtual clock it runs
-        at once, and the time it took on the real machine then passes on the virtual one (hardware in the
-        loop).
-        """
-
-
-class WallSignal:
+class WallSignal(Signal):
     """A signal on an asyncio loop: most have one waiter or none, which costs less than an event."""
 
-    __slots__ = ("_loop", "_waiters", "is_set")
+    __slots__ = ("_loop", "_waiters")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -151,7 +105,7 @@ class WallSignal:
                 self._waiters.remove(waiter)
 
 
-class WallClock:
+class WallClock(Clock):
     """The engine's clock in production: asyncio and the machine's monotonic time. Made inside a running loop."""
 
     now_ns = staticmethod(time.monotonic_ns)  # whose zero is the machine's: a request asks a dozen times

@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any, ClassVar
 
-from engine.native import mypyc_attr
+from engine.timing import Clock, Signal
 
 SOON = 1
 """SimPy's own priority of what is due now, first come, first served."""
@@ -31,7 +31,7 @@ class Call:
         self.callback = None
 
 
-class Happening:
+class Happening(Signal):
     """What a coroutine can wait for: as much of a SimPy event as who waits for one looks at."""
 
     __slots__ = ("callbacks",)
@@ -40,7 +40,7 @@ class Happening:
     _value: ClassVar[None] = None
 
     def __init__(self) -> None:
-        self.callbacks: list[Callable[[Any], None]] | None = []
+        self.callbacks: list[Any] | None = []  # tasks, and what is called with it
 
     def __await__(self) -> Generator[Any, Any, None]:
         if self.callbacks is not None:
@@ -50,40 +50,55 @@ class Happening:
 class Task:
     """A coroutine that runs beside others, at a third of what a SimPy process costs; nobody can interrupt it."""
 
-    __slots__ = ("_agenda", "_work")
+    __slots__ = ("_agenda", "_steps", "_work")
 
     def __init__(self, agenda: "Agenda", work: Coroutine[Any, Any, Any]) -> None:
         self._agenda = agenda
         self._work = work
+        self._steps: Any = work.__await__()  # to ask it for the next one takes half of what `send` does
+
+    def __call__(self, event: Any) -> None:
+        """The same where SimPy's own loop processes what it waits for."""
+        self.resume(event)
 
     def resume(self, event: Any) -> None:
         """Go on after an event, up to the next one that is still to come."""
-        work = self._work
         try:
             while True:
                 if isinstance(event, Happening):
-                    event = work.send(None)
+                    event = next(self._steps, OVER)
+                    if event is OVER:
+                        break
                 else:
+                    work = self._work
                     event = work.send(event._value) if event._ok else work.throw(event._value)
-                if event.callbacks is not None:
+                if isinstance(event, Happening):
+                    if event.callbacks is not None:
+                        event.callbacks.append(self)
+                        return
+                elif event.callbacks is not None:
                     event.callbacks.append(self.resume)
                     return
         except StopIteration:
-            self._agenda.ended(self)
+            pass
         except BaseException:
             self._agenda.ended(self)
             raise
+        self._agenda.ended(self)
 
 
 BEGUN = Happening()
 """What a task goes on after when it begins."""
 
+OVER: Any = object()
+"""What the steps of a task end with."""
 
-@mypyc_attr(allow_interpreted_subclasses=True)
-class Agenda:
+
+class Agenda(Clock):
     """The queue, the time, and what runs."""
 
     def __init__(self) -> None:
+        self.epoch_ns = 0
         self.running: dict[object, Coroutine[Any, Any, Any]] = {}  # by what runs it
         self.time_ns = 0
         self.queue: list[Entry] = []
@@ -141,6 +156,13 @@ class Agenda:
     def is_past(self, rank: int) -> bool:
         return self.late_priority >= LATE + rank and self.late_ns == self.time_ns
 
+    async def sleep(self, delay_ns: int) -> None:
+        if delay_ns < 0:
+            raise ValueError(f"the delay is {delay_ns} ns, but must be at least 0")
+        event = Happening()
+        self.put(event, delay_ns, SOON)
+        await event
+
     def put(self, event: Any, delay_ns: int, priority: int) -> None:
         """Let an event happen later, or what looks like one."""
         heappush(self.queue, (self.time_ns + delay_ns, priority, next(self.numbers), event))
@@ -162,7 +184,10 @@ class Agenda:
         callbacks, event.callbacks = event.callbacks, None
         if callbacks is not None:
             for callback in callbacks:
-                callback(event)
+                if isinstance(callback, Task):
+                    callback.resume(event)
+                else:
+                    callback(event)
 
     def _make(self, call: Call, priority: int) -> None:
         callback = call.callback
@@ -175,7 +200,7 @@ class Agenda:
 class SimSignal(Happening):
     """The engine's signal: who waits goes on at the nanosecond at which it is set, in the order of coming."""
 
-    __slots__ = ("_agenda", "is_set")
+    __slots__ = ("_agenda",)
 
     def __init__(self, agenda: Agenda) -> None:
         self.callbacks = []

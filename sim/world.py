@@ -6,7 +6,7 @@ from typing import Any, TypeVar, cast
 import simpy
 
 from engine.clock import stopwatch_ns
-from sim.agenda import SOON, Agenda, Happening
+from sim.agenda import SOON, Agenda
 
 T = TypeVar("T")
 
@@ -45,17 +45,6 @@ class SimClock(Agenda):
     def __init__(self) -> None:
         super().__init__()
         self.env = World(self)
-
-    @property
-    def epoch_ns(self) -> int:
-        return 0
-
-    async def sleep(self, delay_ns: int) -> None:
-        if delay_ns < 0:
-            raise ValueError(f"the delay is {delay_ns} ns, but must be at least 0")
-        event = Happening()
-        self.put(event, delay_ns, SOON)
-        await event
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> simpy.Process:
         process = self.env.process(cast("Any", work))  # needs send and throw only; SimPy's types ask for more
