@@ -303,8 +303,8 @@ class PrefixCache:
         self.sample.note(prefix.keys, prefix.num_blocks)
         for rank, blocks in enumerate(prefix.blocks_by_tier):
             if blocks:
-                counts.hit_blocks[rank] += blocks
-                counts.hit_tokens[rank] += blocks * tokens
+                counts.hit_blocks[rank] = counts.hit_blocks[rank] + blocks
+                counts.hit_tokens[rank] = counts.hit_tokens[rank] + blocks * tokens
 
     def keep(
         self,
@@ -636,10 +636,10 @@ class PrefixCache:
 
     def _charge(self, tier: Tier, space: Space, size_bytes: int) -> None:
         """Book bytes (negative: discharge them) of a namespace in a tier."""
-        rank = tier.rank
+        rank, held, of_holder = tier.rank, space.held_bytes, space.holder.held_bytes
         tier.used_bytes += size_bytes
-        space.held_bytes[rank] += size_bytes
-        space.holder.held_bytes[rank] += size_bytes
+        held[rank] = held[rank] + size_bytes  # in full, as in a table
+        of_holder[rank] = of_holder[rank] + size_bytes
         for rule in space.rules:
             if rule.rank == rank:
                 rule.held_bytes += size_bytes
@@ -648,11 +648,11 @@ class PrefixCache:
         """Book bytes of a namespace that left one tier and came to another one."""
         above, below, held, of_holder = source.rank, target.rank, space.held_bytes, space.holder.held_bytes
         source.used_bytes -= left_bytes
-        held[above] -= left_bytes
-        of_holder[above] -= left_bytes
+        held[above] = held[above] - left_bytes
+        of_holder[above] = of_holder[above] - left_bytes
         target.used_bytes += came_bytes
-        held[below] += came_bytes
-        of_holder[below] += came_bytes
+        held[below] = held[below] + came_bytes
+        of_holder[below] = of_holder[below] + came_bytes
         for rule in space.rules:
             if rule.rank == above:
                 rule.held_bytes -= left_bytes
@@ -886,7 +886,8 @@ class PrefixCache:
             return False
         table.rise(run)
         self._charge(hot, space, needed)
-        space.stats.promoted_blocks[source.rank] += len(run)
+        promoted = space.stats.promoted_blocks
+        promoted[source.rank] = promoted[source.rank] + len(run)
         if source.sizes:
             for slot in run:
                 source.sizes.pop(slot, None)
@@ -1002,8 +1003,8 @@ class PrefixCache:
                 if home[parent] == rank and here[parent] == 1 and not after[parent] and parent not in pins:
                     before[parent], after[previous] = previous, parent  # it takes their place
                     previous = parent
-            here[parent] -= 1
-            there[parent] += 1
+            here[parent] = here[parent] - 1
+            there[parent] = there[parent] + 1
             after[previous], before[following] = following, previous
             last = before[head_below]
             after[last] = before[head_below] = tail
@@ -1012,9 +1013,10 @@ class PrefixCache:
             for slot in run[1:] if count > 1 else ():
                 home[slot] = below
                 here[slot] = 0
-                there[slot] += 1
+                there[slot] = there[slot] + 1
             self._rebook(tier, size * count, lower, total, space)
-            space.stats.demoted_blocks[below] += count
+            demoted = space.stats.demoted_blocks
+            demoted[below] = demoted[below] + count
             mover.moved(space, run, tier, lower, size_below)
             if parent in self._stuck:
                 self._unstick(parent)
@@ -1166,7 +1168,8 @@ class PrefixCache:
             lower.sizes.update(dict.fromkeys(run, size_bytes))
         self._rebook(tier, left_bytes, lower, size_bytes * count, space)
         lower.add(tail, key, holder)
-        space.stats.demoted_blocks[rank] += count
+        demoted = space.stats.demoted_blocks
+        demoted[rank] = demoted[rank] + count
         if self.mover is not None:
             self.mover.moved(space, run, tier, lower, size_bytes)
         elif tier.payloads:
@@ -1200,7 +1203,8 @@ class PrefixCache:
             if size != holder.block_bytes[rank]:
                 lower.sizes[slot] = size
             lower.add(slot, table.keys[slot] or b"", holder)
-        space.stats.demoted_blocks[rank] += len(run)
+        demoted = space.stats.demoted_blocks
+        demoted[rank] = demoted[rank] + len(run)
         if self.mover is not None or tier.payloads:
             for slot in run:
                 if self.mover is not None:
@@ -1215,7 +1219,7 @@ class PrefixCache:
 
         `key` is that of the last one of the chain.
         """
-        table, slot = self.table, run[0]
+        table, slot, ring = self.table, run[0], tier.ring
         part = tier.parts[holder.index if tier.is_divided else 0]
         order, parent = part.order, table.parent[run[-1]]
         if parent:
@@ -1224,10 +1228,16 @@ class PrefixCache:
             if used[parent] < read:  # noqa: PLR1730  a call more on every path
                 used[parent] = read
             if table.home[parent] == rank and table.kids[rank][parent] == 1 and parent not in self.pins:
-                order.inherit(parent, slot)
-                if not part.is_queued:
-                    tier.queue(part)
-        order.leave(slot, key)
+                if ring is not None:
+                    ring.inherit(parent, slot)
+                else:
+                    order.inherit(parent, slot)
+                    if not part.is_queued:
+                        tier.queue(part)
+        if ring is not None:
+            ring.forget(slot)
+        else:
+            order.leave(slot, key)
 
     def _sizes_of(self, tier: Tier, run: list[int], holder: Holder) -> int:
         """What blocks that leave a tier took there; sizes of their own are forgotten."""
@@ -1251,7 +1261,8 @@ class PrefixCache:
                 key = table.keys[slot]
                 assert key is not None
                 self._mourn(key, read, space.holder)
-        space.stats.evicted_blocks[tier.rank] += len(run)
+        evicted = space.stats.evicted_blocks
+        evicted[tier.rank] = evicted[tier.rank] + len(run)
         if self.on_evicted is not None:
             self.on_evicted(space.holder.key, tier.name, len(run), (read - 1) * TICK_NS)
         if self.hollow or self._stuck or self.lossy:

@@ -110,12 +110,20 @@ class Tier:
 
     def add(self, slot: int, key: bytes, holder: Holder) -> None:
         """A block that may leave one day stands in its order from now on."""
+        ring = self.ring
+        if ring is not None:  # that costs are nothing to, and whose methods need not be looked for
+            ring.add(slot, key, 0.0)
+            return
         part = self.parts[holder.index if self.is_divided else 0]
         part.order.add(slot, key, holder.recompute_ns / holder.block_bytes[self.rank])
         if not part.is_queued:
             self.queue(part)
 
     def touch(self, slot: int, holder: Holder) -> None:
+        ring = self.ring
+        if ring is not None:
+            ring.touch(slot)
+            return
         part = self.parts[holder.index if self.is_divided else 0]
         part.order.touch(slot)
         if not part.is_queued:

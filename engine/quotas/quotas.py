@@ -398,9 +398,10 @@ class Quotas:
         used: Values = {}
         for book in self._books():
             names = self._labels(book)
-            for window, total in _windows(book):
-                kind = (*names, f"{window.kind}_{total.name}")
-                used[kind] = max(used.get(kind, 0.0), window.used(total.spent) / window.limit)
+            if book.tokens.windows or book.requests.windows:
+                for window, total in _windows(book):
+                    kind = (*names, f"{window.kind}_{total.name}")
+                    used[kind] = max(used.get(kind, 0.0), window.used(total.spent) / window.limit)
             if book.max_in_service < UNBOUNDED:
                 kind = (*names, "concurrent_requests")
                 used[kind] = max(used.get(kind, 0.0), book.in_service / book.max_in_service)
@@ -893,9 +894,11 @@ class Quotas:
 
     def _labels(self, book: Book) -> tuple[str, str]:
         """A book's names for metrics: few, whoever calls."""
-        named = [rule.tenant for rule in self.settings.limits]
-        tenant = book.tenant if book.tenant is None or book.tenant in named else EACH
-        return book.model or "", tenant or ""
+        tenant = book.tenant
+        if tenant is None:
+            return book.model or "", ""
+        has_rule = tenant in [rule.tenant for rule in self.settings.limits]
+        return book.model or "", tenant if has_rule else EACH
 
 
 def duration(time_ns: int) -> str:
