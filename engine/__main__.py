@@ -114,6 +114,11 @@ def parser() -> argparse.ArgumentParser:
 
     compiling = commands.add_parser("compile", help="compile what every request passes in place, with mypyc")
     compiling.add_argument("--remove", action="store_true", help="delete what was compiled")
+    compiling.add_argument(
+        "--train",
+        action="store_true",
+        help="compile it again for what some runs do with it: five minutes, takes GCC",
+    )
     compiling.set_defaults(run=_compile)
     return top
 
@@ -260,7 +265,7 @@ def _compile(chosen: argparse.Namespace) -> int:
     from engine.command.compiling import compile_plane, remove  # noqa: PLC0415
 
     root = Path(__file__).parents[1]
-    for path in remove(root) if chosen.remove else compile_plane(root):
+    for path in remove(root) if chosen.remove else compile_plane(root, train=chosen.train):
         print(f"removed {path}" if chosen.remove else path)
     return 0
 

@@ -132,7 +132,7 @@ class Logprobs:
     top: list[tuple[int, float]]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Request:
     """One generation, as it arrives at the router.
 
@@ -145,20 +145,48 @@ class Request:
     prompt_tokens: Tokens
     max_output_tokens: int
     arrival_ns: int
-    tenant: str = "default"
-    session: str | None = None
-    priority: int = 0
-    deadline_ns: int | None = None
-    sampling: Sampling | None = None  # None: greedy, and exactly `max_output_tokens` tokens
-    prefix_keys: Sequence[bytes] = ()  # of its full blocks, where somebody routes by them
-    vocab: int | None = None  # all prompt tokens are known to be from 0 to below it
-    wording: "Wording | None" = None  # where the prompt is text: says it in the tokens of whoever serves it
+    tenant: str
+    session: str | None
+    priority: int
+    deadline_ns: int | None
+    sampling: Sampling | None  # None: greedy, and exactly `max_output_tokens` tokens
+    prefix_keys: Sequence[bytes]  # of its full blocks, where somebody routes by them
+    vocab: int | None  # all prompt tokens are known to be from 0 to below it
+    wording: "Wording | None"  # where the prompt is text: says it in the tokens of whoever serves it
     num_prompt_tokens: int = field(init=False)
     max_tokens: int = field(init=False)  # that it can ever occupy, prompt and output
 
-    def __post_init__(self) -> None:
-        self.num_prompt_tokens = num = len(self.prompt_tokens)
-        self.max_tokens = num + self.max_output_tokens
+    def __init__(
+        self,
+        id: int,  # noqa: A002  as everybody who asks for it calls it
+        model: str,
+        prompt_tokens: Tokens,
+        max_output_tokens: int,
+        arrival_ns: int,
+        tenant: str = "default",
+        session: str | None = None,
+        priority: int = 0,
+        deadline_ns: int | None = None,
+        sampling: Sampling | None = None,
+        prefix_keys: Sequence[bytes] = (),
+        vocab: int | None = None,
+        wording: "Wording | None" = None,
+    ) -> None:
+        self.id = id
+        self.model = model
+        self.prompt_tokens = prompt_tokens
+        self.max_output_tokens = max_output_tokens
+        self.arrival_ns = arrival_ns
+        self.tenant = tenant
+        self.session = session
+        self.priority = priority
+        self.deadline_ns = deadline_ns
+        self.sampling = sampling
+        self.prefix_keys = prefix_keys
+        self.vocab = vocab
+        self.wording = wording
+        self.num_prompt_tokens = num = len(prompt_tokens)
+        self.max_tokens = num + max_output_tokens
 
 
 Wording = Callable[[Request, Any, int], Request]

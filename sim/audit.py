@@ -1,7 +1,6 @@
 """Always on: what holds in every run, whatever its traffic and its faults. A breach is a defect of ours."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, cast
 
@@ -32,7 +31,6 @@ class Broken(EngineError):
     reason = "invariant_broken"
 
 
-@dataclass(slots=True)
 class Census:
     """A sink that counts who is inside, at every arrival and every end, and the area under that count.
 
@@ -41,15 +39,15 @@ class Census:
     """
 
     kinds: ClassVar[frozenset[type[Event]]] = frozenset({Arrived, Ended})
-    arrived: int = 0
-    ended: int = 0
-    stays_ns: int = 0
-    """Times of ends less those of arrivals."""
-    now_ns: int = 0
-    outcomes: dict[str, int] = field(default_factory=dict)
-    """How many have ended in each way."""
-    inside: dict[int, Arrived] = field(default_factory=dict)
-    """Who is inside: how each one arrived, by its number."""
+    __slots__ = ("arrived", "ended", "inside", "now_ns", "outcomes", "stays_ns")
+
+    def __init__(self) -> None:
+        self.arrived = 0
+        self.ended = 0
+        self.stays_ns = 0  # times of ends less those of arrivals
+        self.now_ns = 0
+        self.outcomes: dict[str, int] = {}  # how many have ended in each way
+        self.inside: dict[int, Arrived] = {}  # who is inside: how each one arrived, by its number
 
     @property
     def in_flight(self) -> int:

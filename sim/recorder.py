@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from itertools import chain
 from struct import pack
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -309,7 +309,7 @@ def row_of(ended: Ended) -> tuple[Any, ...]:
 class Recorder:
     """A sink that keeps the requests table, the decisions and the time series of a run."""
 
-    kinds = frozenset({Ended, Routed, HealthChanged, FaultStruck})
+    kinds: ClassVar[frozenset[type[Event]]] = frozenset({Ended, Routed, HealthChanged, FaultStruck})
 
     def __init__(self) -> None:
         self._columns: dict[str, Numbers | Words] = {name: kind() for name, _, kind in COLUMNS}

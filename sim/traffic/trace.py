@@ -23,9 +23,11 @@ LONGEST_NS = 2**62  # 146 years: sums of two times still fit into an int64
 Times = npt.NDArray[np.int64]
 Lengths = npt.NDArray[np.int32]
 
-_WEYL = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+WEYL, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64's own
+ALL_BITS = (1 << 64) - 1
+FEW = 8  # tokens, up to which it takes less to make them one by one
+
+_WEYL, _MIX_1, _MIX_2 = np.uint64(WEYL), np.uint64(MIX_1), np.uint64(MIX_2)
 _SHIFT_1, _SHIFT_2, _SHIFT_3, _HALF = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)
 
 
@@ -77,6 +79,8 @@ class Trace:
     block_ids: Lengths | None = None
     block_end: Times | None = None
     id_tokens: int = 0
+    telling_tokens: int = field(init=False, repr=False)
+    """So many tokens that were drawn apart are not the same by chance."""
     _content: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -87,6 +91,7 @@ class Trace:
         assert (np.diff(self.arrival_ns) >= 0).all(), "requests are in order of arrival"
         assert self.prompt_tokens.min() > 0, "every prompt has a token"
         assert self.prefix.max() < len(self.prefixes), "every prefix has a template"
+        self.telling_tokens = ceil(TELLING_BITS / log2(self.vocab)) if self.vocab > 1 else MAX_TOKENS + 1
         self._content = stream(self.seed, "content").bit_generator.random_raw()
 
     def __len__(self) -> int:
@@ -120,11 +125,6 @@ class Trace:
 
     def _session(self, number: int) -> str:
         return self.session_names.get(number) or str(number)
-
-    @property
-    def telling_tokens(self) -> int:
-        """So many tokens that were drawn apart are not the same by chance."""
-        return ceil(TELLING_BITS / log2(self.vocab)) if self.vocab > 1 else MAX_TOKENS + 1
 
     @property
     def asked_for(self) -> tuple[str, ...]:
@@ -272,7 +272,18 @@ def tokens(key: int, index: int, count: int, vocab: int, start: int = 0) -> Toke
     tokens under every version of numpy. A longer answer begins with the shorter one.
     """
     first = index << COUNTER_BITS
+    if count - start <= FEW:
+        return np.array([_token(first + place, key, vocab) for place in range(start, count)], np.int32)
     return _mixed(np.arange(first + start, first + count, dtype=np.uint64), key, vocab)
+
+
+def _token(counter: int, key: int, vocab: int) -> int:
+    """What `_mixed` makes of one counter."""
+    bits = (counter * WEYL + key) & ALL_BITS
+    bits = ((bits ^ bits >> 30) * MIX_1) & ALL_BITS
+    bits = ((bits ^ bits >> 27) * MIX_2) & ALL_BITS
+    bits ^= bits >> 31
+    return (bits >> 32) * vocab >> 32
 
 
 def _mixed(bits: npt.NDArray[np.uint64], key: int, vocab: int) -> Tokens:
