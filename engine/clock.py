@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from engine.timing import Clock, Signal, Timer
 
@@ -30,8 +30,8 @@ __all__ = (
 
 T = TypeVar("T")
 
-NS_PER_S = 1_000_000_000
-NS_PER_MS = 1_000_000
+NS_PER_S: Final = 1_000_000_000
+NS_PER_MS: Final = 1_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -7,7 +7,7 @@ allowed. Units are in the names; seconds and GiB here become nanoseconds and byt
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf, isfinite
-from typing import Any
+from typing import Any, Final
 
 from engine.errors import BadSettings
 
@@ -579,7 +579,7 @@ FORMS = ("raw", "fp16", "int8")
 """What the numbers of a stored block can be: as they were made, or smaller."""
 
 WRITES = ("back", "through", "second_use")
-GIB = 1 << 30
+GIB: Final = 1 << 30
 
 
 @dataclass(slots=True, kw_only=True)

@@ -4,16 +4,16 @@ Everything that a request asks of virtual time passes here, so `python -m engine
 own classes, which cannot, look at the same queue (`sim/world.py`).
 """
 
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from heapq import heappop, heappush
 from itertools import count
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from engine.timing import Clock, Signal
 
-SOON = 1
+SOON: Final = 1
 """SimPy's own priority of what is due now, first come, first served."""
-LATE = 1_000
+LATE: Final = 1_000
 """Behind all priorities of SimPy: for what has to wait until everything else at a nanosecond has happened."""
 
 Entry = tuple[int, int, int, Any]
@@ -66,8 +66,8 @@ class Task:
         try:
             while True:
                 if isinstance(event, Happening):
-                    event = next(self._steps, OVER)
-                    if event is OVER:
+                    event = next(self._steps, self)
+                    if event is self:  # that was the last one
                         break
                 else:
                     work = self._work
@@ -90,9 +90,6 @@ class Task:
 BEGUN = Happening()
 """What a task goes on after when it begins."""
 
-OVER: Any = object()
-"""What the steps of a task end with."""
-
 
 class Agenda(Clock):
     """The queue, the time, and what runs."""
@@ -102,7 +99,7 @@ class Agenda(Clock):
         self.running: dict[object, Coroutine[Any, Any, Any]] = {}  # by what runs it
         self.time_ns = 0
         self.queue: list[Entry] = []
-        self.numbers: Iterator[int] = count()  # that break ties
+        self.next_number: Callable[[], int] = count().__next__  # of those that break ties
         self.is_over = False  # whether what happens now is the last thing to happen
         self.late_ns = -1  # when a late call was made last
         self.late_priority = -1  # the highest of those that were made then
@@ -112,11 +109,11 @@ class Agenda(Clock):
 
     def advance(self, most: int) -> int:
         """Process up to `most` events, and say how many there were. SimPy's `step` for each, without its detours."""
-        queue = self.queue
+        queue, pop = self.queue, heappop
         for done in range(most):
             if not queue or self.is_over:
                 return done
-            self.time_ns, priority, _, event = heappop(queue)
+            self.time_ns, priority, _, event = pop(queue)
             if type(event) is Call:
                 self._make(event, priority)
                 continue
@@ -143,14 +140,14 @@ class Agenda(Clock):
         """Have something called later."""
         call = Call()
         call.callback = callback
-        heappush(self.queue, (self.time_ns + delay_ns, SOON, next(self.numbers), call))
+        heappush(self.queue, (self.time_ns + delay_ns, SOON, self.next_number(), call))
         return call
 
     def call_last(self, delay_ns: int, callback: Callable[[], None], rank: int) -> Call:
         """Have something called later, after all else at that nanosecond."""
         call = Call()
         call.callback = callback
-        heappush(self.queue, (self.time_ns + delay_ns, LATE + rank, next(self.numbers), call))
+        heappush(self.queue, (self.time_ns + delay_ns, LATE + rank, self.next_number(), call))
         return call
 
     def is_past(self, rank: int) -> bool:
@@ -165,7 +162,7 @@ class Agenda(Clock):
 
     def put(self, event: Any, delay_ns: int, priority: int) -> None:
         """Let an event happen later, or what looks like one."""
-        heappush(self.queue, (self.time_ns + delay_ns, priority, next(self.numbers), event))
+        heappush(self.queue, (self.time_ns + delay_ns, priority, self.next_number(), event))
 
     def launch(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run `work` beside the caller, at once up to where it first waits. Nobody can wait for it."""

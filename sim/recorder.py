@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from itertools import chain
 from struct import pack
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,8 @@ from sim.faults import FaultStruck
 from sim.points import Name
 
 WIDTHS = "bhiq"  # types of columns of integers, from one byte to eight
-MISSING = -1  # no time and no count of ours is negative; a priority may be, and is never missing
-FLUSH_ROWS = 4_096
+MISSING: Final = -1  # no time and no count of ours is negative; a priority may be, and is never missing
+FLUSH_ROWS: Final = 4_096
 """Rows that are kept as they came before they go to their columns together: cheaper than one at a time."""
 
 # Columns and their types: a table without rows has types too.

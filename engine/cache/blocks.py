@@ -12,21 +12,23 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from itertools import accumulate, repeat
 from struct import pack
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
 from engine.request import Stream, Tokens
 
-KEY_BYTES = 16
+KEY_BYTES: Final = 16
 LAYOUT_VERSION = 1
 
 TOKEN = np.dtype("<i4")
 NOTHING = blake2b(digest_size=KEY_BYTES)
 """The hash of nothing; copies of it go on."""
 
-_ALL_BITS = (1 << 8 * KEY_BYTES) - 1
-_STEP = 0x9E3779B97F4A7C15F39CC0605CEDC835  # odd, 2^128 by the golden ratio: multiples of it spread evenly
+_ALL_BITS: Final = (1 << 8 * KEY_BYTES) - 1
+_STEP: Final = (
+    0x9E3779B97F4A7C15F39CC0605CEDC835  # odd, 2^128 by the golden ratio: multiples of it spread evenly
+)
 
 Origin = tuple[bytes, int]
 """A stretch of a prompt: what its tokens are the first of, and where it ends (exclusive), counted from the head."""
@@ -182,7 +184,8 @@ class LineChain:
 def named(line: bytes, first: int, last: int) -> list[bytes]:
     """What the blocks `first` to `last` (exclusive) of a prompt are called, which end in that line."""
     begin, steps = int.from_bytes(line, "big") + first * _STEP, repeat(_STEP, last - first - 1)
-    return [(name & _ALL_BITS).to_bytes(KEY_BYTES, "big") for name in accumulate(steps, initial=begin)]
+    bits = _ALL_BITS
+    return [(name & bits).to_bytes(KEY_BYTES, "big") for name in accumulate(steps, initial=begin)]
 
 
 def digest(head: bytes, data: bytes) -> bytes:

@@ -12,7 +12,7 @@ length: those before it cannot leave before it does.
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise, takewhile
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from engine.cache.allocation import allocation
 from engine.cache.blocks import namespace
@@ -31,11 +31,11 @@ from engine.settings import CacheSettings
 if TYPE_CHECKING:
     from engine.cache.stores import Found
 
-TICK_NS = 10_000_000
+TICK_NS: Final = 10_000_000
 """The unit of last use: 32 bits of it are 497 days."""
 
-LAST_TICK = (1 << 32) - 1
-REBALANCE_NS = NS_PER_S
+LAST_TICK: Final = (1 << 32) - 1
+REBALANCE_NS: Final = NS_PER_S
 MIN_GHOSTS = 4_096
 SWEPT_FROM = 16_384
 """Namespaces, from which on those that hold nothing are forgotten: a kilobyte each, and one for each tenant."""

@@ -16,12 +16,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from heapq import heappop, heappush, heapreplace
 from math import inf, log2
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 from engine.named import Named
 from engine.settings import at_least, require
 
-NOWHERE = 0
+NOWHERE: Final = 0
 
 
 class Links:

@@ -7,6 +7,7 @@ kept waiting: a block that is wanted before it is written is taken from memory.
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Final
 
 from engine.cache.cache import Mover, PrefixCache
 from engine.cache.crossings import Crossings, Over
@@ -16,10 +17,10 @@ from engine.cache.ways import Way
 from engine.clock import Clock
 from engine.settings import GIB
 
-BATCH_BYTES = 16 << 20
+BATCH_BYTES: Final = 16 << 20
 """Blocks of one model that are written together: one extent of a store."""
 
-BATCH_S = 0.01
+BATCH_S: Final = 0.01
 """The time of what goes together where only sizes move: as long as a read may have to wait behind it."""
 
 

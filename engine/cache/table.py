@@ -7,11 +7,12 @@ a million blocks.
 """
 
 from array import array
+from typing import Final
 
 from engine.cache.orders import NOWHERE, Links
 
-NO_TIER = 255
-MOST_AHEAD = 4_096
+NO_TIER: Final = 255
+MOST_AHEAD: Final = 4_096
 """Slots that are made ahead of need, at most: one at a time they cost ten times as much."""
 
 

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush, heapreplace
-from typing import Any
+from typing import Any, Final
 
 from engine.cache.allocation import Allocation, Rank
 from engine.cache.holders import Holder
@@ -11,7 +11,7 @@ from engine.cache.orders import FIFO, LRU, NOWHERE, Order, orders
 from engine.cache.table import Table
 from engine.settings import CacheSettings, TierSettings
 
-ENDLESS = 1 << 62
+ENDLESS: Final = 1 << 62
 UNKNOWN: Rank = (float("-inf"), 0.0)
 
 

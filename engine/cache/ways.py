@@ -1,7 +1,7 @@
 """The way between a tier and the machine's memory: who is on it, who waits, and what it is expected to take."""
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from engine.cache.tier import ENDLESS
 from engine.clock import NS_PER_S, Clock, to_ns
@@ -10,7 +10,7 @@ from engine.settings import GIB, TierSettings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ALPHA = 0.2
+ALPHA: Final = 0.2
 """The weight of the latest transfer in what is expected of the next one."""
 
 

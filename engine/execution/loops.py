@@ -11,6 +11,7 @@ from collections.abc import Sequence as Listing
 from functools import partial
 from heapq import heappop, heappush
 from math import isqrt
+from typing import Final
 
 from engine.clock import Clock, Signal, Timer
 from engine.errors import ReplicaLost
@@ -18,7 +19,7 @@ from engine.execution.executor import Batch, Executor, Sequence, StepResult
 from engine.execution.modelled import TICK_BITS, Even, Modelled, spoken
 from engine.execution.scheduler import NOBODY, Scheduler
 
-LEAP_STEPS = 256
+LEAP_STEPS: Final = 256
 """The most steps of one leap: what is foreseen and then cut off again is work for nothing."""
 
 

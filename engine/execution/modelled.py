@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,11 @@ from engine.settings import ModelSettings
 Durations = npt.NDArray[np.int64]
 
 _FACTOR, _STRIDE = 1_103_515_245, 12_345  # of the congruential generator in ANSI C's example of rand()
-LEAST_TABLE = 256
+LEAST_TABLE: Final = 256
 
-TICK_BITS = 24
+TICK_BITS: Final = 24
 """A nanosecond has 2^24 ticks: their sums are exact, and rounded to them a step over 100,000 tokens is 3 ps off."""
-TICKS_PER_NS = 1 << TICK_BITS
+TICKS_PER_NS: Final = 1 << TICK_BITS
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

@@ -8,11 +8,12 @@ full when there is work for it, and nobody's oldest request ever waits for a you
 """
 
 from collections import deque
+from typing import Final
 
 from engine.execution.executor import Batch, Chunk, Sequence
 from engine.execution.lines import PriorityLine, WaitingLine
 
-GROWTH_TOKENS = 16
+GROWTH_TOKENS: Final = 16
 """KV that is left to each running sequence when another one joins: without it, who joins is thrown out again soon."""
 
 NOBODY: list[Sequence] = []

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from engine.clock import to_ns
 from engine.settings import HealthSettings
 
-PARTS = 10  # of the window in which errors are counted; the oldest part goes when a new one begins
+PARTS: Final = 10  # of the window in which errors are counted; the oldest part goes when a new one begins
 
 
 class Health(StrEnum):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from engine.chance import draws
 from engine.clock import to_ns
@@ -34,13 +34,13 @@ from engine.routing.sessions import Sessions, Table
 from engine.routing.strategies import SCANNED, Strategy, make_strategy
 from engine.settings import RoutingSettings
 
-SMOOTHING = 0.2  # weight of the newest observation
-OBSERVED = 8  # observations before a replica is compared with others
-LEAST_COMPARED = 3  # replicas among which one can be an outlier
-START_SHARE = 0.1  # of its part, at the beginning of a slow start
-LOG_LENGTH = 10_000
-GOLDEN = 0x9E3779B97F4A7C15
-WORD = (1 << 64) - 1
+SMOOTHING: Final = 0.2  # weight of the newest observation
+OBSERVED: Final = 8  # observations before a replica is compared with others
+LEAST_COMPARED: Final = 3  # replicas among which one can be an outlier
+START_SHARE: Final = 0.1  # of its part, at the beginning of a slow start
+LOG_LENGTH: Final = 10_000
+GOLDEN: Final = 0x9E3779B97F4A7C15
+WORD: Final = (1 << 64) - 1
 
 
 @dataclass(slots=True)

@@ -1,10 +1,11 @@
 """A seat: what the router knows of one replica, and all that a strategy may know."""
 
 from collections.abc import Callable
+from typing import Final
 
 from engine.request import Request
 
-NEVER_NS = 1 << 62
+NEVER_NS: Final = 1 << 62
 
 
 class Room:

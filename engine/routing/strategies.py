@@ -12,7 +12,7 @@ from bisect import bisect
 from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
 from math import inf, isfinite
-from typing import Protocol
+from typing import Final, Protocol
 
 from engine.named import Named
 from engine.request import Request
@@ -21,10 +21,10 @@ from engine.routing.seats import Seat, Tools, full_price
 from engine.routing.sessions import Slots
 from engine.settings import require
 
-SCANNED = 16
-SAMPLED = 4
-COSTED = 8  # of many candidates that a blend draws
-CARED = 8  # decisions between two looks at what changes slowly
+SCANNED: Final = 16
+SAMPLED: Final = 4
+COSTED: Final = 8  # of many candidates that a blend draws
+CARED: Final = 8  # decisions between two looks at what changes slowly
 
 
 class Strategy(Protocol):

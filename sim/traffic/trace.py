@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil, log2
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from engine.settings import require
 from sim.streams import stream
 
 MAX_TOKENS = 10_000_000  # of a prompt or an output: beyond any model, so a defect of the file
-COUNTER_BITS = 24  # of a position in a prompt: MAX_TOKENS fit
+COUNTER_BITS: Final = 24  # of a position in a prompt: MAX_TOKENS fit
 TELLING_BITS = 64  # of tokens that were drawn: fewer may be the same by chance
 LONGEST_NS = 2**62  # 146 years: sums of two times still fit into an int64
 
@@ -24,8 +24,8 @@ Times = npt.NDArray[np.int64]
 Lengths = npt.NDArray[np.int32]
 
 WEYL, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64's own
-ALL_BITS = (1 << 64) - 1
-FEW = 8  # tokens, up to which it takes less to make them one by one
+ALL_BITS: Final = (1 << 64) - 1
+FEW: Final = 8  # tokens, up to which it takes less to make them one by one
 
 _WEYL, _MIX_1, _MIX_2 = np.uint64(WEYL), np.uint64(MIX_1), np.uint64(MIX_2)
 _SHIFT_1, _SHIFT_2, _SHIFT_3, _HALF = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import sim
+from engine.clock import Signal
 from engine.engine import Engine
 from engine.errors import BadSettings, LoadFailed
 from engine.execution import Batch, Chunk, Machine, Sequence, executors
@@ -65,7 +66,7 @@ def make(clock, path, replica="a", seed=1, **options):
 
 def sequence(prompt, computed=0, cached=0):
     tokens = np.zeros(prompt, dtype=np.int32)
-    return Sequence(1, tokens, 9, Stream(), None, cached_tokens=cached, computed_tokens=computed)
+    return Sequence(1, tokens, 9, Stream(), Signal(), cached_tokens=cached, computed_tokens=computed)
 
 
 def test_a_profile_comes_back_from_its_file_as_it_went(path):

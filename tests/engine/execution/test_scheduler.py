@@ -5,12 +5,13 @@ from random import Random
 import numpy as np
 import pytest
 
+from engine.clock import Signal
 from engine.execution import Scheduler, Sequence
 from engine.request import Stream
 
 
 def sequence(number=0, tokens=10, new=4, cached=0):
-    return Sequence(number, np.zeros(tokens, dtype=np.int32), new, Stream(), None, cached_tokens=cached)
+    return Sequence(number, np.zeros(tokens, dtype=np.int32), new, Stream(), Signal(), cached_tokens=cached)
 
 
 def make(*sequences, max_batch=4, step_tokens=16, kv_capacity_tokens=1000):
