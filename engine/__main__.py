@@ -264,8 +264,11 @@ def _dashboards(chosen: argparse.Namespace) -> int:
 def _compile(chosen: argparse.Namespace) -> int:
     from engine.command.compiling import compile_plane, remove  # noqa: PLC0415
 
+    def say(step: str) -> None:
+        print(step, file=sys.stderr, flush=True)
+
     root = Path(__file__).parents[1]
-    for path in remove(root) if chosen.remove else compile_plane(root, train=chosen.train):
+    for path in remove(root) if chosen.remove else compile_plane(root, train=chosen.train, say=say):
         print(f"removed {path}" if chosen.remove else path)
     return 0
 

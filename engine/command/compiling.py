@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from contextlib import chdir
 from copy import copy
 from pathlib import Path
@@ -132,14 +133,16 @@ class CannotCompile(EngineError):
     reason = "cannot_compile"
 
 
-def compile_plane(root: Path, *, train: bool = False) -> list[Path]:
+def compile_plane(root: Path, *, train: bool = False, say: Callable[[str], None] | None = None) -> list[Path]:
     """Build the extension modules of the package in `root`, in place; where they are. One to two minutes.
 
     With `train` they are built twice, the second time for what `TRAINING` was seen to do with the first: what is
     often passed then lies together, and what hardly ever happens apart. That takes GCC, and five minutes.
 
-    Raises CannotCompile without mypy, setuptools or a C compiler, and for a training that fails.
+    `say` is told of each step as it begins. Raises CannotCompile without mypy, setuptools or a C compiler, and for a
+    training that fails.
     """
+    say = say or _silent
     try:
         import setuptools  # noqa: F401, PLC0415
         from mypyc.build import mypycify  # noqa: PLC0415  only who compiles needs them
@@ -148,27 +151,35 @@ def compile_plane(root: Path, *, train: bool = False) -> list[Path]:
             f"to compile takes mypy and setuptools (pip install mypy setuptools): {error}"
         ) from error
     if train:
-        _require_gcc()
+        require_gcc()
     with chdir(root), TemporaryDirectory() as folder:
         checks = Path(folder) / "mypy.ini"
         checks.write_text(CHECKS)
+        say(f"translating {len(SOURCES)} files into C")
         checked = [*SOURCES, f"--config-file={checks}", f"--cache-dir={folder}"]
         # more makes nothing faster, and takes a C compiler twice as long
         extensions = mypycify(checked, opt_level="1", debug_level="0", target_dir=folder)
         if os.name == "posix":  # nobody reads the warnings, and to look for them takes longer than all else
             for extension in extensions:
                 extension.extra_compile_args.append("-Wno-all")
+        say("compiling them")
         if not train:
             _build(extensions, folder)
             return compiled(root)
         _build([_with(extension, WATCHED, WATCHED) for extension in extensions], folder)
         try:
-            _train(root)
+            say(f"playing {len(TRAINING)} runs")
+            train_on(root)
+            say("compiling them again, for what was seen")
             _build([_with(extension, TRAINED, []) for extension in extensions], folder)
         except BaseException:
             remove(root)  # what watches itself is no use to anybody
             raise
     return compiled(root)
+
+
+def _silent(_step: str) -> None:
+    """Nobody wants to know."""
 
 
 def _build(extensions: "list[Extension]", folder: str) -> None:
@@ -195,7 +206,7 @@ def _with(extension: "Extension", compiling: list[str], linking: list[str]) -> "
     return changed
 
 
-def _require_gcc() -> None:
+def require_gcc() -> None:
     """Raises CannotCompile where the C compiler is another one."""
     command = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     try:
@@ -209,7 +220,7 @@ def _require_gcc() -> None:
         )
 
 
-def _train(root: Path) -> None:
+def train_on(root: Path) -> None:
     """Play what shows the compiler which ways are taken. Raises CannotCompile."""
     with TemporaryDirectory() as folder:
         for lines in TRAINING:

@@ -140,7 +140,10 @@ for discipline, batch in (("fifo", 1), ("preemptive", 2), ("ps", 64)):
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """The tree elsewhere, its hot path compiled by the command; in MODELYARD_COMPILED, it stays for the next time."""
+    """The tree elsewhere, its hot path compiled by the command and for what it was seen to do, where that can be.
+
+    In MODELYARD_COMPILED, it stays for the next time.
+    """
     pytest.importorskip("setuptools", reason="setuptools is not installed")
     kept = os.environ.get("MODELYARD_COMPILED")
     root = Path(kept, digest_of_sources()) if kept else tmp_path_factory.mktemp("compiled") / "tree"
@@ -164,10 +167,18 @@ def compile_into(root):
     for name in TREE:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     shutil.copy(ROOT / "pyproject.toml", root)
-    done = run(root, "-m", "engine", "compile")
+    done = run(root, "-m", "engine", "compile", *(["--train"] if has_gcc() else []))
     assert done.returncode == 0, done.stderr
     assert len(compiling.compiled(root)) == len(compiling.SOURCES) + 1
     assert not (root / "build").exists()
+
+
+def has_gcc():
+    try:
+        compiling.require_gcc()
+    except compiling.CannotCompile:
+        return False
+    return True
 
 
 def run(root, *arguments):
@@ -250,3 +261,32 @@ def test_without_what_it_takes_it_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "mypyc.build", None)
     with pytest.raises(compiling.CannotCompile, match="to compile takes mypy and setuptools"):
         compiling.compile_plane(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (
+            "clang version 14.0.6",
+            "to train takes GCC, but .*cc is 'clang version 14.0.6'; without --train any will do",
+        ),
+        (None, "to compile takes a C compiler that works: .*No such file or directory"),
+    ],
+)
+def test_to_train_takes_gcc(told, message, tmp_path, monkeypatch):
+    compiler = tmp_path / "cc"
+    if told is not None:
+        compiler.write_text(f"#!/bin/sh\necho '{told}'\n")
+        compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    with pytest.raises(compiling.CannotCompile, match=message):
+        compiling.compile_plane(tmp_path, train=True)
+    assert set(tmp_path.iterdir()) <= {compiler}
+
+
+def test_a_training_run_that_fails_says_which(monkeypatch):
+    monkeypatch.setattr(compiling, "TRAINING", (("scenario=nope",),))
+    with pytest.raises(
+        compiling.CannotCompile, match=r"the training run -m sim scenario=nope .* failed: .*nope"
+    ):
+        compiling.train_on(ROOT)
