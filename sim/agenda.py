@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any, ClassVar, Final
 
 from engine.timing import Clock, Signal
+from sim.heap import IS_PLAIN, Due, add, take
 
 SOON: Final = 1
 """SimPy's own priority of what is due now, first come, first served."""
@@ -94,26 +95,33 @@ BEGUN = Happening()
 class Agenda(Clock):
     """The queue, the time, and what runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_plain: bool = IS_PLAIN) -> None:
+        """`is_plain`: keep the queue with `heapq` rather than with a heap of our own; in the same order."""
         self.epoch_ns = 0
         self.running: dict[object, Coroutine[Any, Any, Any]] = {}  # by what runs it
         self.time_ns = 0
-        self.queue: list[Entry] = []
+        self.queue: list[Any] = []  # a heap of entries, or of `Due`s
         self.next_number: Callable[[], int] = count().__next__  # of those that break ties
         self.is_over = False  # whether what happens now is the last thing to happen
         self.late_ns = -1  # when a late call was made last
         self.late_priority = -1  # the highest of those that were made then
+        self._is_plain = is_plain
 
     def now_ns(self) -> int:
         return self.time_ns
 
     def advance(self, most: int) -> int:
         """Process up to `most` events, and say how many there were. SimPy's `step` for each, without its detours."""
-        queue, pop = self.queue, heappop
+        queue, is_plain, pop = self.queue, self._is_plain, heappop
+        event: Any
         for done in range(most):
             if not queue or self.is_over:
                 return done
-            self.time_ns, priority, _, event = pop(queue)
+            if is_plain:
+                self.time_ns, priority, _, event = pop(queue)
+            else:
+                due = take(queue)
+                self.time_ns, priority, event = due.time_ns, due.priority, due.what
             if type(event) is Call:
                 self._make(event, priority)
                 continue
@@ -127,27 +135,48 @@ class Agenda(Clock):
                 raise event._value
         return most
 
-    def is_call_next(self) -> bool:
-        """Whether what is due next is a callback of ours."""
-        return bool(self.queue) and type(self.queue[0][3]) is Call
+    def next_ns(self) -> int | None:
+        """When something is due next; None where nothing is."""
+        if not self.queue:
+            return None
+        next_ns: int = self.queue[0][0] if self._is_plain else self.queue[0].time_ns
+        return next_ns
 
-    def make_call(self) -> None:
-        """Process the next event, which is a callback of ours."""
-        self.time_ns, priority, _, call = heappop(self.queue)
-        self._make(call, priority)
+    def make_call(self) -> Entry | None:
+        """Process what is due next, where that is a callback of ours; where it is not, take it out, and give it back.
+
+        Raises IndexError where nothing is due.
+        """
+        if self._is_plain:
+            entry: Entry = heappop(self.queue)
+        else:
+            due = take(self.queue)
+            entry = (due.time_ns, due.priority, due.number, due.what)
+        time_ns, priority, _, event = entry
+        if type(event) is not Call:
+            return entry
+        self.time_ns = time_ns
+        self._make(event, priority)
+        return None
 
     def call_later(self, delay_ns: int, callback: Callable[[], None]) -> Call:
         """Have something called later."""
         call = Call()
         call.callback = callback
-        heappush(self.queue, (self.time_ns + delay_ns, SOON, self.next_number(), call))
+        if self._is_plain:  # as `put` does, without a call for it
+            heappush(self.queue, (self.time_ns + delay_ns, SOON, self.next_number(), call))
+        else:
+            add(self.queue, Due(self.time_ns + delay_ns, SOON, self.next_number(), call))
         return call
 
     def call_last(self, delay_ns: int, callback: Callable[[], None], rank: int) -> Call:
         """Have something called later, after all else at that nanosecond."""
         call = Call()
         call.callback = callback
-        heappush(self.queue, (self.time_ns + delay_ns, LATE + rank, self.next_number(), call))
+        if self._is_plain:  # as `put` does, without a call for it
+            heappush(self.queue, (self.time_ns + delay_ns, LATE + rank, self.next_number(), call))
+        else:
+            add(self.queue, Due(self.time_ns + delay_ns, LATE + rank, self.next_number(), call))
         return call
 
     def is_past(self, rank: int) -> bool:
@@ -162,7 +191,10 @@ class Agenda(Clock):
 
     def put(self, event: Any, delay_ns: int, priority: int) -> None:
         """Let an event happen later, or what looks like one."""
-        heappush(self.queue, (self.time_ns + delay_ns, priority, self.next_number(), event))
+        if self._is_plain:
+            heappush(self.queue, (self.time_ns + delay_ns, priority, self.next_number(), event))
+        else:
+            add(self.queue, Due(self.time_ns + delay_ns, priority, self.next_number(), event))
 
     def launch(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run `work` beside the caller, at once up to where it first waits. Nobody can wait for it."""

@@ -1,12 +1,14 @@
 """The virtual clock: SimPy behind the engine's own protocol, so that the same coroutines run on virtual time."""
 
 from collections.abc import Callable, Coroutine
+from math import inf
 from typing import Any, TypeVar, cast
 
 import simpy
 
 from engine.clock import stopwatch_ns
 from sim.agenda import SOON, Agenda
+from sim.heap import IS_PLAIN
 
 T = TypeVar("T")
 
@@ -17,7 +19,7 @@ class World(simpy.Environment):
     def __init__(self, agenda: Agenda) -> None:
         self.agenda = agenda
         super().__init__(initial_time=0)
-        self._queue: list[Any] = agenda.queue
+        self._queue: list[Any]  # what SimPy itself is to process now
 
     @property
     def _now(self) -> int:
@@ -31,19 +33,26 @@ class World(simpy.Environment):
         """Let an event happen later."""
         self.agenda.put(event, delay, priority)  # type: ignore[arg-type]  # all our times are whole
 
+    def peek(self) -> simpy.core.SimTime:
+        """When something is due next; infinity where nothing is."""
+        next_ns = self.agenda.next_ns()
+        return inf if next_ns is None else next_ns
+
     def step(self) -> None:
         """Process the next event. Raises EmptySchedule when there is none."""
-        if self.agenda.is_call_next():
-            self.agenda.make_call()
-        else:
-            super().step()
+        if self.agenda.queue:
+            entry = self.agenda.make_call()
+            if entry is None:
+                return
+            self._queue.append(entry)
+        super().step()
 
 
 class SimClock(Agenda):
     """The engine's clock over SimPy: the same coroutines, on virtual nanoseconds."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, is_plain: bool = IS_PLAIN) -> None:
+        super().__init__(is_plain=is_plain)
         self.env = World(self)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> simpy.Process:

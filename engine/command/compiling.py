@@ -57,6 +57,7 @@ SOURCES = (
     "engine/request.py",
     "engine/fleet.py",
     "engine/engine.py",
+    "sim/heap.py",
     "sim/agenda.py",
     "sim/world.py",
     "sim/traffic/trace.py",

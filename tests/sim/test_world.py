@@ -1,5 +1,8 @@
 """The virtual clock runs the engine's coroutines; the conformance suite of clocks stands in tests/engine."""
 
+from functools import partial
+from random import Random
+
 import pytest
 
 from sim.world import SimClock
@@ -133,3 +136,36 @@ def test_what_has_ended_is_not_kept(by_step):
     with pytest.raises(ZeroDivisionError, match="a defect"):
         drained(clock, by_step)
     assert not clock.running
+
+
+def played(seed, *, is_plain):
+    """What happens and when, where calls, sleeps and ties come by chance, and both loops process them by turns."""
+    clock, draw, seen = SimClock(is_plain=is_plain), Random(seed), []  # noqa: S311
+
+    def note(number):
+        seen.append((clock.now_ns(), number))
+        for _ in range(draw.choice((0, 0, 1, 2))):
+            clock.call_later(draw.randrange(6), partial(note, draw.randrange(1 << 70)))
+
+    async def work(number):
+        for _ in range(4):
+            await clock.sleep(draw.randrange(9))
+            note(-number)
+
+    for number in range(60):
+        begin = draw.choice((clock.call_later, partial(clock.call_last, rank=number % 3)))
+        begin(draw.randrange(20), partial(note, number))
+    for number in range(1, 6):
+        draw.choice((clock.spawn, clock.launch))(work(number))
+    while len(seen) < 400 and clock.queue:
+        assert clock.env.peek() >= clock.now_ns()
+        draw.choice((partial(clock.advance, 3), clock.env.step))()
+    assert clock.queue or clock.env.peek() == float("inf")
+    return seen
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_both_queues_keep_the_same_order_and_simpy_sees_either(seed):
+    ours = played(seed, is_plain=False)
+    assert ours == played(seed, is_plain=True)
+    assert len(ours) > 80
