@@ -42,13 +42,13 @@ def keep_going(_now_ns: int, _ended: int, _events: int) -> bool:
 
 @contextmanager
 def few_collections() -> Iterator[None]:
-    """Look for circles of objects that nobody needs a hundred times less often: requests leave none behind.
+    """Look for circles of objects that nobody needs four hundred times less often: requests leave none behind.
 
     In the loop of workload W these looks are 8 % of the time. What is there already is not looked at meanwhile.
     """
     before = gc.get_threshold()
     gc.freeze()
-    gc.set_threshold(100 * before[0], *before[1:])
+    gc.set_threshold(400 * before[0], *before[1:])
     try:
         yield
     finally:

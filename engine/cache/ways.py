@@ -23,6 +23,8 @@ class Way:
 
     def __init__(self, settings: TierSettings, clock: Clock) -> None:
         self.settings = settings
+        self.latency_s = float(settings.latency_s)
+        self.gib_per_s = float(settings.gib_per_s)
         self.concurrency = settings.concurrency
         self.drawn_ns: Callable[[int], float] | None = None
         self.queue_bytes = int(settings.queue_gib * GIB)
@@ -42,8 +44,7 @@ class Way:
 
     def modelled_ns(self, size_bytes: int) -> int:
         """What a transfer takes by the settings: latency_s + bytes / gib_per_s."""
-        settings = self.settings
-        return round((settings.latency_s + size_bytes / (settings.gib_per_s * GIB)) * NS_PER_S)
+        return round((self.latency_s + size_bytes / (self.gib_per_s * GIB)) * NS_PER_S)
 
     def read_ns(self, size_bytes: int) -> int:
         """What a read takes that begins now."""

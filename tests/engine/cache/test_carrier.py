@@ -156,7 +156,7 @@ def test_a_disk_that_became_slow_is_not_waited_for_for_ever(world):
     old = world.keep(1)
     world.keep(2)
     world.rest()
-    world.carrier.ways[1].settings.gib_per_s = 1e-5  # what was learned of it says otherwise
+    world.carrier.ways[1].gib_per_s = 1e-5  # what was learned of it says otherwise
     blocks, _, took_ms = world.now(old)
     assert blocks == 0
     assert took_ms < 1_000
