@@ -22,7 +22,7 @@ class Books:
         self._tiers = tiers
         self._spaces = list(spaces)
         self._slots: Slots = np.fromiter(table.slots.values(), np.int64, len(table.slots))
-        self._home = np.array(table.home, np.uint8)
+        self._home = np.frombuffer(table.home, np.uint8)
         self._parent = np.array(table.parent, np.int64)
         self._space = np.frombuffer(table.space, table.space.typecode)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-ALL = 256
+ALL, CHOSEN = 256, 1
 MOST_TOUCHES = 200_000
 
 
@@ -32,7 +32,7 @@ class Regret(NamedTuple):
 class Sample:
     """The sampled blocks of all requests, in order: eight bytes each."""
 
-    __slots__ = ("_blocks", "_ends", "_hits", "_threshold")
+    __slots__ = ("_blocks", "_ends", "_hits", "_marks", "_threshold")
 
     def __init__(self, rate: float = 1 / 16) -> None:
         self._choose(max(1, round(ALL * rate)))
@@ -44,8 +44,12 @@ class Sample:
         """A prompt of these blocks came, the first so many of which were there."""
         if not keys:
             return
-        threshold = self._threshold
-        chosen = [index for index, key in enumerate(keys) if key[0] < threshold]
+        heads = b"".join(keys)[:: len(keys[0])]  # names are equally long
+        marks, chosen = heads.translate(self._marks), []
+        index = marks.find(CHOSEN)
+        while index >= 0:
+            chosen.append(index)
+            index = marks.find(CHOSEN, index + 1)
         if not chosen:
             return
         self._blocks.extend([int.from_bytes(keys[index][:8], "big") for index in chosen])
@@ -70,8 +74,9 @@ class Sample:
         )
 
     def _choose(self, threshold: int) -> None:
-        """Sample the names whose first byte is less."""
+        """Sample the names whose first byte is less. They are looked for as marks: 34 names one by one take 7 us."""
         self._threshold = threshold
+        self._marks = bytes([CHOSEN] * threshold + [0] * (ALL - threshold))
 
     def _thin(self) -> None:
         """Keep half of the names."""
