@@ -54,10 +54,15 @@ def footprint(engine: Engine) -> Footprint:
     of a run grows with it, up to bounds of its own.
     """
     records = [engine.telemetry, engine.cache.sample]
-    outside = [*records, engine.clock, *vars(engine.clock).values(), engine.settings]
+    outside = [*records, engine.clock, *held_by(engine.clock), engine.settings]
     objects, num_bytes = reached([engine], without=outside)
     in_flight, sessions = engine.quotas.in_service, len(engine.router.sessions)
     return Footprint(engine.clock.now_ns(), objects, num_bytes, in_flight, len(engine.cache), sessions)
+
+
+def held_by(owner: object) -> list[Any]:
+    """What something has as its own; one that is compiled has no `__dict__`."""
+    return list(vars(owner).values()) if hasattr(owner, "__dict__") else gc.get_referents(owner)
 
 
 def reached(roots: Iterable[object], without: Iterable[object] = ()) -> tuple[int, int]:

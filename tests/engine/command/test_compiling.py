@@ -137,6 +137,19 @@ for discipline, batch in (("fifo", 1), ("preemptive", 2), ("ps", 64)):
     print(sim.run("queue", [*lines, f"report.folder={sys.argv[1]}"]).manifest["digest"])
 """
 
+FOOTPRINT = """
+from sim.config import read
+from sim.footprint import footprint
+from sim.stage import Stage
+
+run = read(["scenario=steady", "executor=roofline", "workload.requests=60"])
+stage = Stage(run.engine, run.draw())
+before = footprint(stage.engine)
+stage.play()
+after = footprint(stage.engine)
+print(before.objects > 100, after.objects > before.objects, after.in_flight)
+"""
+
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
@@ -218,6 +231,12 @@ def test_compiled_every_kind_of_cache_has_the_same_bytes(copy, tmp_path):
     digests = plain.stdout.split()
     assert len(digests) == len(orders.names())
     assert len(set(digests)) > len(digests) / 2  # some take turns alike
+
+
+@pytest.mark.slow
+def test_compiled_an_engine_can_be_weighed(copy):
+    for root in (ROOT, copy):
+        assert run(root, "-c", FOOTPRINT).stdout == "True True 0\n"
 
 
 @pytest.mark.benchmark(group="simulation")
