@@ -23,7 +23,9 @@ class Way:
 
     def __init__(self, settings: TierSettings, clock: Clock) -> None:
         self.settings = settings
-        self.latency_s = float(settings.latency_s)
+        self.latency_s = float(
+            settings.latency_s
+        )  # as it is now: a device may become slower than its settings
         self.gib_per_s = float(settings.gib_per_s)
         self.concurrency = settings.concurrency
         self.drawn_ns: Callable[[int], float] | None = None

@@ -98,32 +98,19 @@ TRAINED = [
 TRAINING = (
     # a cache of five full tiers behind a router that looks for prefixes, conversations, five models
     (
-        *(
-            "scenario=steady",
-            "executor=roofline",
-            "hardware=h100",
-            "fleet=reference_five",
-            "fleet.step_tokens=2048",
-        ),
-        *("workload=mix_b", "workload.model_zipf=1", "workload.rate=3", "workload.requests=1000", "seed=11"),
-        *(
-            "strategy=cache_aware",
-            "tiers=five",
-            "tiers.block_tokens=64",
-            "tiers.gpu.gib=20",
-            "tiers.ram.gib=48",
-        ),
-        *("tiers.ssd.gib=128", "tiers.network.gib=192", "tiers.cloud.gib=384"),
+        "scenario=steady executor=roofline hardware=h100 fleet=reference_five fleet.step_tokens=2048 "
+        "strategy=cache_aware workload=mix_b workload.model_zipf=1 workload.rate=3 workload.requests=1000 "
+        "seed=11 tiers=five tiers.block_tokens=64 tiers.gpu.gib=20 tiers.ram.gib=48 tiers.ssd.gib=128 "
+        "tiers.network.gib=192 tiers.cloud.gib=384"
     ),
     # one model, no cache
     (
-        *("scenario=steady", "executor=roofline", "hardware=a100", "tiers=off", "fleet.replicas=1"),
-        *("fleet.step_tokens=2048", "workload=bare", "workload.vocab=4096"),
-        *("workload.rate=5", "workload.requests=2000", "seed=12"),
-        *(f"workload.prompt_{name}_tokens=600" for name in ("min", "median", "max")),
-        *(f"workload.output_{name}_tokens=100" for name in ("min", "median", "max")),
+        "scenario=steady executor=roofline hardware=a100 tiers=off fleet.replicas=1 fleet.step_tokens=2048 "
+        "workload=bare workload.vocab=4096 workload.rate=5 workload.requests=2000 seed=12 "
+        "workload.prompt_min_tokens=600 workload.prompt_median_tokens=600 workload.prompt_max_tokens=600 "
+        "workload.output_min_tokens=100 workload.output_median_tokens=100 workload.output_max_tokens=100"
     ),
-    ("scenario=failover", "executor=roofline"),
+    "scenario=failover executor=roofline",
 )
 """Runs that take the ways that most runs take, as lines of the simulator's command: each a few seconds."""
 
@@ -167,8 +154,8 @@ def compile_plane(root: Path, *, train: bool = False, say: Callable[[str], None]
         if not train:
             _build(extensions, folder)
             return compiled(root)
-        _build([_with(extension, WATCHED, WATCHED) for extension in extensions], folder)
         try:
+            _build([_with(extension, WATCHED, WATCHED) for extension in extensions], folder)
             say(f"playing {len(TRAINING)} runs")
             train_on(root)
             say("compiling them again, for what was seen")
@@ -225,7 +212,14 @@ def train_on(root: Path) -> None:
     """Play what shows the compiler which ways are taken. Raises CannotCompile."""
     with TemporaryDirectory() as folder:
         for lines in TRAINING:
-            command = [sys.executable, "-m", "sim", *lines, "report=tables", f"report.folder={folder}"]
+            command = [
+                sys.executable,
+                "-m",
+                "sim",
+                *lines.split(),
+                "report=tables",
+                f"report.folder={folder}",
+            ]
             environment = os.environ | {"PYTHONPATH": str(root)}
             done = subprocess.run(  # noqa: S603
                 command, cwd=folder, env=environment, capture_output=True, text=True, check=False

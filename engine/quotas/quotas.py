@@ -398,10 +398,9 @@ class Quotas:
         used: Values = {}
         for book in self._books():
             names = self._labels(book)
-            if book.tokens.windows or book.requests.windows:
-                for window, total in _windows(book):
-                    kind = (*names, f"{window.kind}_{total.name}")
-                    used[kind] = max(used.get(kind, 0.0), window.used(total.spent) / window.limit)
+            for window, total in _windows(book):
+                kind = (*names, f"{window.kind}_{total.name}")
+                used[kind] = max(used.get(kind, 0.0), window.used(total.spent) / window.limit)
             if book.max_in_service < UNBOUNDED:
                 kind = (*names, "concurrent_requests")
                 used[kind] = max(used.get(kind, 0.0), book.in_service / book.max_in_service)

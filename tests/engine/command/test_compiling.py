@@ -304,7 +304,7 @@ def test_to_train_takes_gcc(told, message, tmp_path, monkeypatch):
 
 
 def test_a_training_run_that_fails_says_which(monkeypatch):
-    monkeypatch.setattr(compiling, "TRAINING", (("scenario=nope",),))
+    monkeypatch.setattr(compiling, "TRAINING", ("scenario=nope",))
     with pytest.raises(
         compiling.CannotCompile, match=r"the training run -m sim scenario=nope .* failed: .*nope"
     ):

@@ -121,7 +121,8 @@ def test_tokens_lie_in_the_vocabulary_and_a_longer_draw_begins_with_a_shorter(ke
     assert tokens(key, index, count, vocab).tolist() == drawn[:count].tolist()
 
 
-def test_tokens_are_those_of_splitmix64():
+@pytest.mark.parametrize("vocab", [4096, 2**31 - 1])
+def test_tokens_are_those_of_splitmix64(vocab):
     def naive(counter, vocab, key, mask=2**64 - 1):
         bits = (key + counter * 0x9E3779B97F4A7C15) & mask
         bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -129,8 +130,10 @@ def test_tokens_are_those_of_splitmix64():
         return ((bits ^ (bits >> 31)) >> 32) * vocab >> 32
 
     key, index = 2**63 + 12345, 77
-    expected = [naive((index << 24) + position, 4096, key) for position in range(50)]
-    assert tokens(key, index, 50, 4096).tolist() == expected
+    expected = [naive((index << 24) + position, vocab, key) for position in range(50)]
+    assert tokens(key, index, 50, vocab).tolist() == expected
+    for start in range(30, 51):  # of a few, each is made by itself
+        assert tokens(key, index, 50, vocab, start).tolist() == expected[start:]
 
 
 def test_tokens_are_uniform_and_independent_between_requests_and_positions():
