@@ -22,9 +22,11 @@ from sim.config import RunSettings
 from sim.fidelity.calibrate import host_costs, predictions, residuals, turns_of
 from sim.fidelity.cases import (
     CASES,
+    MOST_CROWDED,
     SYSTEMS,
     Case,
     at_once,
+    crowd_of,
     faults,
     run_settings,
     traffic,
@@ -58,6 +60,7 @@ CALIBRATION_SEED, CAPACITY_SEED = 1_000_003, 1_000_033  # added to the run's: tr
 FULL_PART = 0.9  # of a burst: what is done while batches are full
 LOAD_S, BURST_S = 5.0, 8.0  # about: to load and fit a model that is measured; a burst
 RUN_OVERHEAD_S = 1.5  # to start an engine, to warm it up, to let go of it
+LEAST_CALIBRATION = 90  # requests of a calibration run
 LEAST_REQUESTS, LEAST_JUDGED = 20, 120  # of a run; without a hundred that are completed there is no p99
 MOST_RESIDUALS = 4_000  # of each source that are kept
 COST_NAMES = ("scale", "step_ns", "begin_ns", "wake_ns", "leave_ns", "keep_ns", "read_ns")
@@ -96,6 +99,9 @@ class CaseResult:
     turns: list[
         float
     ]  # for each run, what the simulation takes for the turns of the real one, over what they took
+    paced: list[
+        Cell
+    ]  # the same cells, each run simulated at the pace that its own turns had; judged by nobody
     core_share: float  # of its core, the least that the server got just before a run
     voids: list[str]  # why nothing of it counts
     real_s: float
@@ -132,7 +138,13 @@ class Round:
     calibration: pd.DataFrame  # turns of the calibration runs, and what is said of them
     real: LiveRun
     simulated: SimulatedRun
-    compared: pd.DataFrame  # the same of the real run: nothing was fitted to it
+    paced: SimulatedRun  # at the pace of the real run
+    compared: pd.DataFrame  # turns of the real run: nothing was fitted to them
+
+    @property
+    def turns(self) -> float:
+        """What the simulation takes for the turns of the real run, over what they took."""
+        return turns_ratio(self.compared)
 
 
 class Workbench:
@@ -175,9 +187,13 @@ class Workbench:
             capacity = burst_rate(self.live(run, burst, []).tables.requests)
         return System(name=case.system, capacity=capacity, models=models)
 
-    def calibration(self, case: Case, system: System, number: int) -> LiveRun:
-        """A run with traffic of the same kind that is compared with nothing: calm first, then a crowd."""
-        count, overrides = self._protocol.calibration_requests, self._protocol.overrides
+    def calibration(self, case: Case, system: System, number: int, run_s: float) -> LiveRun:
+        """A run with traffic of the same kind that is compared with nothing: calm first, then a crowd.
+
+        It takes about `run_s`, unless the settings say how many requests it has.
+        """
+        count = self._protocol.calibration_requests or calibration_count(run_s, system.capacity)
+        overrides = self._protocol.overrides
         calm, run = replace(case, cv=1.0), run_settings(case, count, overrides)
         seed = run.seed + CALIBRATION_SEED + number
         return self.live(
@@ -226,9 +242,9 @@ class Bench(Workbench):
         real, calibrations = [], []
         for number in range(settings.repeats):
             self.told(f"{name}: {number + 1} of {settings.repeats}, {len(trace) / rate:.0f} s of real load")
-            calibrations.append(self.calibration(case, system, number))
+            calibrations.append(self.calibration(case, system, number, len(trace) / rate))
             real.append(self.live(run, trace, struck))
-        calibrations.append(self.calibration(case, system, settings.repeats))
+        calibrations.append(self.calibration(case, system, settings.repeats, len(trace) / rate))
         rounds = []
         for number, (live, around) in enumerate(zip(real, pairwise(calibrations), strict=True)):
             self.told(f"{name}: simulation {number + 1} of {settings.repeats}")
@@ -243,9 +259,12 @@ class Bench(Workbench):
         if settings.requests is not None:
             return settings.requests
         round_s = (settings.minutes * 60 - self._before_s()) / (len(settings.cases) * settings.repeats)
-        calm_s = settings.calibration_requests * 2 / 3 / (CALIBRATION_LOAD * system.capacity)
-        calibration_s = calm_s + settings.calibration_requests / 3 / system.capacity + RUN_OVERHEAD_S
-        run_s = round_s - RUN_OVERHEAD_S - calibration_s * (settings.repeats + 1) / settings.repeats
+        beside, given = (settings.repeats + 1) / settings.repeats, settings.calibration_requests
+        run_s = round_s - RUN_OVERHEAD_S * (1 + beside)
+        if given is None:
+            run_s /= 1 + beside
+        else:
+            run_s -= calibration_s(given, system.capacity) * beside
         return max(LEAST_REQUESTS if case.marks is None else LEAST_JUDGED, round(run_s * rate))
 
     def _before_s(self) -> float:
@@ -259,6 +278,21 @@ class Bench(Workbench):
         return profiles_s + BURST_S * len(systems)
 
 
+def calibration_s(count: int, capacity: float) -> float:
+    """About how long a calibration run of so many requests takes."""
+    crowd = crowd_of(count)
+    return (count - crowd) / (CALIBRATION_LOAD * capacity) + crowd / capacity
+
+
+def calibration_count(run_s: float, capacity: float) -> int:
+    """The requests of a calibration run that takes about as long."""
+    served = run_s * capacity  # if it were crowded all the time
+    count = served / (2 / 3 / CALIBRATION_LOAD + 1 / 3)
+    if count > 3 * MOST_CROWDED:
+        count = MOST_CROWDED + (served - MOST_CROWDED) * CALIBRATION_LOAD
+    return max(LEAST_CALIBRATION, round(count))
+
+
 def simulated_round(
     engine: EngineSettings,
     trace: Trace,
@@ -268,7 +302,11 @@ def simulated_round(
     around: Sequence[LiveRun],
     seed: int,
 ) -> Round:
-    """The simulation of a real run, from nothing but the calibration runs `around` it."""
+    """The simulation of a real run, from nothing but the calibration runs `around` it.
+
+    And once more at the real run's own pace, one number that its turns tell: what is off by less then was the
+    machine's, which was faster or slower than in the calibration.
+    """
     models = models or fitted([step for each in around for step in each.log.steps], models_of(engine))
     host = host_costs(around, engine, models)
     simulated = simulate(engine, trace, struck, models, host, seed)
@@ -281,13 +319,21 @@ def simulated_round(
         )
         for each in (live, *around)
     ]
+    compared = residuals(turns[0], host, "compared")
+    paced = simulate(engine, trace, struck, models, host, seed, 1 / turns_ratio(compared))
     return Round(
         host=host,
         calibration=pd.concat([residuals(each, host, "calibration") for each in turns[1:]]),
         real=live,
         simulated=simulated,
-        compared=residuals(turns[0], host, "compared"),
+        paced=paced,
+        compared=compared,
     )
+
+
+def turns_ratio(compared: pd.DataFrame) -> float:
+    """What the simulation takes for turns, over what they took."""
+    return float(compared["foreseen_ns"].sum() / compared["took_ns"].sum())
 
 
 def result(
@@ -312,7 +358,8 @@ def result(
         engine=engine_figures(rounds),
         schedule_delay=late,
         host=host_figures(rounds),
-        turns=[float(each.compared["foreseen_ns"].sum() / each.compared["took_ns"].sum()) for each in rounds],
+        turns=[each.turns for each in rounds],
+        paced=cells(ours, [each.paced.seen for each in rounds], None, settings.max_floor),
         core_share=min(run.tables.core_share for run in real),
         voids=voids(late, settings.max_schedule_delay),
         real_s=float(np.mean([run.wall_s for run in real])),

@@ -19,6 +19,7 @@ from sim.traffic.trace import Lengths, Times
 COMMON = ("scenario=steady", "executor=torch", "workload=chat", "quotas=off", "report.plots=false")
 NO_LINE = ("quotas=concurrent", "quotas.queue_capacity=0")  # whom a limit keeps out is refused at once
 LIMIT_BURST = 5
+MOST_CROWDED = 120  # requests: a few batches full, and no line that is longer than any that is compared
 
 SMALL_TIERS = ("tiers=ram_ssd", "tiers.ssd.write=back", "tiers.load=always")
 
@@ -162,10 +163,15 @@ def at_once(trace: Trace) -> Trace:
     return replace(trace, arrival_ns=np.zeros(len(trace), dtype=np.int64))
 
 
+def crowd_of(count: int) -> int:
+    """How many of so many requests of a calibration run come at once."""
+    return min(count // 3, MOST_CROWDED)
+
+
 def with_burst(trace: Trace) -> Trace:
-    """The same requests, the last third of them at once: calm and crowded, a machine shows all that it does."""
+    """The same requests, the last ones of them at once: calm and crowded, a machine shows all that it does."""
     arrival_ns = trace.arrival_ns.copy()
-    first = len(trace) - len(trace) // 3
+    first = len(trace) - crowd_of(len(trace))
     arrival_ns[first:] = arrival_ns[min(first, len(trace) - 1)]
     return replace(trace, arrival_ns=arrival_ns)
 

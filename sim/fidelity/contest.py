@@ -23,7 +23,7 @@ from engine.execution import executors
 from engine.settings import above, require
 from sim.config import RunSettings, choices, typed
 from sim.fidelity import report
-from sim.fidelity.bench import System, Workbench, schedule_delay, simulated_round, voids
+from sim.fidelity.bench import System, Workbench, calibration_s, schedule_delay, simulated_round, voids
 from sim.fidelity.cases import RANKED, run_settings, traffic
 from sim.fidelity.compare import FAIL, INCONCLUSIVE, LATENCIES, PASS, done
 from sim.fidelity.folder import ComparisonFolder, machine, write_json
@@ -120,8 +120,11 @@ class Contest(Workbench):
         if settings.requests is not None:
             return settings.requests
         runs = len(settings.configurations)
-        calibration_s = CALIBRATIONS * settings.calibration_requests * settings.load / (0.6 * rate)
-        round_s = settings.minutes * 60 / settings.repeats - calibration_s
+        round_s, capacity = settings.minutes * 60 / settings.repeats, rate / settings.load
+        if settings.calibration_requests is None:  # they take as long as a run each
+            runs += CALIBRATIONS
+        else:
+            round_s -= CALIBRATIONS * calibration_s(settings.calibration_requests, capacity)
         return max(LEAST_REQUESTS, round((round_s / runs - RUN_OVERHEAD_S) * rate))
 
     def _round(self, number: int, system: System) -> RankedRound:
@@ -130,12 +133,12 @@ class Contest(Workbench):
         names = turned(settings.configurations, number)
         runs = {name: ranked_run(settings, name, count) for name in names}
         traces = {name: drawn(run, count, rate, number) for name, run in runs.items()}
-        around = [self.calibration(RANKED, system, CALIBRATIONS * number)]
+        around = [self.calibration(RANKED, system, CALIBRATIONS * number, count / rate)]
         real = {}
         for place, name in enumerate(names):
             self.told(f"round {number + 1} of {settings.repeats}, {place + 1} of {len(names)}: {name}")
             real[name] = self.live(runs[name], traces[name], [])
-        around.append(self.calibration(RANKED, system, CALIBRATIONS * number + 1))
+        around.append(self.calibration(RANKED, system, CALIBRATIONS * number + 1, count / rate))
         self.told(f"round {number + 1} of {settings.repeats}: simulations")
         means: dict[str, dict[str, dict[str, float]]] = {
             side: {metric: {} for metric in LATENCIES} for side in ("real", "simulated")

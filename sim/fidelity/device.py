@@ -294,13 +294,14 @@ class HostCosts:
 
 @dataclass(slots=True)
 class Ledger:
-    """When the one device of a simulated machine is free again."""
+    """When the one device of a simulated machine is free again; all that it does takes `pace` times as long."""
 
     free_ns: int = 0
+    pace: float = 1.0
 
     def book(self, now_ns: int, duration_ns: int) -> int:
-        """Take the next turn for so long; when it ends."""
-        self.free_ns = max(now_ns, self.free_ns) + duration_ns
+        """Take the next turn for what takes so long; when it ends."""
+        self.free_ns = max(now_ns, self.free_ns) + round(duration_ns * self.pace)
         return self.free_ns
 
 

@@ -17,7 +17,7 @@ from sim.fidelity.pictures import CAPTIONS, kind_of
 from sim.fidelity.settings import FidelitySettings, Protocol
 from sim.report import STYLE
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 PUBLISHED: tuple[tuple[str, str, str], ...] = (
     ("Vidur", "request latency below 9 %, worst near capacity", "arXiv 2405.05465"),
@@ -127,6 +127,12 @@ def cell_rows(cells: Sequence[Cell]) -> Rows:
 
 SUMMARY_CELLS = ("TTFT mean", "TPOT mean", "E2E mean", "TTFT p99", "TPOT p99", "E2E p99", "throughput")
 SUMMARY_HEADS = ("case", "load", *SUMMARY_CELLS, "equal decisions", "verdict")
+PACED_HEADS = ("case", "took", *SUMMARY_CELLS)
+PACED = (
+    "The same errors where each run is simulated at its own pace: with one number more, how many times as long as in "
+    "the calibration its turns took in all. Nothing is judged by these: they tell what the machine's speed leaves of "
+    "an error, which is the simulator's."
+)
 PUBLISHED_HEADS = ("system", "error", "source")
 OTHERS = "Other engines, machines and loads: beside these figures, never instead of them."
 WIDER = "body { max-width: 80rem; } table { font-size: .85rem; }"
@@ -264,6 +270,8 @@ def tables(results: Sequence[CaseResult]) -> list[str]:
         *grid(SUMMARY_HEADS, summary_rows(results)),
         "",
     ]
+    if paced := paced_rows(results):
+        parts += [PACED, "", *grid(PACED_HEADS, paced), ""]
     parts += [
         f"- {name}: {capacity:.2f} requests/s at most" for name, capacity in capacities(results).items()
     ]
@@ -301,7 +309,10 @@ def html(
     """report.html, whole: one page, pictures inside."""
     title = "Simulation against reality"
     parts = [f"<h1>{title}</h1>", *(f"<p>{escape(line)}.</p>" for line in closing_lines(results))]
-    parts += [html_grid(SUMMARY_HEADS, summary_rows(results)), "<ul>"]
+    parts.append(html_grid(SUMMARY_HEADS, summary_rows(results)))
+    if paced := paced_rows(results):
+        parts += [f"<p>{escape(PACED)}</p>", html_grid(PACED_HEADS, paced)]
+    parts.append("<ul>")
     parts += [
         f"<li>{escape(name)}: {most:.2f} requests/s at most</li>"
         for name, most in capacities(results).items()
@@ -369,13 +380,28 @@ def summary_rows(results: Sequence[CaseResult]) -> Rows:
     """A line a case: the signed errors of its means and p99, and whether they are within their limits."""
     rows: Rows = []
     for result in results:
-        found = {cell.name: cell for cell in result.cells}
-        errors = [percent(found[name].error) for name in SUMMARY_CELLS]
+        errors = summary_errors(result.cells)
         equal = next(share for share in result.shares if share.name == ALL_DECISIONS)
         rows.append(
             (result.name, f"{100 * result.load:.0f} %", *errors, f"{100 * equal.value:.1f} %", result.verdict)
         )
     return rows
+
+
+def paced_rows(results: Sequence[CaseResult]) -> Rows:
+    """A line a case: the signed errors at the runs' own pace. Folders of before do not know them."""
+    rows: Rows = []
+    for result in results:
+        if result.paced:
+            paces = [1 / ratio for ratio in result.turns]
+            rows.append((result.name, f"{min(paces):.3f} to {max(paces):.3f}", *summary_errors(result.paced)))
+    return rows
+
+
+def summary_errors(cells: Iterable[Cell]) -> list[str]:
+    """The signed errors that a summary shows."""
+    found = {cell.name: cell for cell in cells}
+    return [percent(found[name].error) for name in SUMMARY_CELLS]
 
 
 def grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -388,7 +414,7 @@ def as_json(result: CaseResult) -> dict[str, Any]:
     """A case for fidelity.json: every cell, nothing left out but the single requests."""
     made = {name: getattr(result, name) for name in PLAIN}
     made["verdict"], made["speed_up"] = result.verdict, result.speed_up
-    for name in ("cells", "shares", "distances"):
+    for name in ("cells", "paced", "shares", "distances"):
         made[name] = [asdict(each) for each in getattr(result, name)]
     return made
 
@@ -414,10 +440,15 @@ PLAIN = (
 
 def from_json(values: dict[str, Any]) -> CaseResult:
     """The case that `as_json` made this of."""
-    cells = [Cell(**{**each, "interval": _pair(each["interval"])}) for each in values["cells"]]
+    cells, paced = (
+        [Cell(**{**each, "interval": _pair(each["interval"])}) for each in told]
+        for told in (values["cells"], values.get("paced", ()))
+    )
     shares = [Share(**each) for each in values["shares"]]
     spread = [Distance(**each) for each in values["distances"]]
-    return CaseResult(**{name: values[name] for name in PLAIN}, cells=cells, shares=shares, distances=spread)
+    return CaseResult(
+        **{name: values[name] for name in PLAIN}, cells=cells, paced=paced, shares=shares, distances=spread
+    )
 
 
 def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:

@@ -38,10 +38,14 @@ def simulate(
     models: dict[str, ExecutorSettings],
     host: HostCosts,
     seed: int,
+    pace: float = 1.0,
 ) -> SimulatedRun:
-    """One run. `seed` draws the spread of the steps and all delays, nothing else. Raises BadSettings."""
+    """One run. `seed` draws the spread of the steps and all delays, nothing else. Raises BadSettings.
+
+    `pace`: what the machine does takes so many times what `host` and `models` say.
+    """
     begun_ns = stopwatch_ns()
-    stage = Stage(twin(settings, models, host, seed), on_the_way(trace, host, seed), SAMPLE_EVERY_S)
+    stage = Stage(twin(settings, models, host, seed, pace), on_the_way(trace, host, seed), SAMPLE_EVERY_S)
     try:
         slow_down(stage.engine, host, seed)
         for number, timed in enumerate(faults):
@@ -81,11 +85,11 @@ def drawn(delays: "npt.NDArray[np.float64]", count: int, seed: int, name: str) -
 
 
 def twin(
-    settings: EngineSettings, models: dict[str, ExecutorSettings], host: HostCosts, seed: int
+    settings: EngineSettings, models: dict[str, ExecutorSettings], host: HostCosts, seed: int, pace: float
 ) -> EngineSettings:
     """The same engine with cost models for executors, and tiers that are only sizes and times."""
     course = Course(host.ranks, stream(seed, "fidelity.turns"))
-    options = {"models": models, "host": host, "ledger": Ledger(), "course": course}
+    options = {"models": models, "host": host, "ledger": Ledger(pace=pace), "course": course}
     executor = ExecutorSettings(name=SIMULATED, options=options)
     return replace(settings, executor=executor, cache=without_stores(settings.cache, host))
 

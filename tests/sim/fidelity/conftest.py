@@ -72,6 +72,7 @@ def made_case(run, name="poisson70", factor=1.0, real_factor=1.0, voids=()):
         schedule_delay=0.001,
         host=dict.fromkeys((*COST_NAMES, *DELAY_NAMES), 1.0) | {"tier_wait_s": 0.0},
         turns=[0.99, 1.02],
+        paced=cells(real, [slower(run, 1.01)] * 2, None),
         core_share=0.98,
         voids=list(voids),
         real_s=10.0,

@@ -12,8 +12,8 @@ import pytest
 from engine.errors import BadSettings
 from engine.request import Request
 from sim.fidelity.__main__ import main
-from sim.fidelity.bench import Bench, System, burst_rate, systems_of
-from sim.fidelity.cases import CASES
+from sim.fidelity.bench import Bench, System, burst_rate, calibration_count, calibration_s, systems_of
+from sim.fidelity.cases import CASES, crowd_of, run_settings, traffic, with_burst
 from sim.fidelity.folder import FidelityFolder, fingerprint
 from sim.fidelity.settings import read
 from sim.fidelity.wire import HEAD, frame, news, request_of
@@ -197,12 +197,26 @@ def test_a_comparison_runs_both_worlds_is_interrupted_and_goes_on(tmp_path, caps
     assert all(cell["real"] > 0 and cell["simulated"] > 0 for cell in known)
     assert len(poisson["cells"]) == 13
     assert len(poisson["turns"]) == 2
+    assert [cell["metric"] for cell in poisson["paced"]] == [cell["metric"] for cell in poisson["cells"]]
     assert poisson["host"]["step_ns"] + poisson["host"]["scale"] > 0
     assert 0 < poisson["core_share"] <= 1
     assert poisson["speed_up"] > 1
     assert "| E2E mean, ms |" in (folder / "report.md").read_text()
     assert main([*given, f"resume={folder}"]) == exit_code
     assert json.loads((folder / "fidelity.json").read_text())["cases"] == whole["cases"]
+
+
+@pytest.mark.parametrize("run_s", [5.0, 11.9, 12.1, 140.0])
+def test_a_calibration_run_takes_as_long_as_it_is_asked_to(run_s):
+    count = calibration_count(run_s, 40.0)
+    assert calibration_s(count, 40.0) == pytest.approx(run_s, rel=0.02)
+    crowd = crowd_of(count)
+    assert crowd == min(count // 3, 120)
+    calm = replace(CASES["poisson70"], cv=1.0)
+    trace = traffic(calm, run_settings(calm, count, []), count, 24.0, 1)
+    arrival_ns = with_burst(trace).arrival_ns
+    assert np.count_nonzero(arrival_ns == arrival_ns[-1]) == crowd
+    assert (arrival_ns[:-crowd] == trace.arrival_ns[:-crowd]).all()
 
 
 def test_a_run_has_its_part_of_the_minutes_and_enough_requests_for_a_p99(tmp_path):
@@ -216,6 +230,11 @@ def test_a_run_has_its_part_of_the_minutes_and_enough_requests_for_a_p99(tmp_pat
     assert count("poisson70", "requests=7") == 7
     longer = count("poisson70", "minutes=40")
     assert longer > 2 * count("poisson70", "minutes=20") - 10
-    assert longer * 9 * 5 / (0.7 * 40.0) < 40 * 60
+    of_load_s = longer / (0.7 * 40.0)
+    assert (
+        0.9 * 40 * 60 < 9 * (5 + 6) * of_load_s < 40 * 60
+    )  # a calibration run takes as long, and there is one more
+    shorter = count("poisson70", "minutes=40", "calibration_requests=180")
+    assert 0.9 * 40 * 60 < 9 * (5 * shorter / (0.7 * 40.0) + 6 * calibration_s(180, 40.0)) < 40 * 60
     assert count("poisson70", "minutes=1") == 120
     assert count("decisions", "minutes=1") == 20

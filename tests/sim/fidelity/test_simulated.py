@@ -13,14 +13,14 @@ from sim.fidelity.server import WARM_UP_TOKENS, in_turns, warm_up
 from sim.fidelity.simulated import on_the_way, simulate, without_stores
 
 
-def run_of(case="poisson70", host=None, seed=1, overrides=(), count=40, rate=20.0):
+def run_of(case="poisson70", host=None, seed=1, overrides=(), count=40, rate=20.0, pace=1.0):
     case = CASES[case]
     run = run_settings(case, count, overrides)
     names = [model.name for model in run.engine.fleet.models]
     models = {name: ExecutorSettings(name="roofline") for name in names}
     trace = traffic(case, run, count, rate, run.seed)
     struck = faults(case, run, trace)
-    return simulate(run.engine, trace, struck, models, host or HostCosts(), seed)
+    return simulate(run.engine, trace, struck, models, host or HostCosts(), seed, pace)
 
 
 def played(*given, **settings):
@@ -126,6 +126,16 @@ def test_a_prefix_from_files_takes_what_it_took_in_the_calibration_and_turns_wai
 def test_replicas_of_one_machine_take_turns():
     ledger = Ledger()
     assert [ledger.book(0, 10), ledger.book(3, 10), ledger.book(50, 10)] == [10, 20, 60]
+
+
+def test_at_another_pace_all_that_the_machine_does_takes_so_many_times_as_long():
+    ledger = Ledger(pace=1.5)
+    assert [ledger.book(0, 10), ledger.book(3, 10), ledger.book(50, 10)] == [15, 30, 65]
+    host = HostCosts(step_ns=5e6, leave_ns=1e6)
+    alone = {"count": 20, "rate": 0.001, "host": host, "overrides": ["health.enabled=false"]}
+    assert e2e_ns(played(**alone, pace=1.5)) / e2e_ns(played(**alone)) == pytest.approx(1.5, rel=1e-5)
+    crowd = {"count": 40, "rate": 20.0, "host": host}
+    assert (e2e_ns(played(**crowd, pace=1.5)) / e2e_ns(played(**crowd))).mean() > 1.5
 
 
 def test_three_replicas_are_no_faster_than_the_one_machine_that_they_share():
