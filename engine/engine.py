@@ -632,13 +632,13 @@ class Engine:
         """The namespace of that tenant's KV of that model."""
         tenant = "" if self.settings.cache.share_between_tenants else request.tenant
         space = home.spaces.get(tenant)
-        if space is None or not space.index:  # the cache has forgotten it
+        if space is None or not space.is_known:  # the cache has forgotten it
             model, executor, cache = home.model, home.executor, self.cache
             space = cache.space(model.key, home.weights_id, tenant, home.block_bytes, home.value_bytes)
             tokens = min(COSTED_TOKENS, executor.context_tokens)
             space.holder.recompute_ns = executor.prefill_ns(0, tokens) * cache.block_tokens / tokens
             if len(home.spaces) > len(cache.spaces):
-                home.spaces = {name: each for name, each in home.spaces.items() if each.index}
+                home.spaces = {name: each for name, each in home.spaces.items() if each.is_known}
             home.spaces[tenant] = space
         return space
 

@@ -101,7 +101,11 @@ class Agenda(Clock):
         self.running: dict[object, Coroutine[Any, Any, Any]] = {}  # by what runs it
         self.time_ns = 0
         self.queue: list[Any] = []  # a heap of entries, or of `Due`s
-        self.next_number: Callable[[], int] = count().__next__  # of those that break ties
+        self.next_number: Callable[[], int] = (
+            count().__next__
+        )  # of those that break ties, in the order of coming
+        self._draw_number: Callable[[], int] | None = None  # where chance breaks them
+        self._number = 0  # the latest one, where the queue is a heap of our own
         self.is_over = False  # whether what happens now is the last thing to happen
         self.late_ns = -1  # when a late call was made last
         self.late_priority = -1  # the highest of those that were made then
@@ -114,6 +118,7 @@ class Agenda(Clock):
         """Process up to `most` events, and say how many there were. SimPy's `step` for each, without its detours."""
         queue, is_plain, pop = self.queue, self._is_plain, heappop
         event: Any
+        priority: int
         for done in range(most):
             if not queue or self.is_over:
                 return done
@@ -121,7 +126,9 @@ class Agenda(Clock):
                 self.time_ns, priority, _, event = pop(queue)
             else:
                 due = take(queue)
-                self.time_ns, priority, event = due.time_ns, due.priority, due.what
+                self.time_ns = due.time_ns
+                priority = due.priority
+                event = due.what
             if type(event) is Call:
                 self._make(event, priority)
                 continue
@@ -166,7 +173,7 @@ class Agenda(Clock):
         if self._is_plain:  # as `put` does, without a call for it
             heappush(self.queue, (self.time_ns + delay_ns, SOON, self.next_number(), call))
         else:
-            add(self.queue, Due(self.time_ns + delay_ns, SOON, self.next_number(), call))
+            add(self.queue, Due(self.time_ns + delay_ns, SOON, self._next(), call))
         return call
 
     def call_last(self, delay_ns: int, callback: Callable[[], None], rank: int) -> Call:
@@ -176,7 +183,7 @@ class Agenda(Clock):
         if self._is_plain:  # as `put` does, without a call for it
             heappush(self.queue, (self.time_ns + delay_ns, LATE + rank, self.next_number(), call))
         else:
-            add(self.queue, Due(self.time_ns + delay_ns, LATE + rank, self.next_number(), call))
+            add(self.queue, Due(self.time_ns + delay_ns, LATE + rank, self._next(), call))
         return call
 
     def is_past(self, rank: int) -> bool:
@@ -194,7 +201,7 @@ class Agenda(Clock):
         if self._is_plain:
             heappush(self.queue, (self.time_ns + delay_ns, priority, self.next_number(), event))
         else:
-            add(self.queue, Due(self.time_ns + delay_ns, priority, self.next_number(), event))
+            add(self.queue, Due(self.time_ns + delay_ns, priority, self._next(), event))
 
     def launch(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run `work` beside the caller, at once up to where it first waits. Nobody can wait for it."""
@@ -208,6 +215,16 @@ class Agenda(Clock):
 
     def signal(self) -> "SimSignal":
         return SimSignal(self)
+
+    def break_ties(self, draw_number: Callable[[], int]) -> None:
+        """From now on, let the numbers that this draws say what happens first at one nanosecond. None comes twice."""
+        self.next_number = self._draw_number = draw_number
+
+    def _next(self) -> int:
+        if self._draw_number is not None:
+            return self._draw_number()
+        self._number += 1
+        return self._number
 
     def _happen(self, event: Happening) -> None:
         callbacks, event.callbacks = event.callbacks, None

@@ -32,8 +32,11 @@ class Points:
             values.append(float(replica.num_waiting))
             values.append(float(router.tokens_in_flight(name)))
             values.append(1.0 if engine.is_available(name) else 0.0)
-        values += (float(len(engine.fleet.homes)), float(engine.lifecycle.used_bytes))
-        values += (float(cache.used_bytes), float(cache.capacity_bytes), float(len(cache)))
+        values.append(float(len(engine.fleet.homes)))
+        values.append(float(engine.lifecycle.used_bytes))
+        values.append(float(cache.used_bytes))
+        values.append(float(cache.capacity_bytes))
+        values.append(float(len(cache)))
         for tier in cache.tiers:
             rank = tier.rank
             values.append(float(tier.used_bytes))
@@ -41,7 +44,9 @@ class Points:
             for holder in cache.holders:
                 values.append(float(holder.held_bytes[rank]))
         most = engine.settings.quotas.max_concurrent_requests
-        values += (float(quotas.in_service), float(quotas.num_waiting), float(most))
+        values.append(float(quotas.in_service))
+        values.append(float(quotas.num_waiting))
+        values.append(float(most))
         used = quotas.used_ratios()
         values += used.values()
         who = (*engine.replicas, len(cache.holders), *used)

@@ -17,7 +17,7 @@ def shuffle(agenda: Agenda, seed: int) -> None:
 
     Figures that change by more than chance rest on an order that no real system has.
     """
-    agenda.next_number = _ranks(seed).__next__
+    agenda.break_ties(_ranks(seed).__next__)
 
 
 def _ranks(seed: int) -> Iterator[int]:

@@ -53,15 +53,18 @@ class Holder:
 
 @dataclass(slots=True, eq=False)
 class Space:
-    """A namespace: no block of it is ever found from another. `digest` is where its chains begin."""
+    """A namespace: no block of it is ever found from another. `digest` is where its chains begin.
+
+    `is_known`: not any more once the cache has forgotten it, because it holds nothing and others want its place.
+    """
 
     digest: bytes
     holder: Holder
     tenant: str
-    index: int
     held_bytes: list[int]
     stats: "Counts"
     rules: "list[Rule]" = field(default_factory=list)
+    is_known: bool = True
 
 
 COUNTED = ("requests", "request_hits", "prompt_tokens", "prompt_blocks", "inserted_blocks", "refused_blocks")
@@ -99,3 +102,7 @@ class Counts:
         for name in BY_TIER:
             mine: list[int] = getattr(self, name)
             mine[:] = map(sum, zip(mine, getattr(other, name), strict=True))
+
+
+NOBODY = Space(b"", Holder("", -1, 1, 2.0, [], Reuse()), "", [], Counts(0))
+"""Whose the slots are that hold no block."""

@@ -144,7 +144,7 @@ class LRU:
     keeps_place = True
     __slots__ = ("_after", "_before", "_busy", "_links", "_used", "head")
 
-    def __init__(self, links: Links, busy: Busy, used: "array[int]") -> None:
+    def __init__(self, links: Links, busy: Busy, used: list[int]) -> None:
         """`used[slot]` is when the block was last read, in ticks of the cache's own."""
         self._links = links
         self._before, self._after = links.before, links.after
@@ -233,7 +233,7 @@ class SIEVE(LRU):
     keeps_place = False
     __slots__ = ("_hand", "_read")
 
-    def __init__(self, links: Links, busy: Busy, used: "array[int]") -> None:
+    def __init__(self, links: Links, busy: Busy, used: list[int]) -> None:
         super().__init__(links, busy, used)
         self._hand = self.head
         self._read = bytearray()
@@ -328,7 +328,7 @@ class LFU:
         "_uses",
     )
 
-    def __init__(self, links: Links, busy: Busy, used: "array[int]", ageing_every: int = 0) -> None:
+    def __init__(self, links: Links, busy: Busy, used: list[int], ageing_every: int = 0) -> None:
         self._links = links
         self._before, self._after = links.before, links.after
         self._busy = busy
@@ -483,7 +483,7 @@ class S3FIFO:
         self,
         links: Links,
         busy: Busy,
-        used: "array[int]",
+        used: list[int],
         small_share: float = 0.1,
         memory_share: float = 0.9,
         reads: int = 2,
@@ -616,7 +616,7 @@ class ARC:
         "_used",
     )
 
-    def __init__(self, links: Links, busy: Busy, used: "array[int]") -> None:
+    def __init__(self, links: Links, busy: Busy, used: list[int]) -> None:
         self._links = links
         self._after = links.after
         self._busy = busy
@@ -749,7 +749,7 @@ class GDSF:
     )
 
     def __init__(
-        self, links: Links, busy: Busy, used: "array[int]", level: "array[float] | None" = None
+        self, links: Links, busy: Busy, used: list[int], level: "array[float] | None" = None
     ) -> None:
         self._links = links
         self._before, self._after = links.before, links.after
@@ -908,4 +908,4 @@ for _name, _order in (
 def check_order(name: str, options: dict[str, object]) -> None:
     """Raise UnknownName or BadSettings for an eviction policy that cannot be made."""
     links = Links()
-    orders.make(name, links, lambda _slot: False, array("I", [0]), **options)
+    orders.make(name, links, lambda _slot: False, [0], **options)

@@ -7,7 +7,6 @@ from a few percent of it, and memory has a bound: when the sample grows too larg
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -40,16 +39,11 @@ class Sample:
         self._hits = bytearray()
         self._ends = array("L")
 
-    def note(self, keys: Sequence[bytes], found: int) -> None:
+    def note(self, keys: list[bytes], found: int) -> None:
         """A prompt of these blocks came, the first so many of which were there."""
         if not keys:
             return
-        heads = b"".join(keys)[:: len(keys[0])]  # names are equally long
-        marks, chosen = heads.translate(self._marks), []
-        index = marks.find(CHOSEN)
-        while index >= 0:
-            chosen.append(index)
-            index = marks.find(CHOSEN, index + 1)
+        chosen = self._chosen(keys)
         if not chosen:
             return
         self._blocks.extend([int.from_bytes(keys[index][:8], "big") for index in chosen])
@@ -73,8 +67,21 @@ class Sample:
             rate,
         )
 
+    def _chosen(self, keys: list[bytes]) -> list[int]:
+        """The places of those that are sampled. By marks: 34 names one by one take 7 us; compiled, 1."""
+        if not IS_PLAIN:
+            threshold = self._threshold
+            return [place for place, key in enumerate(keys) if key[0] < threshold]
+        heads = b"".join(keys)[:: len(keys[0])]  # names are equally long
+        marks, chosen = heads.translate(self._marks), []
+        place = marks.find(CHOSEN)
+        while place >= 0:
+            chosen.append(place)
+            place = marks.find(CHOSEN, place + 1)
+        return chosen
+
     def _choose(self, threshold: int) -> None:
-        """Sample the names whose first byte is less. They are looked for as marks: 34 names one by one take 7 us."""
+        """Sample the names whose first byte is less."""
         self._threshold = threshold
         self._marks = bytes([CHOSEN] * threshold + [0] * (ALL - threshold))
 
@@ -124,3 +131,7 @@ class Sample:
                 if resident.get(farthest) == -at:
                     del resident[farthest]
         return hits
+
+
+IS_PLAIN = hasattr(Sample.note, "__code__")
+"""Whether this file runs as it is written."""

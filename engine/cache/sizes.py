@@ -7,7 +7,7 @@ kept waiting: a block that is wanted before it is written is taken from memory.
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from engine.cache.cache import Mover, PrefixCache
 from engine.cache.crossings import Crossings, Over
@@ -32,9 +32,9 @@ class Parcel:
 
     __slots__ = ("holder", "is_whole", "more", "num_bytes", "slots")
 
-    def __init__(self, holder: Holder, slots: list[int], num_bytes: int) -> None:
+    def __init__(self, holder: Holder, slots: list[Any], num_bytes: int) -> None:
         self.holder = holder
-        self.slots = slots
+        self.slots = slots  # compiled, a list of numbers would make each anew, which is only looked for here
         self.num_bytes = num_bytes
         self.is_whole = True
         self.more: Sequence[Parcel] = ()
@@ -69,7 +69,7 @@ class Writer:
         # no extent bounds what goes together, but a read must not wait for long
         self._most_bytes = max(BATCH_BYTES, round(tier.settings.gib_per_s * GIB * BATCH_S))
 
-    def write(self, space: Space, slots: list[int], size_bytes: int) -> None:
+    def write(self, space: Space, slots: list[Any], size_bytes: int) -> None:
         """Put blocks into the line of those to be written; none of them stands there already."""
         num_bytes = size_bytes * len(slots)
         parcel = Parcel(space.holder, slots, num_bytes)
@@ -79,7 +79,7 @@ class Writer:
         self.line.append(parcel)
         self._way.queued_bytes += num_bytes
 
-    def forget(self, slots: Sequence[int]) -> None:
+    def forget(self, slots: Sequence[Any]) -> None:
         """Blocks need not be written any more. That is to be found out before they are written again."""
         staged = self.staged
         if staged and not staged.keys().isdisjoint(slots):

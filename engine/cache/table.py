@@ -1,58 +1,77 @@
-"""What is known of each block, by slot: columns of machine numbers, so that a million blocks stay small.
+"""What is known of each block, by slot: columns of numbers, so that a million blocks stay small.
 
 A block costs its name (64 bytes), its place in the dictionary (42 to 60), its slot as an object (32), two links, the
-way back to its name, the block before it and a count for the hottest tier (8 each), 4 bytes for namespace, last use,
-reads and a count for each other tier, and two marks of a byte. `tests/benchmarks/test_cache.py` measures the sum for
-a million blocks.
+way back to its name, the block before it, its namespace, its tier, its children and its last use (8 each), 4 bytes
+for reads, and a mark of a byte. `tests/benchmarks/test_cache.py` measures the sum for a million blocks.
 """
 
 from array import array
 from typing import Any, Final
 
+from engine.cache.holders import NOBODY, Space
 from engine.cache.orders import NOWHERE, Links
 
 NO_TIER: Final = 255
+CHILD: Final = 2
+"""Of a block's `kids`: one child in its own tier. The bit below says whether any lies elsewhere."""
+
+ALL: Final = 5
+"""Of a block's children elsewhere: where their number in all tiers stands, behind those of each of five."""
+
 MOST_AHEAD: Final = 4_096
 """Slots that are made ahead of need, at most: one at a time they cost ten times as much."""
 
 
 class Table:
-    """All resident blocks. Slot 0 is nobody, and the parent of every first block."""
+    """All resident blocks. Slot 0 is nobody, and the parent of every first block, whose children nobody counts.
 
-    __slots__ = ("ends", "home", "keys", "kids", "links", "parent", "reads", "slots", "space", "used")
+    What changes with every move is in lists of small numbers: columns of machine numbers take an eighth of the memory
+    and ten times as long. So a block's children are one number, whatever tiers they lie in: twice those in its own
+    tier, which is where nearly all are, and one more where others lie elsewhere (`elsewhere`, by tier, and in all).
+    """
+
+    __slots__ = (
+        "elsewhere",
+        "ends",
+        "home",
+        "keys",
+        "kids",
+        "links",
+        "num_blocks",
+        "parent",
+        "reads",
+        "slots",
+        "space",
+        "used",
+    )
 
     def __init__(self, num_tiers: int) -> None:
+        assert num_tiers <= ALL, "a cache has five tiers at most"
         self.links = Links()
         self.slots: dict[bytes, int] = {}
+        self.num_blocks = [0] * num_tiers  # by tier
         self.keys: list[bytes | None] = [None]
         self.parent = [NOWHERE]
-        self.space = array("i", [0])
-        self.home = bytearray([NO_TIER])
+        self.home = [NO_TIER]
+        self.kids = [0]
+        self.elsewhere: dict[int, list[int]] = {}
+        self.space: list[Space] = [NOBODY]
         self.ends = bytearray([0])  # whether a request ended here, rather than passed through
         self.reads = array("I", [0])  # by requests that ended here, or at a block after it that has left
-        self.used = array("I", [0])  # ticks of the last read of a request that ended here
-        # resident children, by their tier. Those of the hottest change most: a list takes twice the memory, and to
-        # write a number there a tenth of the time
-        self.kids: list[Any] = [[0], *[array("I", [0]) for _ in range(1, num_tiers)]]
-
-    def take(self) -> int:
-        """A free slot, its columns made."""
-        slot = self.links.take()
-        if slot >= len(self.home):
-            self._grow(slot + 1 - len(self.home))
-        return slot
+        # ticks of the last read of a request that ended here, as they came: compiled, a number of its own for each
+        # block that is told of the same read would be made otherwise
+        self.used: list[Any] = [0]
 
     def _grow(self, more: int) -> None:
         """Have columns for so many slots more."""
-        zeros = bytes(4 * more)
         self.keys += [None] * more
         self.parent += [NOWHERE] * more
-        self.home += bytes([NO_TIER]) * more
+        self.home += [NO_TIER] * more
+        self.kids += [0] * more
+        self.space += [NOBODY] * more
+        self.used += [0] * more
         self.ends += bytes(more)
-        hottest, *colder = self.kids
-        hottest += [0] * more
-        for column in (self.space, self.reads, self.used, *colder):
-            column.frombytes(zeros)
+        self.reads.frombytes(bytes(4 * more))
 
     def _reserve(self, count: int) -> None:
         """Have so many free slots, and columns for all."""
@@ -68,65 +87,125 @@ class Table:
         if missing > 0:
             self._grow(missing)
 
-    def extend(self, keys: list[bytes], parent: int, space: int, tier: int = 0) -> int:
+    def extend(self, keys: list[bytes], parent: int, space: Space, tier: int = 0) -> int:
         """New blocks of a tier (one or more), one after the other behind `parent`; the slot of the last."""
-        names, parents, spaces, home, kids = self.keys, self.parent, self.space, self.home, self.kids[tier]
-        count = len(keys)
+        slots, names, parents, spaces = self.slots, self.keys, self.parent, self.space
+        home, kids, count = self.home, self.kids, len(keys)
         self._reserve(count)
         free = self.links.free
         taken = free[: -count - 1 : -1]
         del free[-count:]
-        self.slots.update(zip(keys, taken, strict=True))
-        kids[parent] += 1
-        for slot, key in zip(taken, keys, strict=True):
+        self.num_blocks[tier] = self.num_blocks[tier] + count
+        if home[parent] == tier:
+            kids[parent] = kids[parent] + CHILD
+        elif parent:
+            self._note_elsewhere(parent, tier, 1)
+        for slot, key in zip(taken, keys):  # noqa: B905  as many, and compiled, `strict` takes a call for each
+            slots[key] = slot
             names[slot] = key
             parents[slot] = parent
             spaces[slot] = space
             home[slot] = tier
-            kids[slot] = 1
+            kids[slot] = CHILD
             parent = slot
         kids[parent] = 0
         return parent
 
     def remove(self, run: list[int]) -> None:
         """Forget blocks of a chain, from the tail up, that have no children but each other."""
-        slots, names, parents, home, free = self.slots, self.keys, self.parent, self.home, self.links.free
-        kids = self.kids[home[run[0]]]
-        reads = self.reads
+        slots, names, home, kids, free = self.slots, self.keys, self.home, self.kids, self.links.free
+        reads, spaces, tier, more = self.reads, self.space, home[run[0]], 0
         for slot in run:
-            parent = parents[slot]
             del slots[names[slot]]  # type: ignore[arg-type]
             names[slot] = None
-            reads[parent] += reads[slot]
-            reads[slot] = 0
-            kids[parent] -= 1
+            spaces[slot] = NOBODY
+            kids[slot] = 0
             home[slot] = NO_TIER
+            read = reads[slot]
+            if read:
+                more += read
+                reads[slot] = 0
+        self.num_blocks[tier] = self.num_blocks[tier] - len(run)
+        parent = self.parent[run[-1]]
+        if more:
+            reads[parent] += more
+        if home[parent] == tier:
+            kids[parent] = kids[parent] - CHILD
+        elif parent:
+            self._note_elsewhere(parent, tier, -1)
         free += run
 
-    def sink(self, run: list[int], tier: int) -> None:
+    def move(self, run: list[int], tier: int) -> None:
         """Note that blocks of a chain, from the tail up, all of one tier, lie in another one now."""
-        home, tail = self.home, run[0]
-        above, below = self.kids[home[tail]], self.kids[tier]
+        home, kids, tail, count = self.home, self.kids, run[0], len(run)
+        source = home[tail]
         home[tail] = tier
-        if len(run) > 1:
-            for slot in run[1:]:
-                home[slot] = tier
-                above[slot] -= 1
-                below[slot] += 1
+        if kids[tail]:
+            self._recount(tail, source, tier, 0)
+        for slot in run[1:] if count > 1 else ():
+            home[slot] = tier
+            if kids[slot] != CHILD:  # more than the one that comes along
+                self._recount(slot, source, tier, 1)
+        self.num_blocks[source] = self.num_blocks[source] - count
+        self.num_blocks[tier] = self.num_blocks[tier] + count
         parent = self.parent[run[-1]]
-        above[parent] -= 1
-        below[parent] += 1
+        if parent:
+            if home[parent] == source:
+                kids[parent] = kids[parent] - CHILD
+            else:
+                self._note_elsewhere(parent, source, -1)
+            if home[parent] == tier:
+                kids[parent] = kids[parent] + CHILD
+            else:
+                self._note_elsewhere(parent, tier, 1)
 
-    def rise(self, run: list[int]) -> None:
-        """Note that blocks of a chain, from the head, all of one tier, lie in the hottest one now."""
-        self.sink(run[::-1], 0)
+    def _recount(self, slot: int, source: int, tier: int, num_along: int) -> None:
+        """Say anew how many children are in a block's own tier, which is another one now.
 
-    def move(self, slot: int, tier: int) -> None:
-        """Note that a block lies in another tier now."""
-        self.sink([slot], tier)
+        `num_along`: of those that were in its tier before, how many came along.
+        """
+        kids, elsewhere = self.kids, self.elsewhere
+        stay = (kids[slot] >> 1) - num_along
+        if kids[slot] & 1:
+            others = elsewhere[slot]
+            here = others[tier]
+            others[tier] = 0
+            others[ALL] = others[ALL] + stay - here
+            if not others[ALL]:
+                del elsewhere[slot]
+                kids[slot] = CHILD * (num_along + here)
+                return
+            num_along += here
+        elif stay:
+            others = elsewhere[slot] = [0, 0, 0, 0, 0, 0]  # compiled, to multiply one takes ten times as long
+            others[ALL] = stay
+        else:
+            kids[slot] = CHILD * num_along
+            return
+        others[source] = stay
+        kids[slot] = CHILD * num_along + 1
+
+    def _note_elsewhere(self, slot: int, tier: int, more: int) -> None:
+        """So many children more of a block lie in that tier, which is not its own."""
+        others = self.elsewhere.get(slot)
+        if others is None:
+            others = self.elsewhere[slot] = [0, 0, 0, 0, 0, 0]
+            self.kids[slot] = self.kids[slot] + 1
+        others[tier] = others[tier] + more
+        others[ALL] = others[ALL] + more
+        if not others[ALL]:
+            del self.elsewhere[slot]
+            self.kids[slot] = self.kids[slot] - 1
+
+    def num_children(self, slot: int, tier: int) -> int:
+        """How many children of a block lie in that tier."""
+        if self.home[slot] == tier:
+            return self.kids[slot] >> 1
+        others = self.elsewhere.get(slot)
+        return others[tier] if others else 0
 
     def has_kids(self, slot: int) -> bool:
-        return any(kids[slot] for kids in self.kids)
+        return self.kids[slot] > 0
 
     def match(self, keys: "list[bytes]", upto: int) -> int:
         """How many of the first `upto` keys of a chain are resident, from its head. O(log n): prefix-closed."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 from engine.cache.allocation import Allocation, Rank
 from engine.cache.holders import Holder
 from engine.cache.orders import FIFO, LRU, NOWHERE, Order, orders
-from engine.cache.table import Table
+from engine.cache.table import CHILD, Table
 from engine.settings import CacheSettings, TierSettings
 
 ENDLESS: Final = 1 << 62
@@ -65,7 +65,7 @@ class Tier:
         self.room_bytes: Callable[[], int] = endless  # how much may be sent here, beside what is on its way
         self.parts: list[Part] = []
         self._table = table
-        self._kids = table.kids[rank]
+        self._kids = table.kids
         self._pins = pins
         self._eviction = cache.eviction
         self._options = cache.options
@@ -99,8 +99,8 @@ class Tier:
 
     @property
     def num_blocks(self) -> int:
-        """How many blocks are here. O(all blocks), in C: for figures."""
-        return self._table.home.count(self.rank)
+        """How many blocks are here."""
+        return self._table.num_blocks[self.rank]
 
     def part_of(self, holder: Holder) -> Part:
         return self.parts[holder.index if self.is_divided else 0]
@@ -131,7 +131,7 @@ class Tier:
 
     def busy(self, slot: int) -> bool:
         """Whether a block may not leave this tier: another one of this tier hangs on it, or somebody reads it."""
-        return self._kids[slot] > 0 or slot in self._pins
+        return self._kids[slot] >= CHILD or slot in self._pins
 
     def spare_blocks(self, holder: Holder) -> int:
         """How many blocks a model can give in one go before somebody else might have to, where it is divided."""

@@ -10,6 +10,11 @@ from engine.settings import GIB, TierSettings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+GIB_BYTES: Final = 1_073_741_824.0
+SECOND_NS: Final = 1e9
+HALF: Final = 0.5
+"""Of our own and of floats: compiled, these are numbers, where those of other files have to be looked for."""
+
 ALPHA: Final = 0.2
 """The weight of the latest transfer in what is expected of the next one."""
 
@@ -46,7 +51,10 @@ class Way:
 
     def modelled_ns(self, size_bytes: int) -> int:
         """What a transfer takes by the settings: latency_s + bytes / gib_per_s."""
-        return round((self.latency_s + size_bytes / (self.gib_per_s * GIB)) * NS_PER_S)
+        ns = (self.latency_s + size_bytes / (self.gib_per_s * GIB_BYTES)) * SECOND_NS
+        whole = int(ns)  # and then as `round` does, which would have to be called
+        rest = ns - whole
+        return whole + 1 if rest > HALF or (rest == HALF and whole & 1) else whole
 
     def read_ns(self, size_bytes: int) -> int:
         """What a read takes that begins now."""

@@ -10,15 +10,16 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence as Listing
 from functools import partial
 from heapq import heappop, heappush
-from math import isqrt
+from math import sqrt
 from typing import Final
 
 from engine.clock import Clock, Signal, Timer
 from engine.errors import ReplicaLost
 from engine.execution.executor import Batch, Executor, Sequence, StepResult
-from engine.execution.modelled import TICK_BITS, Even, Modelled, spoken
+from engine.execution.modelled import TICK_BITS, TICKS_PER_NS, Even, Modelled, spoken
 from engine.execution.scheduler import NOBODY, Scheduler
 
+BELOW_NS: Final = TICKS_PER_NS - 1
 LEAP_STEPS: Final = 256
 """The most steps of one leap: what is foreseen and then cut off again is work for nothing."""
 
@@ -247,8 +248,10 @@ class Leaping(Loop):
         self._batch: Batch | None = None  # under way
         self._steps_ahead = 0  # of it, which are not counted yet
         self._at_ns = 0  # when those began
-        self._at = 0  # the same in ticks
-        self._ends = 0  # when the last of them will be over, in ticks
+        self._at = (
+            0  # the same in ticks from then on: all of time would be more of them than a machine number holds
+        )
+        self._ends = 0  # when the last of them will be over, likewise
         self._first = 0  # ticks of the next step
         self._growth = 0  # by how many ticks each one takes longer than the one before it
         self._ends_ns: list[int] | None = None  # of the steps ahead, where they do not grow evenly
@@ -326,9 +329,8 @@ class Leaping(Loop):
             if not batch.chunks and not batch.decodes:
                 self._timer = None
                 return
-            self._at_ns = now_ns
-            if self._at >> TICK_BITS != now_ns:  # after a pause
-                self._at = now_ns << TICK_BITS
+            is_next = self._at_ns + (self._at >> TICK_BITS) == now_ns  # and not after a pause
+            self._at_ns, self._at = now_ns, self._at & BELOW_NS if is_next else 0
             if batch.chunks:
                 self._foresee_prefill(batch, now_ns)
             else:
@@ -388,10 +390,10 @@ class Leaping(Loop):
         if self._ends_ns is not None:
             return self._ends_ns[-1]
         self._ends = ends = self._after(self._steps_ahead)
-        return ends >> TICK_BITS
+        return self._at_ns + (ends >> TICK_BITS)
 
     def _after(self, steps: int) -> int:
-        """When so many of the steps ahead are over, in ticks."""
+        """When so many of the steps ahead are over, in ticks from `_at_ns` on."""
         growth = self._growth
         if growth:
             return self._at + steps * self._first + growth * (steps * (steps - 1) >> 1)
@@ -475,11 +477,13 @@ class Leaping(Loop):
                 self._at = self._ends
             else:
                 self._at = self._after(steps)
+                self._ends -= self._at & ~BELOW_NS
                 self._first += steps * self._growth
-            now_ns = self._at >> TICK_BITS
+            now_ns = self._at_ns + (self._at >> TICK_BITS)
+            self._at &= BELOW_NS
         else:
             now_ns = self._ends_ns[steps - 1]
-            self._at = now_ns << TICK_BITS
+            self._at = 0
             del self._ends_ns[:steps]
         self._steps_ahead = ahead = self._steps_ahead - steps
         self.busy_ns += now_ns - self._at_ns
@@ -529,12 +533,18 @@ class Leaping(Loop):
         if self._ends_ns is not None:
             return (bisect_right if is_late else bisect_left)(self._ends_ns, now_ns)
         # the most steps that take no more than `room`: k first + growth k (k - 1) / 2 <= room
-        room, first, growth = (now_ns + is_late << TICK_BITS) - self._at - 1, self._first, self._growth
+        room = (now_ns - self._at_ns + is_late << TICK_BITS) - self._at - 1
+        first, growth = self._first, self._growth
         if room < first:
             return 0
         if growth:
-            twice = 2 * first - growth
-            over = (isqrt(twice * twice + 8 * growth * room) - twice) // (2 * growth)
+            # by floats, exact to a part of 10^15; who is on the edge is found out in whole numbers
+            twice = float(2 * first - growth)
+            over = int(4.0 * room / (twice + sqrt(twice * twice + 8.0 * growth * room)))
+            while over * first + growth * (over * (over - 1) >> 1) > room:
+                over -= 1
+            while (over + 1) * first + growth * (over * (over + 1) >> 1) <= room:
+                over += 1
         else:
             over = room // first
         return over if over < self._steps_ahead else self._steps_ahead  # noqa: FURB136  as above

@@ -119,6 +119,8 @@ class Replica:
         self._scheduler = scheduler
         self._clock = clock
         self._num_sequences = 0
+        self._probes: list[tuple[int, Sequence]] = []  # that are to be answered, and when that is too late
+        self._watched_until_ns = 0  # when somebody looks at them
         self._loop: Loop
         if isinstance(executor, LawExecutor):
             if discipline == "ps":
@@ -230,9 +232,11 @@ class Replica:
         sequence.queued_ns = self._clock.now_ns()
         self._scheduler.add_first(sequence)
         self._loop.rouse()
-        timer = self._clock.call_later(timeout_ns, partial(self._expire, sequence))
+        probe = (self._clock.now_ns() + timeout_ns, sequence)
+        self._probes.append(probe)
+        self._watch_probes(probe[0])
         await sequence.done.wait()
-        timer.cancel()
+        self._probes.remove(probe)
         if isinstance(sequence.error, DeadlinePassed):
             return self.num_steps > steps_before
         return sequence.error is None
@@ -245,6 +249,20 @@ class Replica:
         """The device is back, empty. Harmless when it was never gone."""
         if not self.is_alive:
             self._loop.recover()
+
+    def _watch_probes(self, until_ns: int) -> None:
+        """Look then at who is to be answered: one timer for many probes, most of which are answered long before."""
+        if not self._watched_until_ns or until_ns < self._watched_until_ns:
+            self._watched_until_ns = until_ns
+            self._clock.call_later(until_ns - self._clock.now_ns(), self._look_at_probes)
+
+    def _look_at_probes(self) -> None:
+        now_ns, self._watched_until_ns = self._clock.now_ns(), 0
+        for late_ns, sequence in self._probes:
+            if late_ns <= now_ns:
+                self._expire(sequence)
+            else:
+                self._watch_probes(late_ns)
 
     def _expire(self, sequence: Sequence) -> None:
         if not sequence.done.is_set:

@@ -88,6 +88,23 @@ class Grant:
         self._quotas.free(self._ledger, self.tokens, self._granted_ns, self._number)
 
 
+class Gauge:
+    """A limit that is looked at again and again: what it is called, and where its use stands.
+
+    Without a window it is the places of a book.
+    """
+
+    __slots__ = ("book", "kind", "total", "window")
+
+    def __init__(
+        self, kind: tuple[str, str, str], book: Book, window: Window | None, total: Total | None
+    ) -> None:
+        self.kind = kind
+        self.book = book
+        self.window = window
+        self.total = total
+
+
 class Quotas:
     """What models, tenants, and tenants with models may use. Decisions are synchronous; only a wait takes time.
 
@@ -108,6 +125,7 @@ class Quotas:
         self._models: dict[str, Book] = {}  # by name
         self._tenants: dict[str, Book] = {}
         self._pairs: dict[tuple[str, str], Book] = {}
+        self._gauges: list[Gauge] | None = None  # as long as they are all that there are
         self._ledgers: dict[tuple[str, str], Ledger] = {}
         self._lines: dict[str, Line] = {}
         self._timers: dict[str, Timer] = {}
@@ -395,16 +413,30 @@ class Quotas:
 
     def used_ratios(self) -> Values:
         """The used share of each limit, by model, tenant and kind; the largest of those that stand as one."""
+        if self._gauges is None:
+            self._gauges = self._all_gauges()
         used: Values = {}
+        for gauge in self._gauges:
+            window, total, book = gauge.window, gauge.total, gauge.book
+            if window is not None and total is not None:
+                share = window.used(total.spent) / window.limit
+            elif book.max_in_service < UNBOUNDED:
+                share = book.in_service / book.max_in_service
+            else:
+                continue
+            if share >= used.get(gauge.kind, 0.0):
+                used[gauge.kind] = share
+        return used
+
+    def _all_gauges(self) -> list["Gauge"]:
+        """What there is to look at of all books, until one comes, goes or has other limits."""
+        gauges = []
         for book in self._books():
             names = self._labels(book)
             for window, total in _windows(book):
-                kind = (*names, f"{window.kind}_{total.name}")
-                used[kind] = max(used.get(kind, 0.0), window.used(total.spent) / window.limit)
-            if book.max_in_service < UNBOUNDED:
-                kind = (*names, "concurrent_requests")
-                used[kind] = max(used.get(kind, 0.0), book.in_service / book.max_in_service)
-        return used
+                gauges.append(Gauge((*names, f"{window.kind}_{total.name}"), book, window, total))
+            gauges.append(Gauge((*names, "concurrent_requests"), book, None, None))
+        return gauges
 
     def figures(self) -> Iterator[Figure]:
         """What is used of limits, modes, refusals and lines. Tenants without a rule of their own stand as "*"."""
@@ -559,6 +591,7 @@ class Quotas:
         return book
 
     def _equip(self, book: Book, rule: AllowanceSettings, now_ns: int) -> None:
+        self._gauges = None
         book.settings = self.settings
         day_ns = self._epoch_ns - round(self.settings.day_starts_at_s * NS_PER_S)
         book.allow(rule, now_ns, self._epoch_ns, day_ns, self._num_granted)
@@ -596,6 +629,7 @@ class Quotas:
         busy = {waiter.ledger.tenant for line in self._lines.values() for waiter in line.waiters()}
         self._tenants = self._counting(self._tenants, busy, now_ns)
         self._pairs = self._counting(self._pairs, busy, now_ns)
+        self._gauges = None
         for key in list(self._ledgers):
             ledger = self._ledgers[key]
             model_alone = len(ledger.books) == 1

@@ -1,6 +1,5 @@
 """What it costs to choose who leaves: orders driven by a bare dictionary, beside others on the same requests."""
 
-from array import array
 from functools import partial
 from time import process_time
 
@@ -37,7 +36,7 @@ def keys():
 
 def make(name, entries):
     links = Links()
-    used = array("I", bytes(4 * (entries + 100_000)))
+    used = [0] * (entries + 100_000)
     return links, orders.make(name, links, lambda slot: False, used)
 
 

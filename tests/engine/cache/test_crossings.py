@@ -110,6 +110,18 @@ def test_when_a_moment_is_over_what_was_put_off_until_then_comes_first():
     assert told == [6, 5 + way.modelled_ns(GIB)]
 
 
+@pytest.mark.parametrize("gib_per_s", [0.5, 1.0, 3.2, 25.0])
+@pytest.mark.parametrize("latency_s", [0.0, 0.000_05, 0.001])
+def test_what_is_modelled_is_rounded_to_the_nearest_nanosecond_and_halves_to_the_even_one(
+    gib_per_s, latency_s
+):
+    way = Way(TierSettings(gib=1, gib_per_s=gib_per_s, latency_s=latency_s), SimClock())
+    sizes = [1 << bits for bits in range(40)] + [3 * size for size in range(0, 10_000, 7)]
+    exact = [(latency_s + size / (gib_per_s * GIB)) * 1_000_000_000 for size in sizes]
+    assert latency_s or any(each % 1 == 0.5 for each in exact)
+    assert [way.modelled_ns(size) for size in sizes] == list(map(round, exact))
+
+
 def test_what_a_read_takes_may_be_drawn_and_a_write_takes_what_is_modelled():
     clock = SimClock()
     way, crossings, read, over = Way(TierSettings(gib=1, concurrency=2), clock), Crossings(clock), [], []

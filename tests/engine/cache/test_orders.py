@@ -22,7 +22,7 @@ class Tree:
 
     def __init__(self, name, **options):
         self.links = Links()
-        self.used = array("q", bytes(8 * 10_000))
+        self.used = [0] * 10_000
         self.asked = 0
         self.order = orders.make(name, self.links, self.busy, self.used, **options)
         self.parent, self.kids, self.keys, self.pins = {}, {}, {}, set()

@@ -4,7 +4,6 @@ The others are libcachesim 0.3.5 and cachetools 8.0.1. Where ties are broken ali
 request must agree; the other policies differ in details that the tests name.
 """
 
-from array import array
 from functools import cache
 
 import numpy as np
@@ -29,7 +28,7 @@ def zipf(requests, ids=IDS, alpha=1.0, seed=42):
 
 def play(name, trace, capacity, size=None, **options):
     """Which requests miss in a tier of so many bytes; a block takes one, or what `size` says, and costs the same."""
-    links, used = Links(), array("q", bytes(8 * (len(trace) + 1)))
+    links, used = Links(), [0] * (len(trace) + 1)
     order = orders.make(name, links, lambda slot: False, used, **options)
     slots, ids, held, missed = {}, {}, 0, bytearray(len(trace))
     for step, number in enumerate(trace):

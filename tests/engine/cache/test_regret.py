@@ -47,6 +47,18 @@ def test_a_sample_tells_what_the_whole_would():
     assert estimate.sampled_blocks == pytest.approx(exact.sampled_blocks / 8, rel=0.2)
 
 
+def test_names_are_sampled_alike_by_their_marks_and_one_by_one(monkeypatch):
+    found = []
+    for is_plain in (True, False):
+        monkeypatch.setattr(regret, "IS_PLAIN", is_plain)
+        sample = Sample(1 / 4)
+        for keys in chains(500):
+            sample.note(keys, 3)
+        found.append(sample.regret(50))
+    assert found[0] == found[1]
+    assert found[0].sampled_blocks > 500
+
+
 def test_the_sample_has_a_bound(monkeypatch):
     monkeypatch.setattr(regret, "MOST_TOUCHES", 5_000)
     sample = Sample(1.0)

@@ -415,6 +415,28 @@ def test_a_probe_that_is_not_answered_in_time_has_failed(world):
     assert world.is_idle()
 
 
+def test_probes_that_wait_together_are_late_each_in_its_time(world):
+    world.executor.step_ns = 100 * STEP_NS
+    for name, steps in (("patient", 9), ("hasty", 2), ("as hasty", 2), ("last", 50)):
+        world.probe(name, timeout_ns=steps * STEP_NS)
+    world.run(4 * STEP_NS)
+    world.probe("late", timeout_ns=3 * STEP_NS)
+    world.run()
+    told = {name: ended_ns / STEP_NS for name, (ended_ns, _) in world.ended.items()}
+    assert told == {"patient": 9, "hasty": 2, "as hasty": 2, "last": 50, "late": 7}
+    assert not any(answered for _, answered in world.ended.values())
+
+
+def test_probes_that_are_answered_leave_one_timer_behind(world):
+    for number in range(20):
+        world.probe(f"probe {number}", timeout_ns=1_000 * STEP_NS)
+        world.run((number + 1) * 10 * STEP_NS)
+    assert all(answered for _, answered in world.ended.values())
+    assert len(world.ended) == 20
+    world.run()
+    assert world.clock.now_ns() == 1_000 * STEP_NS
+
+
 def test_a_probe_in_the_hands_of_a_dying_replica_has_failed(world):
     world.probe("probe")
     world.run(10)

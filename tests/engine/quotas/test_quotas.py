@@ -486,6 +486,29 @@ def test_figures_are_few_however_many_tenants_come(make, ask):
     assert all(len(values) < 12 for values in figures.values())
 
 
+def test_used_shares_are_of_the_books_and_limits_that_there_are(make, ask, clock):
+    quotas = make({"model": "m", "hourly_tokens": 100, "concurrent_requests": 4})
+    assert quotas.used_ratios() == {}
+    with ask(quotas, 50) as grant:
+        assert quotas.used_ratios() == {
+            ("m", "", "hourly_tokens"): 0.5,
+            ("m", "", "concurrent_requests"): 0.25,
+        }
+        grant.settle(50)
+    rules = [
+        AllowanceSettings(model="m", hourly_tokens=200),
+        AllowanceSettings(tenant="*", daily_requests=10),
+    ]
+    quotas.update(QuotaSettings(limits=rules))
+    assert quotas.used_ratios() == {("m", "", "hourly_tokens"): 0.25, ("m", "", "concurrent_requests"): 0.0}
+    with ask(quotas, 10, tenant="t") as grant:
+        assert quotas.used_ratios()["", "*", "daily_requests"] == 0.1
+        grant.settle(10)
+    clock.env.run(until=to_ns(30 * HOUR_S))
+    quotas._sweep()
+    assert [kind for kind in quotas.used_ratios() if kind[1]] == []
+
+
 # under any interleaving
 
 
