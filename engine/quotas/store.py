@@ -5,7 +5,7 @@ leaves marks that nobody has passed, so no window is granted twice; one that clo
 """
 
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,14 +111,19 @@ class SpentFile:
         run("BEGIN IMMEDIATE")
         try:
             self._connection.executemany(PUT, [spent.row for spent in several])
+            run("COMMIT")
         except BaseException:
-            run("ROLLBACK")
+            if self._connection.in_transaction:  # SQLite itself goes back where the disk is full
+                run("ROLLBACK")
             raise
-        run("COMMIT")
 
     def finish(self) -> None:
-        """Say that this process has ended well: what is written is exact. And close."""
-        self.put([Spent(None, None, LIFE, 0, 1, 0)])
+        """Say that this process has ended well: what is written is exact. And close.
+
+        Where that cannot be written down, the next one takes it for cut off: bursts begin spent.
+        """
+        with suppress(sqlite3.Error):
+            self.put([Spent(None, None, LIFE, 0, 1, 0)])
         self.close()
 
     def close(self) -> None:

@@ -186,10 +186,11 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
     database.execute("BEGIN IMMEDIATE")
     try:
         yield
+        database.execute("COMMIT")
     except BaseException:
-        database.execute("ROLLBACK")
+        if database.in_transaction:  # SQLite itself goes back where the disk is full
+            database.execute("ROLLBACK")
         raise
-    database.execute("COMMIT")
 
 
 def _remembered(

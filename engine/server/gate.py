@@ -14,6 +14,7 @@ from engine.clock import Clock
 from engine.errors import EngineError, Forbidden, NoReplica, NotFound, OverQuota, QueueFull, Unauthorised
 from engine.server.answers import lines
 from engine.server.client import SHOWN, Client, ClientGone, Exchange
+from engine.server.disk import DiskFull, is_full
 from engine.server.keys import Holder, Keyring
 from engine.server.settings import DEFAULT_TENANT, LimitsSettings, is_loopback
 from engine.telemetry import HttpAnswered, OwnCounts, Telemetry
@@ -118,15 +119,11 @@ class Gate:
             client.request_id = self._name_request() if given is None else self._request_id(given)
             await self._let_in(client)(client)
         except EngineError as error:
-            cut_off = await self._refuse(client, error)
+            cut_off = await self._refuse(client, DiskFull() if is_full(error) else error)
         except ClientGone:
             pass
         except Exception as error:  # noqa: BLE001  the client is told nothing of it, the log everything
-            if self._on_defect is not None:
-                self._on_defect(error, client.request_id)
-            cut_off = await self._refuse(
-                client, InternalError("something went wrong on our side; the log tells it by request id")
-            )
+            cut_off = await self._refuse(client, self._fault(error, client.request_id))
         finally:
             if client.counted is not None:
                 self._leave(client.counted)
@@ -219,6 +216,14 @@ class Gate:
             if name.isprintable():
                 return name
         return self._name_request()
+
+    def _fault(self, error: Exception, request_id: str) -> EngineError:
+        """What a client is told of what nobody expected."""
+        if self._on_defect is not None:
+            self._on_defect(error, request_id)
+        if is_full(error):
+            return DiskFull()
+        return InternalError("something went wrong on our side; the log tells it by request id")
 
     async def _refuse(self, client: Client, error: EngineError) -> Exception | None:
         """Answer with the error. Where an answer has begun: with what it is cut off."""

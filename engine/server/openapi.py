@@ -57,7 +57,7 @@ PHRASES = {
     502: "The replica died with the request in its hands.",
     503: "Nothing can serve that now.",
     504: "The deadline came first.",
-    507: "There is no room for the file.",
+    507: "The disk of the server is full.",
 }
 
 SESSION = ("x-session-id", "string", "Requests of one session go to the replica that served it before.")
@@ -129,7 +129,7 @@ ROUTES: dict[str, About] = {
         query={"limit": count(jobs.MAX_FILES), "after": AFTER, "order": ORDER, "purpose": {"type": "string"}},
     ),
     "GET /v1/files/{id}": About("Tell of one file.", described.FileCard),
-    "DELETE /v1/files/{id}": About("Delete a file.", described.FileDeleted, statuses=(*ALWAYS, 409)),
+    "DELETE /v1/files/{id}": About("Delete a file.", described.FileDeleted, statuses=(*ALWAYS, 409, 507)),
     "GET /v1/files/{id}/content": About("What stands in a file.", gives_kind=BYTES),
     "POST /v1/batches": About(
         "Have the requests of a file answered when the fleet is idle.",
@@ -141,7 +141,9 @@ ROUTES: dict[str, About] = {
         "List batches.", described.BatchPage, query={"limit": count(jobs.MAX_BATCHES), "after": AFTER}
     ),
     "GET /v1/batches/{id}": About("Tell of one batch.", described.BatchCard),
-    "POST /v1/batches/{id}/cancel": About("Cancel a batch.", described.BatchCard, statuses=(*ALWAYS, 409)),
+    "POST /v1/batches/{id}/cancel": About(
+        "Cancel a batch.", described.BatchCard, statuses=(*ALWAYS, 409, 507)
+    ),
     "GET /admin/status": About("All of it on one page.", dict[str, Any]),
     "GET /admin/models": About("Models, and what they have in memory.", dict[str, Any]),
     "POST /admin/models/{name}/load": About(
@@ -185,14 +187,14 @@ ROUTES: dict[str, About] = {
             "limit": count(jobs.MAX_JOBS),
         },
     ),
-    "POST /admin/jobs": About("Have a job done.", dict[str, Any], jobs.NewJob, statuses=(*ALWAYS, 409)),
+    "POST /admin/jobs": About("Have a job done.", dict[str, Any], jobs.NewJob, statuses=(*ALWAYS, 409, 507)),
     "GET /admin/jobs/kinds": About("What jobs there are.", described.Listed),
     "GET /admin/jobs/schedules": About("Jobs that come again and again.", described.Listed),
     "PUT /admin/jobs/schedules/{name}": About(
-        "Have a job done again and again.", dict[str, Any], jobs.NewSchedule
+        "Have a job done again and again.", dict[str, Any], jobs.NewSchedule, statuses=(*ALWAYS, 507)
     ),
     "GET /admin/jobs/{id}": About("Tell of one job.", dict[str, Any]),
-    "POST /admin/jobs/{id}/cancel": About("Cancel a job.", dict[str, Any], statuses=(*ALWAYS, 409)),
+    "POST /admin/jobs/{id}/cancel": About("Cancel a job.", dict[str, Any], statuses=(*ALWAYS, 409, 507)),
 }
 
 

@@ -1,6 +1,7 @@
 """Lines of batches: what clients ask, checked before anything runs, and what is answered, counted from the files."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack, closing
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -154,10 +155,12 @@ class Outputs:
         self.failed = 0
         self.used = Used()
         self._prefix = f"batch_req_{batch_id.removeprefix('batch_')}_"
-        self.output = Appender(output)
-        self.errors = Appender(errors)
-        self.completed = self._recount(self.output)
-        self.failed = self._recount(self.errors)
+        with ExitStack() as opened:
+            self.output = opened.enter_context(closing(Appender(output)))
+            self.errors = opened.enter_context(closing(Appender(errors)))
+            self.completed = self._recount(self.output)
+            self.failed = self._recount(self.errors)
+            opened.pop_all()
 
     @property
     def num_answered(self) -> int:
@@ -180,9 +183,9 @@ class Outputs:
 
     def close(self) -> None:
         """On disk when this returns."""
-        for each in (self.output, self.errors):
-            each.sync()
-            each.close()
+        with closing(self.output), closing(self.errors):
+            self.output.sync()
+            self.errors.sync()
 
     def _id(self, number: int) -> str:
         return f"{self._prefix}{number}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engine.clock import NS_PER_S, Clock, Signal, to_ns
 from engine.errors import EngineError, openai_answer
+from engine.server.disk import is_full
 from engine.server.jobs import batches as states
 from engine.server.jobs.batch_lines import Asked, Findings, Outputs, encode, look_through, parsed
 from engine.server.jobs.batches import Batch, Batches, Problem
@@ -194,8 +195,10 @@ class BatchRun:
         await self._land(0)
         outputs, self._outputs = self._outputs, None
         if outputs is not None:
-            await self._change(lambda batch: _counted(batch, outputs))
-            await self._clock.compute(outputs.close)
+            try:
+                await self._change(lambda batch: _counted(batch, outputs))
+            finally:
+                await self._clock.compute(outputs.close)
 
     async def _change(self, change: Callable[[Batch], object]) -> None:
         office, batch_id = self._office, self._batch.id
@@ -357,7 +360,7 @@ async def run_batch(office: Office, batch_id: str, course: Course) -> Batch:
     except (Cancelled, Later, Stopped):
         raise
     except Exception as error:
-        if course.is_last_try or is_hopeless(error):
+        if not is_full(error) and (course.is_last_try or is_hopeless(error)):
             why, code = str(error) or type(error).__name__, getattr(error, "reason", "job_failed")
             await office.clock.compute(lambda: fail_batch(office, batch_id, Problem(code, why)))
         raise

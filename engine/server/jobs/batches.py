@@ -1,5 +1,6 @@
 """Offline batches as they are known: whose they are, what became of them and when, as OpenAI's API has it."""
 
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -259,17 +260,7 @@ class Batches:
     def change(self, batch_id: str, change: Callable[[Batch], object], now_s: int) -> Batch:
         """Change what is known of a batch, unless it is over. Raises NoSuchObject."""
         with self._database.change() as database:
-            row = database.execute("SELECT record FROM batches WHERE id = ?", (batch_id,)).fetchone()
-            if row is None:
-                raise no_batch(batch_id)
-            batch = decode(row[0])
-            if not batch.is_over:
-                change(batch)
-                database.execute(
-                    "UPDATE batches SET is_over = ?, ended_s = ?, record = ? WHERE id = ?",
-                    (batch.is_over, now_s if batch.is_over else None, encode(batch).decode(), batch_id),
-                )
-        return batch
+            return _change(database, batch_id, change, now_s)
 
     def cancel(self, batch_id: str, tenant: str | None, now_ns: int) -> Batch:
         """Have a batch end. One whose turn has never come is over at once. Raises NoSuchObject, BadRequest."""
@@ -286,12 +277,12 @@ class Batches:
                 "UPDATE jobs SET run_at_ns = ? WHERE id = ? AND state = 'queued'", (now_ns, batch.job)
             )
 
-        def cancelled(batch: Batch) -> None:
-            batch.move(CANCELLING, now_s)
-            if has_never_run:
-                batch.move(CANCELLED, now_s)
+            def cancelled(batch: Batch) -> None:
+                batch.move(CANCELLING, now_s)
+                if has_never_run:
+                    batch.move(CANCELLED, now_s)
 
-        return self.change(batch_id, cancelled, now_s)
+            return _change(database, batch_id, cancelled, now_s)  # with its job, or neither
 
     def of_job(self, job: int) -> str | None:
         """The batch that a job runs."""
@@ -319,6 +310,22 @@ class Batches:
                 "DELETE FROM batches WHERE id IN (SELECT id FROM batches WHERE is_over AND ended_s < ? LIMIT ?)",
                 (before_s, PRUNED_AT_ONCE),
             ).rowcount
+
+
+def _change(
+    database: sqlite3.Connection, batch_id: str, change: Callable[[Batch], object], now_s: int
+) -> Batch:
+    row = database.execute("SELECT record FROM batches WHERE id = ?", (batch_id,)).fetchone()
+    if row is None:
+        raise no_batch(batch_id)
+    batch = decode(row[0])
+    if not batch.is_over:
+        change(batch)
+        database.execute(
+            "UPDATE batches SET is_over = ?, ended_s = ?, record = ? WHERE id = ?",
+            (batch.is_over, now_s if batch.is_over else None, encode(batch).decode(), batch_id),
+        )
+    return batch
 
 
 def no_batch(batch_id: str) -> NoSuchObject:

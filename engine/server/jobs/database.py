@@ -107,10 +107,11 @@ class Database:
             run("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                run("COMMIT")
             except BaseException:
-                run("ROLLBACK")
+                if self._connection.in_transaction:  # SQLite itself goes back where the disk is full
+                    run("ROLLBACK")
                 raise
-            run("COMMIT")
 
     def close(self) -> None:
         """Let another process have the folder. What still runs in a worker thread ends first, or fails."""

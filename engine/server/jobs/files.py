@@ -96,9 +96,11 @@ class Upload:
 
     def close(self) -> None:
         """Let go of it; what is not published is gone."""
-        os.close(self._number)
-        self._path.unlink(missing_ok=True)
-        self._files.release(self.tenant, self._room_bytes)
+        try:
+            os.close(self._number)
+            self._path.unlink(missing_ok=True)
+        finally:
+            self._files.release(self.tenant, self._room_bytes)
 
 
 class Files:

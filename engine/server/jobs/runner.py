@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.clock import Clock, Signal, to_ns
 from engine.errors import EngineError
+from engine.server.disk import is_full
 from engine.server.jobs.course import Cancelled, Course, Later, Stopped, is_hopeless
 from engine.server.jobs.store import (
     CANCELLED,
@@ -30,6 +31,8 @@ Perform = Callable[[Job, Course], Awaitable[Result]]
 
 HEARTBEAT_S = 5.0
 MAX_RETRY_AFTER_S = 3_600.0
+FULL_S = 10.0
+"""When a job comes again that has met a full disk. That is no try in vain: it goes on when there is room."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -226,6 +229,8 @@ class Runner:
     def _failed(self, job: Job, error: Exception) -> Ending:
         """Again later, twice as late each time and not when all others do; or never."""
         why = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+        if is_full(error):
+            return Ending(state=QUEUED, error=why, delay_ns=to_ns(FULL_S), is_counted=False)
         if is_hopeless(error) or job.attempts >= job.max_attempts:
             return Ending(state=FAILED, error=why)
         longest_s = self._retry_after_s * 2 ** min(job.attempts - 1, 32)

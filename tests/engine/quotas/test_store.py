@@ -10,6 +10,7 @@ import pytest
 
 from engine.clock import to_ns
 from engine.errors import BadSettings, OverQuota
+from engine.quotas.store import Spent
 
 HOUR_S = 3600
 RULES = ({"model": "m", "hourly_tokens": 1000, "daily_tokens": 5000}, {"tenant": "*", "hourly_requests": 50})
@@ -213,3 +214,24 @@ def test_a_file_that_cannot_be_written_stops_nobody_and_limits_hold_all_the_same
     assert figures["modelyard:quota_state_failures"][()] > 0
     quotas.check_integrity()
     quotas.close()
+
+
+def test_an_end_that_cannot_be_written_down_is_an_end_and_counts_as_a_cut(life):
+    first = life(1000)
+    first._file._connection.execute(
+        "CREATE TEMP TRIGGER full BEFORE INSERT ON windows BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
+    )
+    first.close()
+    second = life(1001)
+    assert second._file.was_cut
+    second.close()
+    assert not life(1002)._file.was_cut
+
+
+def test_a_full_disk_is_told_as_what_it_is(life):
+    file = life(1000)._file
+    (pages,) = file._connection.execute("PRAGMA page_count").fetchone()
+    file._connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        file.put([Spent("m" * 9_000, None, "hourly_tokens", 1, 1, 1)])
+    file.put([Spent("m", None, "hourly_tokens", 1, 1, 1)])

@@ -5,12 +5,13 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 
 import pytest
 
 from engine.errors import BadSettings
 from engine.registry import store as store_module
-from engine.registry.store import Edits, Remembered, Store
+from engine.registry.store import Edits, Remembered, Store, _transaction
 
 NOON = "2026-01-01T12:00:00Z"
 LATER = "2026-01-01T13:00:00Z"
@@ -216,3 +217,11 @@ def test_a_process_that_is_killed_while_it_begins_leaves_a_file_that_can_be_used
                 assert writer.poll() is None
             writer.send_signal(signal.SIGKILL)
         assert Store(path).put_aside is None
+
+
+def test_a_full_disk_is_told_as_what_it_is(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "small.db", isolation_level=None)) as database:
+        database.execute("CREATE TABLE t (x)")
+        database.execute("PRAGMA max_page_count = 2")
+        with pytest.raises(sqlite3.OperationalError, match="full"), _transaction(database):
+            database.execute("INSERT INTO t VALUES (?)", ("x" * 9_000,))
