@@ -53,6 +53,22 @@ class WrongMethod(EngineError):
         super().__init__(f"{_cut(path)} does not take {method}, but {self.allowed}")
 
 
+class NoSuchPart(EngineError):
+    """Nothing that was asked for lies within the `num_bytes` that there are."""
+
+    status = 416
+    outcome = "rejected"
+    reason = "range_not_satisfiable"
+    type = "invalid_request_error"
+    code = "range_not_satisfiable"
+
+    def __init__(self, given: str, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
+        super().__init__(
+            f"the header range is {_cut(given)!r}, but must be within the {num_bytes} bytes of the file"
+        )
+
+
 class InternalError(EngineError):
     """A defect of ours. The message tells the client nothing of it; the log does."""
 
@@ -267,6 +283,8 @@ def _told_by(error: EngineError) -> list[tuple[bytes, bytes]]:
     """What HTTP wants to be said beside some errors."""
     if isinstance(error, WrongMethod):
         return [(b"allow", error.allowed.encode())]
+    if isinstance(error, NoSuchPart):
+        return [(b"content-range", b"bytes */%d" % error.num_bytes)]
     return [(b"www-authenticate", b"Bearer")] if isinstance(error, Unauthorised) else []
 
 

@@ -51,6 +51,7 @@ PHRASES = {
     409: "Not in the state that it is in.",
     413: "The body is too large.",
     415: "The body is not JSON, or compressed.",
+    416: "The file has no such part.",
     429: "A limit is reached; retry-after says when to come again.",
     431: "The headers are too many or too large.",
     500: "Something went wrong on our side.",
@@ -130,7 +131,7 @@ ROUTES: dict[str, About] = {
     ),
     "GET /v1/files/{id}": About("Tell of one file.", described.FileCard),
     "DELETE /v1/files/{id}": About("Delete a file.", described.FileDeleted, statuses=(*ALWAYS, 409, 507)),
-    "GET /v1/files/{id}/content": About("What stands in a file.", gives_kind=BYTES),
+    "GET /v1/files/{id}/content": About("What stands in a file.", gives_kind=BYTES, statuses=(*ALWAYS, 416)),
     "POST /v1/batches": About(
         "Have the requests of a file answered when the fleet is idle.",
         described.BatchCard,

@@ -14,6 +14,7 @@ from engine.errors import EngineError
 from engine.server.answers import encode
 from engine.server.audit import AuditLog
 from engine.server.bodies import parsed, refused
+from engine.server.gate import NoSuchPart
 from engine.server.jobs.batches import ENDPOINTS, MAX_KEY, MAX_PAIRS, MAX_VALUE, WINDOW
 from engine.server.jobs.faults import NoSuchObject
 from engine.server.jobs.files import no_file
@@ -161,10 +162,15 @@ class _Client:
         file_id, tenant = request.path_params["id"], _holder(request).tenant
         found, _ = await self._clock.compute(lambda: self._jobs.files.find(file_id, tenant))
         path = self._jobs.files.path(found.id)
-        if not path.exists():
-            raise no_file(file_id)
-        _forget_bad_range(request)
-        return FileResponse(path, media_type="application/octet-stream", filename=found.name)
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            raise no_file(file_id) from None
+        answer = FileResponse(
+            path, media_type="application/octet-stream", filename=found.name, stat_result=stat
+        )
+        _choose_ranges(request, stat.st_size, (answer.headers["etag"], answer.headers["last-modified"]))
+        return answer
 
     async def delete(self, request: Request) -> Response:
         file_id, tenant = request.path_params["id"], _holder(request).tenant
@@ -358,11 +364,27 @@ BOUNDS = re.compile(r"(\d+)-(\d+)", re.ASCII)
 MAX_DIGITS = 18
 
 
-def _forget_bad_range(request: Request) -> None:
-    """A range that is none counts as if it was not there (RFC 9110, 14.2). Starlette refuses it in its own words."""
+def _choose_ranges(request: Request, num_bytes: int, marks: tuple[str, ...]) -> None:
+    """Leave of a range what the file has (RFC 9110, 14.2): Starlette refuses it where a part is not there.
+
+    One that is none counts as if it was not there, and so does one of a file with other `marks`. Raises NoSuchPart.
+    """
     given = request.headers.get("range")
-    if given is not None and not _is_range(given):
-        request.scope["headers"] = [each for each in request.scope["headers"] if each[0] != b"range"]
+    if given is None:
+        return
+    others = [each for each in request.scope["headers"] if each[0] != b"range"]
+    if _is_range(given) and request.headers.get("if-range", marks[0]) in marks:
+        parts = [each.strip() for each in given.partition("=")[2].split(",")]
+        there = [each for each in parts if _is_there(each, num_bytes)]
+        if not there:
+            raise NoSuchPart(given, num_bytes)
+        others.append((b"range", f"bytes={','.join(there)}".encode()))
+    request.scope["headers"] = others
+
+
+def _is_there(part: str, num_bytes: int) -> bool:
+    first, _, last = part.partition("-")
+    return int(first) < num_bytes if first else bool(num_bytes and last and int(last))
 
 
 def _is_range(given: str) -> bool:
