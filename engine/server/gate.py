@@ -53,6 +53,16 @@ class WrongMethod(EngineError):
         super().__init__(f"{_cut(path)} does not take {method}, but {self.allowed}")
 
 
+class UnknownCoding(EngineError):
+    """The body comes in a transfer coding that is not read: the parser takes `chunked` off, and nothing below it."""
+
+    status = 501
+    outcome = "rejected"
+    reason = "unknown_transfer_coding"
+    type = "invalid_request_error"
+    code = "unknown_transfer_coding"
+
+
 class NoSuchPart(EngineError):
     """Nothing that was asked for lies within the `num_bytes` that there are."""
 
@@ -155,6 +165,8 @@ class Gate:
         exchange = client.exchange
         method, path = exchange.method, exchange.path
         handler = self._hot.get((method, path))
+        if b"transfer-encoding" in client.headers:
+            _check_coding(exchange.scope["headers"])
         if path in self.OPEN:
             client.route = path
             if handler is None:
@@ -286,6 +298,13 @@ def _told_by(error: EngineError) -> list[tuple[bytes, bytes]]:
     if isinstance(error, NoSuchPart):
         return [(b"content-range", b"bytes */%d" % error.num_bytes)]
     return [(b"www-authenticate", b"Bearer")] if isinstance(error, Unauthorised) else []
+
+
+def _check_coding(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raise UnknownCoding for a body that is more than in chunks (RFC 9112, 6.1)."""
+    told = b", ".join([value for name, value in headers if name == b"transfer-encoding"]).decode("latin-1")
+    if told.strip().lower() != "chunked":
+        raise UnknownCoding(f"transfer-encoding is {_cut(told)!r}, but must be 'chunked' or left out")
 
 
 def _check_origin(origin: bytes) -> None:

@@ -35,11 +35,11 @@ EVENT = {
     "required": ["data"],
 }
 
-ALWAYS = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 503)
+ALWAYS = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 501, 503)
 """What any route may answer that asks for a key."""
 
 GENERATING = (*ALWAYS, 500, 502, 504)
-PROBES = (400, 405, 408, 431, 503)
+PROBES = (400, 405, 408, 431, 501, 503)
 
 PHRASES = {
     400: "The request is no good; the message says which part of it, and what is allowed.",
@@ -55,6 +55,7 @@ PHRASES = {
     429: "A limit is reached; retry-after says when to come again.",
     431: "The headers are too many or too large.",
     500: "Something went wrong on our side.",
+    501: "The body comes in a transfer coding that is not read.",
     502: "The replica died with the request in its hands.",
     503: "Nothing can serve that now.",
     504: "The deadline came first.",

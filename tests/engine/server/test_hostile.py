@@ -225,6 +225,34 @@ def test_what_is_no_http_is_told_so_and_the_connection_ends(unmoved, data):
         assert is_closed(sock)
 
 
+CODED = b"2\r\n{}\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/files", "/health"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["transfer-encoding: gzip, chunked"],
+        ["transfer-encoding: gzip", "transfer-encoding: chunked"],
+        ["transfer-encoding: \xe9,chunked"],
+    ],
+    ids=["one line", "two lines", "no name at all"],
+)
+def test_a_transfer_coding_that_is_not_read_is_told_so_and_the_next_request_is_answered(unmoved, lines, path):
+    coded = head(f"POST {path} HTTP/1.1", "content-type: application/json", *lines) + CODED
+    first, second = asked(unmoved.server.port, coded + head("GET /health HTTP/1.1"), count=2)
+    assert (first.status, first.error["code"]) == (501, "unknown_transfer_coding")
+    assert "must be 'chunked' or left out" in first.error["message"]
+    assert second.status == 200
+
+
+def test_chunks_are_read_however_they_are_called(held):
+    body = json.dumps(HELLO).encode()
+    chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    told = ("content-type: application/json", "transfer-encoding: Chunked ")
+    assert one(held.server.port, head(f"POST {CHAT} HTTP/1.1", *told) + chunks).status == 200
+
+
 @pytest.mark.parametrize(
     "data",
     [
