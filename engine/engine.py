@@ -549,8 +549,7 @@ class Engine:
         if job.chain is not None and request.session is not None:
             self._prefetch(job)
         self._observe(seat, story, stream, num_before, now_ns)
-        if job.reader is not None:
-            job.reader.finish()
+        is_stopped_late = job.reader is not None and job.reader.finish()
         cached = end.cached_tokens if space is not None else 0
         usage = Usage(request.num_prompt_tokens, stream.num_tokens, cached)
         completion = Completion(
@@ -561,7 +560,7 @@ class Engine:
             stream,
             usage,
             now_ns,
-            "stop" if answer.is_stopped else "length",
+            "stop" if answer.is_stopped or is_stopped_late else "length",
         )
         return story.completed(completion)
 
@@ -977,10 +976,12 @@ class Reader:
             self._num_read += len(tokens)
             self._stream.write(self._text.push_all(tokens))
 
-    def finish(self) -> None:
-        """Let go of the text that was held back: no stop string came of it."""
-        if self._text is not None:
-            self._stream.write(self._text.flush())
+    def finish(self) -> bool:
+        """Let go of the text that was held back; whether a stop string came of it, whose last bytes are U+FFFD."""
+        if self._text is None:
+            return False
+        self._stream.write(self._text.flush())
+        return self._text.stopped_by is not None
 
 
 @dataclass(slots=True, init=False)
