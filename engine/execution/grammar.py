@@ -70,7 +70,8 @@ class Follower:
         mask = matcher.compute_bitmask()
         if matcher.is_error():
             raise BadRequest(
-                f"the grammar cannot be followed beyond {len(tokens)} tokens: {_reason(matcher.get_error())}"
+                f"the grammar cannot be followed beyond {len(tokens)} tokens: {_reason(matcher.get_error())}",
+                GRAMMAR,
             )
         return mask
 

@@ -161,6 +161,9 @@ class Out(Protocol):
     def model_of(self, choice: Choice) -> str:
         """What the client is told of who serves it."""
 
+    def word(self, error: EngineError) -> None:
+        """Have it say what it says as a client may read it."""
+
     async def begin(self, choice: Choice) -> None:
         """Send status and headers: the first token of some choice is there."""
 
@@ -266,6 +269,7 @@ class Generation:
         data = self._news()
         is_over = True
         if error is not None:
+            out.word(error)
             data += failure_event(error) + DONE
         elif work.done() and all(choice.completion is not None for choice in self.choices):
             data += (self._writer.usage(self.usage()) if head.tells_usage else b"") + DONE

@@ -187,7 +187,12 @@ class Public:
             draft.body.model,
             tells_usage=draft.manner.tells_usage,
         )
-        out = _Out(client, lambda choice: self._lines(client, choice), self._served_by)
+        out = _Out(
+            client,
+            lambda choice: self._lines(client, choice),
+            self._served_by,
+            lambda error: self._word(error, kind, draft),
+        )
         await generation.stream(self._engine, out, self._pacer, head)
         if not client.is_gone:
             await client.write(b"", more=False)
@@ -516,9 +521,14 @@ class _Out:
     """The client, as a streamed answer sees it."""
 
     def __init__(
-        self, client: Client, lines_of: Callable[[Choice], bytes], model_of: Callable[[Choice], str]
+        self,
+        client: Client,
+        lines_of: Callable[[Choice], bytes],
+        model_of: Callable[[Choice], str],
+        word: Callable[[EngineError], None],
     ) -> None:
         self.model_of = model_of
+        self.word = word
         self.put = client.put
         self._client = client
         self._lines_of = lines_of

@@ -5,6 +5,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import openai
 import pytest
 
 from engine.formats import open_checkpoint
@@ -297,3 +298,38 @@ def test_a_long_prompt_is_worked_out_beside_the_loop(serving, tmp_path_factory):
     assert "do not fit" in answer.json()["error"]["message"]
     assert len(threads) == 1
     assert threads[0].startswith("asyncio")
+
+
+WILD = {"type": "object", "properties": {f"p{number}": {} for number in range(2_000)}}
+LATE = {"type": "object", "properties": {"a": {"const": "yes"}, "b": WILD}, "required": ["a", "b"]}
+
+
+@pytest.mark.parametrize("schema", [WILD, LATE], ids=["at once", "in the middle"])
+@pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "streamed"])
+def test_a_schema_that_takes_too_much_is_blamed_on_response_format_whenever_that_shows(
+    served, schema, is_stream
+):
+    wanted = {"type": "json_schema", "json_schema": {"name": "wild", "schema": schema}}
+    asked = {"model": PHI, "messages": SAY, "max_tokens": 400, "stream": is_stream}
+    with pytest.raises(openai.APIError, match="cannot be followed") as told:
+        list(served.openai().chat.completions.create(**asked, response_format=wanted))
+    assert (told.value.param, told.value.code) == ("response_format", "bad_request")
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "streamed"])
+def test_a_stop_string_that_a_character_completes_which_never_comes_whole_is_a_stop(served, is_stream):
+    """The answer is the first byte of three, over and over: only its end says what the last one reads as."""
+    text = served.server.engine.fleet.homes[served.server.engine.registry.find(PHI).key].text
+    part = next(n for n in range(1_000) if text.tokenizer.token_bytes(n) == b"\xe2")
+    answer = served.openai().completions.create(
+        model=PHI,
+        prompt="a",
+        max_tokens=3,
+        temperature=0,
+        logit_bias={str(part): 100},
+        stop="\ufffd\ufffd\ufffd",
+        stream=is_stream,
+    )
+    chunks = list(answer) if is_stream else [answer]
+    assert "".join(each.choices[0].text for each in chunks) == ""
+    assert chunks[-1].choices[0].finish_reason == "stop"
