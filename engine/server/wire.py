@@ -331,6 +331,9 @@ class Bounded(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             return
+        if self._refusal is not None:
+            self._refuse(self._refusal)
+            return
         self._idle_since_s = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._look_at_idle_after(self.timeout_keep_alive)
@@ -485,13 +488,12 @@ class Bounded(HttpToolsProtocol):
         cycle = self.cycle
         if not self._is_heard:
             return
+        cycle.more_body = False
         if cycle.response_complete:
             if not cycle.keep_alive:
                 self.transport.close()
-        else:
-            cycle.more_body = False
-            if cycle._event is not None:  # noqa: SLF001
-                cycle.heard()
+        elif cycle._event is not None:  # noqa: SLF001
+            cycle.heard()
 
     def _stay_with_http(self, rest: bytes) -> None:
         """Some ask for HTTP/2 or a websocket beside. The parser takes the rest for that; it is a body like any other.
@@ -545,12 +547,26 @@ class Bounded(HttpToolsProtocol):
             self._read_timer = None
 
     def _give_up(self, error: EngineError) -> None:
-        """Answer with that error and close. An answer that has begun is cut off."""
+        """Answer with that error and close, when the requests before it are answered.
+
+        An answer that has begun to what is no good itself is cut off.
+        """
         if self._refusal is not None:
             return
         self._refusal, self._is_heard = error, False
         self._forget_timer()
-        if not self.transport.is_closing() and not (self.cycle and self.cycle.response_started):
+        cycle, served = self.cycle, self._served
+        if cycle is not None and cycle.more_body:  # it is the body of the last one that is no good
+            if cycle is served:
+                self._refuse(None if cycle.response_started else error)
+                return
+            self.pipeline.popleft()
+        if served is None or served.response_complete:
+            self._refuse(error)
+
+    def _refuse(self, error: EngineError | None) -> None:
+        """Close, with that error as the last answer if there is one."""
+        if error is not None and not self.transport.is_closing():
             answer = openai_answer(error)
             body = encode(answer.body)
             told = "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items()).encode()

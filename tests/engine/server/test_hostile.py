@@ -523,6 +523,52 @@ def test_pipelined_requests_are_answered_in_their_order(held):
     assert found[3].json == {"status": "ok"}
 
 
+BAD = {
+    "no HTTP": (b"NONSENSE\r\n\r\n", 400),
+    "too large a head": (b"GET /health HTTP/1.1\r\nhost: a\r\nx: " + b"a" * 64 * KIB + b"\r\n\r\n", 431),
+    "a bad chunk": (head(f"POST {CHAT} HTTP/1.1", "transfer-encoding: chunked") + b"zz\r\n", 400),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "streamed"])
+def test_what_is_no_good_is_refused_behind_the_answers_to_what_is(held, is_stream, bad):
+    data, status = BAD[bad]
+    wishes = [post({**HELLO, "max_tokens": tokens, "stream": is_stream}) for tokens in (40, 2)]
+    with connected(held.server.port) as sock:
+        sock.sendall(b"".join(wishes) + data + post())
+        found = answers_from(sock, 4)
+        assert is_closed(sock)
+    assert [each.status for each in found] == [200, 200, status]
+    assert all(each.is_whole for each in found)
+    assert found[2].headers["connection"] == "close"
+    assert found[2].error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_what_is_no_good_is_told_so_on_a_connection_that_has_been_used(held, bad):
+    data, status = BAD[bad]
+    with connected(held.server.port) as sock:
+        sock.sendall(post())
+        (answer,) = answers_from(sock)
+        assert answer.status == 200
+        sock.sendall(data)
+        (answer,) = answers_from(sock)
+        assert (answer.status, answer.headers["connection"]) == (status, "close")
+        assert is_closed(sock)
+
+
+def test_a_body_that_goes_bad_when_it_has_been_answered_is_answered_once(held):
+    coded = head(f"POST {CHAT} HTTP/1.1", "content-type: text/plain", "transfer-encoding: chunked")
+    with connected(held.server.port) as sock:
+        sock.sendall(coded + b"2\r\n{}\r\n")
+        sock.sendall(b"%x\r\n" % (2 * MIB) + b" " * 2 * MIB + b"\r\n")
+        (answer,) = answers_from(sock)
+        assert answer.status == 413
+        sock.sendall(b"zz\r\n")
+        assert sock.recv(1 << 16) == b""
+
+
 @pytest.mark.parametrize("wish", [[], ["connection: keep-alive"]], ids=["", "whatever is wished"])
 def test_http_1_0_is_answered_and_the_connection_ends(held, wish):
     with connected(held.server.port) as sock:
