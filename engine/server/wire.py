@@ -97,6 +97,7 @@ class Exchange(RequestResponseCycle):
     chunked_encoding: bool | None = None
     expected_content_length = 0
     is_followed = False  # by another request, before it is answered
+    knows_chunks = True  # HTTP/1.0 does not: an answer ends with its connection there
     body: bytes | bytearray  # type: ignore[assignment] # that has come and was not taken yet
     tell: "Callable[[], object] | None"  # who wants to know that the client has left
     task: "asyncio.Task[None] | None"  # that serves it
@@ -162,10 +163,11 @@ class Exchange(RequestResponseCycle):
         """Begin an answer that comes in chunks."""
         if self.disconnected:
             return
-        self.response_started = self.chunked_encoding = True
+        self.response_started, self.chunked_encoding = True, self.knows_chunks
         self.waiting_for_100_continue = False
         end = b"" if self.keep_alive else CLOSE
-        told = (STATUS_LINE[status], self._protocol.first_lines(), lines, end, CHUNKED)
+        parts = CHUNKED if self.knows_chunks else b"\r\n"
+        told = (STATUS_LINE[status], self._protocol.first_lines(), lines, end, parts)
         self.transport.write(b"".join(told))
 
     @property
@@ -183,11 +185,14 @@ class Exchange(RequestResponseCycle):
         self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def write(self, data: bytes, *, more: bool) -> None:
-        """Send a chunk of it, or nothing more than that this was all."""
+        """Send a piece of it, or nothing more than that this was all."""
         if self.disconnected:
             return
-        told = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-        self.transport.write(told if more else told + b"0\r\n\r\n")
+        if self.knows_chunks:
+            data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+            self.transport.write(data if more else data + b"0\r\n\r\n")
+        elif data:
+            self.transport.write(data)
         if not more:
             self.response_complete = True
             self._is_answered()
@@ -432,13 +437,16 @@ class Bounded(HttpToolsProtocol):
     def _begin(self, method: str, keep_alive: bool) -> None:
         """Have the request served whose headers have come, now or after those before it."""
         headers = dict(self.headers)
-        if b"connection" in headers and self.parser.get_http_version() == "1.0":
+        is_old = (not keep_alive or b"connection" in headers) and self.parser.get_http_version() == "1.0"
+        if is_old:
             keep_alive = False
         before = self._served
         if before is not None and before.response_complete and not before.keep_alive:
             return  # it has been told that nothing more is answered here
         path = short_path_of(self.url) if len(self.url) <= FEW_BYTES else path_of(self.url)
         self.cycle = cycle = Exchange(self, method, path, headers, keep_alive=keep_alive)
+        if is_old:
+            cycle.knows_chunks = False
         if b"expect" in headers:
             cycle.waiting_for_100_continue = headers[b"expect"].lower() == b"100-continue"
         if before is None or before.response_complete:

@@ -578,6 +578,24 @@ def test_http_1_0_is_answered_and_the_connection_ends(held, wish):
         assert is_closed(sock)
 
 
+@pytest.mark.parametrize("wish", [[], ["connection: keep-alive"]], ids=["", "whatever is wished"])
+def test_http_1_0_is_streamed_to_until_the_connection_ends(held, wish):
+    """It knows no chunks: RFC 9112, 6.1."""
+    with connected(held.server.port) as sock:
+        sock.sendall(post({**HELLO, "stream": True}, version="1.0", headers=wish))
+        data = b""
+        while piece := sock.recv(1 << 16):
+            data += piece
+    lines, _, body = data.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in lines
+    assert b"connection: close" in lines
+    events = body.decode().split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    said = [json.loads(each.removeprefix("data: "))["choices"][0] for each in events[:-2]]
+    assert len("".join(each["delta"].get("content", "") for each in said)) == 4
+    assert said[-1]["finish_reason"] == "length"
+
+
 def test_who_expects_to_be_told_to_go_on_is_told(held):
     wire = post(headers=["expect: 100-continue"])
     end = wire.index(b"\r\n\r\n") + 4
