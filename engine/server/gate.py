@@ -8,7 +8,8 @@ from typing import ClassVar
 from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
+from starlette.routing import Match, Route, Router
+from starlette.types import Scope
 
 from engine.clock import Clock
 from engine.errors import EngineError, Forbidden, NoReplica, NotFound, OverQuota, QueueFull, Unauthorised
@@ -100,7 +101,7 @@ class Gate:
     def __init__(
         self,
         hot: Mapping[tuple[str, str], Handler],
-        rest: ASGIApp,
+        rest: Router,
         *,
         keyring: Keyring | None,
         limits: LimitsSettings,
@@ -219,12 +220,16 @@ class Gate:
             await self._rest(scope, *client.pipes())
         except HTTPException as error:
             if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-                allowed = (error.headers or {}).get("Allow", "").split(", ")
-                raise WrongMethod(scope["path"], scope["method"], allowed) from None
+                raise WrongMethod(scope["path"], scope["method"], self._methods_of(scope)) from None
             raise NoRoute(f"nothing is served at {_cut(scope['path'])!r}") from None
         finally:
             if (route := scope.get("route")) is not None:
                 client.route = route.path
+
+    def _methods_of(self, scope: Scope) -> set[str]:
+        """All that are served at that path: Starlette tells of the first route only."""
+        here = [each for each in self._rest.routes if each.matches(scope)[0] is not Match.NONE]
+        return {method for each in here if isinstance(each, Route) for method in each.methods or ()}
 
     def _holder(self, client: Client, keyring: Keyring) -> Holder:
         """Whose key it is. Raises Unauthorised."""
