@@ -152,7 +152,7 @@ class Client:
             self.read_bytes = len(whole)
             if self.read_bytes > self.limits.max_body_bytes:
                 raise _too_large(self.limits.max_body_bytes)
-            self._check_type()
+            check_type(self.headers.get(b"content-type", b""), self.headers.get(b"content-encoding"))
         return whole
 
     async def body(self) -> bytes:
@@ -161,7 +161,7 @@ class Client:
         if whole is None:
             whole = await self._parts(self.limits.max_body_bytes)
             if whole:
-                self._check_type()
+                check_type(self.headers.get(b"content-type", b""), self.headers.get(b"content-encoding"))
         return whole
 
     async def _parts(self, most: int) -> bytes:
@@ -182,19 +182,6 @@ class Client:
             allowed = f"{self.limits.body_timeout_s:g} s"
             raise TooSlow(f"the body has not come within {allowed}, the most that is waited for it") from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _check_type(self) -> None:
-        """Raise NotJson for a body that is said to be something else.
-
-        That a browser asks before it sends JSON to another site, and never before it sends text or a form, is what
-        keeps pages that somebody looks at from using a server on the same machine.
-        """
-        kind = self.headers.get(b"content-type", b"")
-        if kind != b"application/json" and kind.partition(b";")[0].strip().lower() != b"application/json":
-            raise NotJson(f"content-type is {_shown(kind)}, but must be 'application/json'")
-        coding = self.headers.get(b"content-encoding")
-        if coding is not None and coding.lower() != b"identity":
-            raise NotJson(f"content-encoding is {_shown(coding)}, but must be left out: nothing is decoded")
 
     def _part(self, message: MutableMapping[str, Any], most: int) -> bytes:
         if message["type"] == "http.disconnect":
@@ -291,6 +278,18 @@ class Client:
         answer = openai_answer(error)
         told = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
         await self.answer(answer.status, JSON + more + lines(told), encode(answer.body))
+
+
+def check_type(kind: bytes, coding: bytes | None) -> None:
+    """Raise NotJson for a body that is said to be something else, by its content-type and content-encoding.
+
+    That a browser asks before it sends JSON to another site, and never before it sends text or a form, is what
+    keeps pages that somebody looks at from using a server on the same machine.
+    """
+    if kind != b"application/json" and kind.partition(b";")[0].strip().lower() != b"application/json":
+        raise NotJson(f"content-type is {_shown(kind)}, but must be 'application/json'")
+    if coding is not None and coding.lower() != b"identity":
+        raise NotJson(f"content-encoding is {_shown(coding)}, but must be left out: nothing is decoded")
 
 
 SHOWN = 64  # characters of what a client sent that an error repeats

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from engine.errors import BadRequest, EngineError, TooLarge
 from engine.server.bodies import refused
+from engine.server.client import check_type
 from engine.server.jobs.files import BATCH, Upload
 from engine.server.settings import LimitsSettings
 
@@ -217,11 +218,15 @@ async def write_out(form: Form, upload: Upload) -> None:
 
 
 async def body_of(request: Request, limits: LimitsSettings) -> bytes:
-    """The whole of a small body. Raises TooLarge, TooSlow, BadRequest."""
+    """The whole of a small body, which is JSON or nothing. Raises TooLarge, TooSlow, NotJson, BadRequest."""
     parts, left = [], limits.max_body_bytes
     async for piece in pieces(request, limits.body_timeout_s):
         left -= len(piece)
         if left < 0:
             raise TooLarge(f"the body is larger than {limits.max_body_bytes} bytes, the most that is read")
         parts.append(piece)
-    return b"".join(parts)
+    whole = b"".join(parts)
+    if whole:
+        headers = dict(request.headers.raw)
+        check_type(headers.get(b"content-type", b""), headers.get(b"content-encoding"))
+    return whole

@@ -404,7 +404,14 @@ def test_paths_are_what_they_are(unmoved, path, status, message):
     assert len(answer.body) < 500
 
 
-SERVED = {CHAT: "POST", "/v1/models": "GET", "/v1/models/llama": "GET, HEAD", "/health": "GET, HEAD"}
+SERVED = {
+    CHAT: "POST",
+    "/v1/models": "GET",
+    "/v1/models/llama": "GET, HEAD",
+    "/health": "GET, HEAD",
+    "/v1/batches": "GET, HEAD, POST",
+    "/v1/files/file-1": "DELETE, GET, HEAD",
+}
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND")
 
 
@@ -440,6 +447,20 @@ def test_bodies_are_json_and_say_so(unmoved, kind, headers, message):
     assert answer.status == 415
     assert message in answer.error["message"]
     assert len(answer.body) < 500
+
+
+@pytest.mark.parametrize(("name", "value"), [("content-type", "text/plain"), ("content-encoding", "gzip")])
+def test_bodies_of_jobs_and_batches_have_to_say_that_they_are_json_too(held, name, value):
+    headers = {"content-type": "application/json", name: value}
+    batch = held.http().post("/v1/batches", content=b"{}", headers=headers)
+    job = held.admin().post("/admin/jobs", content=b'{"kind": "tidy"}', headers=headers)
+    schedule = held.admin().put(
+        "/admin/jobs/schedules/s", content=b'{"kind": "tidy", "every_s": 60}', headers=headers
+    )
+    for answer in (batch, job, schedule):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
+        assert name in answer.json()["error"]["message"]
+    assert held.admin().get("/admin/jobs").json()["data"] == []
 
 
 @pytest.mark.parametrize(

@@ -276,7 +276,8 @@ def test_batches_and_queries_that_cannot_be_are_refused_by_the_field(door):
             answer = http.post("/v1/batches", json={**good, **change})
             assert answer.status_code == (404 if param == "input_file_id" else 400)
             assert answer.json()["error"]["param"] == param
-        assert http.post("/v1/batches", content=b"{" * 10_000).status_code == 400
+        as_json = {"content-type": "application/json"}
+        assert http.post("/v1/batches", content=b"{" * 10_000, headers=as_json).status_code == 400
         assert http.post("/v1/batches", content=b"x" * 20_000).status_code == 413
         for path in (
             "/v1/batches?limit=0",
