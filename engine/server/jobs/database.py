@@ -15,6 +15,7 @@ from typing import Any
 
 from engine.cache.stores.folder import locked
 from engine.errors import BadSettings
+from engine.server.disk import is_full
 
 APPLICATION_ID = 0x4D594A42  # "MYJB": tells our file from other programs' databases
 SCHEMA_VERSION = 1
@@ -87,8 +88,9 @@ class Database:
             self.life = self._begin()
         except sqlite3.Error as error:
             self._let_go()
+            advice = "make room there" if is_full(error) else "move it away to begin anew"
             raise BadSettings(
-                f"jobs.folder {self.folder}: {DATABASE} cannot be used: {error}; move it away to begin anew"
+                f"jobs.folder {self.folder}: {DATABASE} cannot be used: {error}; {advice}"
             ) from error
         except BadSettings:
             self._let_go()

@@ -10,6 +10,7 @@ import pytest
 from engine.errors import BadSettings
 from engine.server.disk import DiskFull, is_full
 from engine.server.jobs import batch_run, files, lines
+from engine.server.jobs.database import Database
 from engine.server.settings import JobSettings, LogSettings, ServerSettings
 from tests.engine.server.conftest import modelled
 
@@ -171,6 +172,20 @@ def test_a_change_that_is_too_large_for_the_database_says_that_it_is_full(yard):
         yard.batch("a", metadata=LARGE)
     assert is_full(told.value)
     assert not database._connection.in_transaction
+
+
+def test_a_folder_on_a_full_disk_is_not_to_be_begun_anew(folder, monkeypatch):
+    """All of its jobs are there."""
+    Database(folder).close()
+
+    def full(_):
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    monkeypatch.setattr(Database, "_begin", full)
+    with pytest.raises(BadSettings, match="cannot be used: database or disk is full; make room there"):
+        Database(folder)
 
 
 def test_whatever_follows_from_a_full_disk_says_so():
