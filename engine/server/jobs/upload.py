@@ -1,6 +1,7 @@
 """An upload as it comes: a form whose one file goes to disk piece by piece, however large it is."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,9 @@ MIN_EXPIRY_S, MAX_EXPIRY_S = 3_600, 2_592_000
 
 AFTER_ANCHOR, AFTER_SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 FIELDS = ("purpose", AFTER_ANCHOR, AFTER_SECONDS)
+
+SILENT = logging.Logger("forms", logging.CRITICAL + 1)  # noqa: LOG001  in no tree: nobody may turn it on
+"""The parser's: all that it would write to the terminal for a bad form stands in the error that it raises."""
 
 
 class TooSlow(EngineError):
@@ -69,6 +73,7 @@ class Form:
             self._parser = MultipartParser(boundary, callbacks)
         except FormParserError as error:
             raise BadRequest(f"the form cannot be read: {error}") from error
+        self._parser.logger = SILENT
 
     def write(self, data: bytes) -> None:
         """The next piece. Raises BadRequest."""

@@ -222,6 +222,16 @@ def test_uploads_that_are_too_large_wrong_or_never_end_leave_nothing(door):
         assert len(list(files.iterdir())) == 3
 
 
+def test_a_form_that_is_no_good_is_told_to_its_sender_and_to_nobody_else(door, caplog):
+    """Whoever may upload could fill the terminal otherwise."""
+    cut = {"content-type": "multipart/form-data; boundary=b"}
+    with door.http() as http:
+        for bad in (b"--b\r\nconte\x1bnt: x\r\n\r\n", b"--x"):
+            answer = http.post("/v1/files", content=bad, headers=cut)
+            assert answer.json()["error"]["message"].startswith("the form cannot be read: ")
+    assert [record for record in caplog.records if "multipart" in record.name] == []
+
+
 def test_an_upload_that_stops_coming_is_let_go(door):
     def slowly():
         yield b'--b\r\ncontent-disposition: form-data; name="file"; filename="x"\r\n\r\nabc'
