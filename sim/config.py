@@ -41,6 +41,7 @@ from engine.settings import (
 from sim.beside import BesideSettings
 from sim.composing import composed_by_hydra, config_folder, keeping_ctrl_c
 from sim.faults import Crash, Fault, Recover
+from sim.names import check_names
 from sim.sizes import sized
 from sim.ties import FIRST_COME, TIES
 from sim.traffic import Trace, Workload, draw, workloads
@@ -160,19 +161,8 @@ def settle(config: DictConfig, overrides: Sequence[str]) -> RunSettings:
     _check_sections(parts)
     seed = _seed(parts["seed"])
     story = _story(parts["scenario"])
-    fleet = _fleet(parts["fleet"])
-    return RunSettings(
-        engine=EngineSettings(
-            fleet=fleet,
-            executor=_executor(parts["executor"]),
-            hardware=typed(HardwareSettings, parts["hardware"], "hardware"),
-            routing=_routing(parts["routing"], parts["strategy"]),
-            health=typed(HealthSettings, parts["health"], "health"),
-            quotas=typed(QuotaSettings, _given(parts["quotas"], "quotas"), "quotas"),
-            cache=_cache(parts["tiers"], parts["eviction"], parts["allocation"]),
-            models=typed(LoadingSettings, parts["models"], "models"),
-            seed=seed,
-        ),
+    settings = RunSettings(
+        engine=_engine(parts, seed),
         workload=_workload(parts["workload"]),
         story=story,
         scenario=typed(story.Settings, parts["scenario"], "scenario"),
@@ -183,6 +173,23 @@ def settle(config: DictConfig, overrides: Sequence[str]) -> RunSettings:
         beside=typed(BesideSettings, parts["beside"], "beside"),
         overrides=list(overrides),
         config=parts,
+    )
+    if not hasattr(story, "scenery"):  # what is built for the story may be a folder of models
+        check_names(settings.engine)
+    return settings
+
+
+def _engine(parts: dict[str, Any], seed: int) -> EngineSettings:
+    return EngineSettings(
+        fleet=_fleet(parts["fleet"]),
+        executor=_executor(parts["executor"]),
+        hardware=typed(HardwareSettings, parts["hardware"], "hardware"),
+        routing=_routing(parts["routing"], parts["strategy"]),
+        health=typed(HealthSettings, parts["health"], "health"),
+        quotas=typed(QuotaSettings, _given(parts["quotas"], "quotas"), "quotas"),
+        cache=_cache(parts["tiers"], parts["eviction"], parts["allocation"]),
+        models=typed(LoadingSettings, parts["models"], "models"),
+        seed=seed,
     )
 
 
