@@ -705,8 +705,9 @@ class CacheSettings:
         if self.prefetch_after_s is not None:
             at_least("tiers.prefetch_after_s", self.prefetch_after_s, 0)
         require("tiers.headroom", self.headroom, 0 <= self.headroom < 1, "from 0 to below 1")
-        for limit in self.limits:
-            require("tiers.limits.tier", limit.tier, limit.tier in self.tiers, "a tier that is given")
+        for number, limit in enumerate(self.limits):
+            allowed = f"a tier that is given: {', '.join(self.tiers)}"
+            require(f"tiers.limits[{number}].tier", limit.tier, limit.tier in self.tiers, allowed)
 
     @property
     def tiers(self) -> dict[str, TierSettings]:
@@ -763,8 +764,8 @@ class ExperimentSettings:
         times = [step.at_s for step in self.ramp]
         rising = all(early < late for early, late in pairwise(times)) and all(at_s >= 0 for at_s in times)
         require(f"{key}.ramp", times, rising, "rising times from 0 on")
-        for step in self.ramp:
-            _weights(f"{key}.ramp", step.weights, len(self.arms))
+        for number, step in enumerate(self.ramp):
+            _weights(f"{key}.ramp[{number}].weights", step.weights, len(self.arms))
 
 
 def _weights(key: str, weights: list[float], count: int) -> None:

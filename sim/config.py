@@ -24,12 +24,15 @@ from engine.errors import BadSettings, UnknownName
 from engine.execution import executors
 from engine.routing import check_strategy
 from engine.settings import (
+    AllowanceSettings,
+    Architecture,
     CacheSettings,
     EngineSettings,
     ExecutorSettings,
     FleetSettings,
     HardwareSettings,
     HealthSettings,
+    LimitSettings,
     LoadingSettings,
     ModelSettings,
     QuotaSettings,
@@ -44,7 +47,7 @@ from sim.faults import Crash, Fault, Recover
 from sim.names import check_names
 from sim.sizes import sized
 from sim.ties import FIRST_COME, TIES
-from sim.traffic import Trace, Workload, draw, workloads
+from sim.traffic import GeneratedWorkload, Trace, Workload, draw, workloads
 
 SECTIONS = (
     "executor",
@@ -217,19 +220,40 @@ def typed(cls: type[T], values: Any, key: str) -> T:
         for entry_cls, entry, place in _entries(cls, values, key):
             typed(entry_cls, entry, place)  # OmegaConf does not say in which entry of a list the trouble is
         raise BadSettings(_sentence(error, key)) from error
+    except BadSettings as error:
+        for entry_cls, entry, place in _entries(cls, values, key):
+            typed(entry_cls, entry, place)  # nor does a class know in which entry it stands
+        own = OWN_KEYS.get(cls, key)
+        if own == key or not str(error).startswith(f"{own}."):
+            raise
+        raise type(error)(key + str(error).removeprefix(own)) from error
     assert isinstance(made, cls)
     return made
 
 
+OWN_KEYS: dict[type, str] = {
+    AllowanceSettings: "quotas.limits",
+    LimitSettings: "tiers.limits",
+    Architecture: "architecture",
+    GeneratedWorkload: "workload",
+}
+"""What classes that stand in lists and maps call themselves."""
+
+
 def _entries(cls: type, values: dict[str, Any], key: str) -> Iterator[tuple[type, dict[str, Any], str]]:
-    """The entries of the lists of settings that are given for a dataclass: what each should be, and its key."""
+    """The groups of settings given for a dataclass, in lists and maps too: what each should be, and its key."""
     for name, hint in get_type_hints(cls).items():
-        kind: Any = get_args(hint)[0] if get_origin(hint) is list else None
-        given = values.get(name)
-        if is_dataclass(kind) and isinstance(given, list):
-            for number, entry in enumerate(given):
-                if isinstance(entry, dict):
-                    yield cast("type", kind), entry, f"{key}.{name}[{number}]"
+        given, kinds = values.get(name), [kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)]
+        if not kinds:
+            continue
+        places: dict[str, Any] = {f"{key}.{name}": given}
+        if isinstance(given, list):
+            places = {f"{key}.{name}[{number}]": entry for number, entry in enumerate(given)}
+        elif get_origin(hint) is dict and isinstance(given, dict):
+            places = {f"{key}.{name}.{each}": entry for each, entry in given.items()}
+        for place, entry in places.items():
+            if isinstance(entry, dict):
+                yield cast("type", kinds[0]), entry, place
 
 
 @dataclass(frozen=True, slots=True)
@@ -469,7 +493,9 @@ def _fault(key: str, entry: Any) -> TimedFault:
         raise BadSettings(f"{key} is {entry!r}, but must look like {{fault: crash, replica: b, at_s: 5}}")
     name = entry["fault"]
     if name not in FAULTS:
-        raise UnknownName(f"no fault is called {name!r}; choose from {_options(FAULTS)}")
+        raise UnknownName(
+            f"no fault is called {name!r}, as {key}.fault has it; choose from {_options(FAULTS)}"
+        )
     options = {option: value for option, value in entry.items() if option not in ("fault", "at_s")}
     at_s = typed(_At, {"at_s": entry["at_s"]}, key).at_s
     at_least(f"{key}.at_s", at_s, 0)

@@ -110,6 +110,10 @@ def test_replicas_may_be_named_one_by_one():
     )
 
 
+RAMP = "[{at_s: 0, weights: [1, 0]}, {at_s: 1, weights: [1, 1]}]"
+ARMS = "[{name: a, target: auto, weight: 1}, {name: b, target: auto, weight: 0}]"
+SHAPE = "hidden: 4, heads: 1, kv_heads: 1, head_dim: 4, ffn: 4, vocab: 5, context_tokens: 5"
+
 BAD = [
     ([], BadSettings, "no scenario is given", "failover, global_eviction"),
     (["scenario=nope"], UnknownName, "no scenario is called 'nope'", "failover, global_eviction"),
@@ -229,6 +233,66 @@ BAD = [
         BadSettings,
         "no setting is called 'routing.experiments[0].arms[0].model'",
         "the settings of routing.experiments[0].arms[0] are name, target, weight",
+    ),
+    (
+        [*ROOFLINE, "quotas.limits=[{model: '*', hourly_tokens: 3}, {tenant: '*', hourly_tokens: 0}]"],
+        BadSettings,
+        "quotas.limits[1].hourly_tokens is 0",
+        "at least 1",
+    ),
+    (
+        [*ROOFLINE, "tiers.limits=[{tenant: a, tier: ram, gib: 1}, {tenant: b, tier: ram, gib: -1}]"],
+        BadSettings,
+        "tiers.limits[1].gib is -1.0",
+        "at least 0",
+    ),
+    (
+        [*ROOFLINE, "tiers.limits=[{tenant: a, tier: ram, gib: 1}, {tenant: b, tier: ssd, gib: 1}]"],
+        BadSettings,
+        "tiers.limits[1].tier is 'ssd'",
+        "given: ram",
+    ),
+    (
+        [
+            *ROOFLINE,
+            f"routing.experiments=[{{name: x, on: auto, ramp: {RAMP}, arms: {ARMS}}}]",
+        ],
+        BadSettings,
+        "routing.experiments.x.ramp[1].weights is [1.0, 1.0]",
+        "sum to 1",
+    ),
+    (
+        [*ROOFLINE, "faults=[{fault: crash, replica: a, at_s: 1}, {fault: boom, replica: a, at_s: 1}]"],
+        UnknownName,
+        "no fault is called 'boom', as faults[1].fault has it",
+        "crash, recover",
+    ),
+    (
+        [
+            *ROOFLINE,
+            f"fleet.models=[{{name: a, architecture: {{layers: 0, {SHAPE}}}}}]",
+        ],
+        BadSettings,
+        "fleet.models[0].architecture.layers is 0",
+        "at least 1",
+    ),
+    (
+        [*ROOFLINE, "workload=merged", "workload.parts.code.rate=-1"],
+        BadSettings,
+        "workload.parts.code.rate is -1.0",
+        "above 0",
+    ),
+    (
+        [*ROOFLINE, "workload=merged", "workload.parts.code.prompt.sigma=-1"],
+        BadSettings,
+        "workload.parts.code.prompt.sigma is -1.0",
+        "from 0 to 10",
+    ),
+    (
+        [*ROOFLINE, "workload=merged", "+workload.parts.chat.model_zipf=1"],
+        BadSettings,
+        "workload.parts.code.model_zipf is None",
+        "that of the first part",
     ),
     ([*ROOFLINE, "tiers.limits=[{tear: ram}]"], BadSettings, "'tiers.limits[0].tear'", "tier, gib, "),
     (
