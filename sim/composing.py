@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.errors import BadSettings
 from engine.settings import require
 
 CONFIG_MODULE = "conf"
@@ -64,7 +65,19 @@ def composed_by_hydra(overrides: Sequence[str]) -> DictConfig:
 def plainly_composed(arguments: Sequence[str]) -> DictConfig | None:
     """The same of a command line; None where it is for Hydra's own: flags, settings of Hydra's, most mistakes."""
     with _left_to_the_caller():
+        if any(
+            each.startswith("-") for each in arguments
+        ):  # a flag is no line, so that none would be looked at
+            _check_choices(_read([each for each in arguments if "=" in each and not each.startswith("-")]))
         return _on_what_is_kept(arguments)
+
+
+def _read(lines: Sequence[str]) -> Sequence[Override]:
+    """Override lines as Hydra reads them; none where it cannot, and will say so itself."""
+    try:
+        return OverridesParser.create().parse_overrides(list(lines))
+    except HydraException:
+        return []
 
 
 @contextmanager
@@ -120,13 +133,15 @@ def _files() -> bytes:
 def _check_choices(parsed: Sequence[Override]) -> None:
     """Raise BadSettings for a choice that is no name: Hydra takes it for a mistake of the program's."""
     for each in parsed:
-        value = each.value()
+        key, value = each.key_or_group, each.value()
+        if not key:
+            raise BadSettings(f"{each.input_line!r} is no setting: write KEY=VALUE")
         if each.type is OverrideType.DEL or each.is_sweep_override() or isinstance(value, dict):
             continue
         names = value if isinstance(value, list) else [value]
-        if _is_choice(each) and not (names and all(isinstance(name, str) for name in names)):
-            known = sorted(path.stem for path in (config_folder() / each.key_or_group).glob("*.yaml"))
-            require(each.key_or_group, value, False, f"one of {', '.join(known)}")
+        if (_is_choice(each) or "/" in key) and not (names and all(isinstance(name, str) for name in names)):
+            known = sorted(path.stem for path in (config_folder() / key).glob("*.yaml"))
+            require(key, value, False, f"one of {', '.join(known)}" if known else "the name of a choice")
 
 
 def _is_choice(override: Override) -> bool:

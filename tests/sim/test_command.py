@@ -218,6 +218,23 @@ def test_the_published_trace_drives_the_scenario_whole(tmp_path):
     assert "10108 of 10108 requests completed" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("fleet=null", "fleet is None, but must be one of five_alike, reference_five"),
+        ("tiers=[ram, 7]", "tiers is ['ram', 7], but must be one of five, gpu_ram"),
+        ("hydra/launcher=7", "hydra/launcher is 7, but must be the name of a choice"),
+        ("=3", "'=3' is no setting: write KEY=VALUE"),
+    ],
+)
+def test_a_choice_that_is_no_name_is_refused_where_only_the_settings_are_asked_for_too(line, said, tmp_path):
+    done = command(tmp_path, "--cfg", "job", "scenario=steady", line)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"modelyard: {said}")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_what_had_finished_readable(tmp_path):
     lines = ["scenario=steady", "executor=roofline", "workload.requests=400000", "workload.rate=30"]
