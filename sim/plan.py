@@ -103,16 +103,22 @@ def chosen(text: str, swept: Mapping[str, Sequence[str]]) -> Combination:
     Raises BadSettings for what is not swept.
     """
     found = {name: values[0] for name, values in swept.items()}
+    named: set[str] = set()
     for part in re.split(r",(?=[\w./@+~]+=)", text) if text else []:
         name, _, value = part.partition("=")
         if name not in swept:
             known = ", ".join(swept) or "none"
             raise BadSettings(f"baseline is {text!r}, but must name values of what is swept: {known}")
+        if name in named:
+            raise BadSettings(
+                f"baseline is {text!r}, but must name each setting once: {name} stands there twice"
+            )
         if value not in swept[name]:
             raise BadSettings(
                 f"baseline has {name}={value}, but must have one of its values: {', '.join(swept[name])}"
             )
         found[name] = value
+        named.add(name)
     return found
 
 

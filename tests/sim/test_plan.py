@@ -68,6 +68,12 @@ def test_what_cannot_be_swept_is_refused(lines, told):
     assert len(str(refused.value)) < 300
 
 
+def test_a_baseline_names_each_setting_once():
+    swept = {"strategy": ["random", "round_robin"]}
+    with pytest.raises(BadSettings, match="name each setting once: strategy stands there twice"):
+        chosen("strategy=random,strategy=round_robin", swept)
+
+
 def test_a_baseline_has_the_first_values_where_it_names_none():
     swept = {"strategy": ["random", "affinity"], "x": ["[1,2]", "3"]}
     assert chosen("", swept) == {"strategy": "random", "x": "[1,2]"}
