@@ -2,14 +2,19 @@
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import resource_tracker
+from multiprocessing import current_process, resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import ClassVar, TypeVar
+
+from engine.errors import BadSettings
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+UNGUARDED = 78
+"""The exit code of a worker that was about to begin what its script has begun."""
 
 
 class Worker(SpawnProcess):
@@ -33,7 +38,8 @@ class Undisturbed(SpawnContext):
 def apart(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> list[Result]:
     """What a function of some module makes of each task, in their order.
 
-    The first exception, KeyboardInterrupt too, ends those under way and is raised.
+    The first exception, KeyboardInterrupt too, ends those under way and is raised. Raises BadSettings where workers
+    import a script that begins this anew.
     """
     if workers <= 1 or len(tasks) <= 1:
         return [function(task) for task in tasks]
@@ -42,7 +48,7 @@ def apart(function: Callable[[Task], Result], tasks: Sequence[Task], workers: in
         try:
             return [future.result() for future in futures]
         except BaseException:
-            end(pool)
+            check_guard(end(pool))
             raise
 
 
@@ -52,17 +58,41 @@ def pool_of(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, Undisturbed(), _begin, (threads,))
 
 
-def end(pool: ProcessPoolExecutor) -> None:
-    """At once: by itself a pool would wait for runs that nobody wants.
+def end(pool: ProcessPoolExecutor) -> list[BaseProcess]:
+    """At once: by itself a pool would wait for runs that nobody wants. The processes, which have ended.
 
     It cancels what has not begun itself, because it stumbles over futures that others have cancelled.
     """
-    processes = list(pool._processes.values())  # noqa: SLF001  forgotten when it is shut down
+    processes = processes_of(pool)
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.terminate()
     for process in processes:
         process.join()
+    return processes
+
+
+def processes_of(pool: ProcessPoolExecutor) -> list[BaseProcess]:
+    """Those that it has begun; it forgets them when it is shut down."""
+    return list((pool._processes or {}).values())  # noqa: SLF001
+
+
+def leave_if_imported() -> None:
+    """End a worker that comes to this while it imports the script of who has started it. For what starts workers.
+
+    It would begin the same anew, with workers of its own, each of which would do so too.
+    """
+    if getattr(current_process(), "_inheriting", False):
+        os._exit(UNGUARDED)
+
+
+def check_guard(ended: Iterable[BaseProcess]) -> None:
+    """Raise BadSettings where one of these workers ended in `leave_if_imported`."""
+    if any(process.exitcode == UNGUARDED for process in ended):
+        raise BadSettings(
+            "workers import the script that has started them: "
+            "what it does must stand below a line if __name__ == '__main__', or be done with workers=1"
+        )
 
 
 def _begin(threads: int) -> None:

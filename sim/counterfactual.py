@@ -18,7 +18,7 @@ from engine.errors import BadSettings
 from engine.execution import executors
 from engine.request import Request
 from engine.routing import Seat
-from sim.apart import apart
+from sim.apart import apart, leave_if_imported
 from sim.breakdown import MISSING, column
 from sim.config import RunSettings, read
 from sim.hindsight import regret
@@ -93,6 +93,7 @@ def counterfactual(overrides: Sequence[str], sample: int = 20, workers: int = 1)
 
     Raises BadSettings before anything runs; also when the run had no decision with an alternative.
     """
+    leave_if_imported()
     settings = read(overrides)
     name = settings.engine.executor.name
     if not executors.find(name).is_modelled:

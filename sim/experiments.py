@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,12 @@ def table_of(played: Sequence[Played], labels: Sequence[dict[str, Any]] | None =
         rows.append({**row, "error": each.error or "", "folder": each.folder.name, **each.summary})
         assert index <= each.number, "jobs have numbers of their own"
     return pd.DataFrame(rows)
+
+
+def refuse_if_none_could(played: Sequence[Played]) -> None:
+    """Raise BadSettings where no run could begin: some mistakes come out on the stage only."""
+    if all(each.verdict == "bad settings" for each in played):
+        raise BadSettings(played[0].error)
 
 
 class Folder:
@@ -106,6 +113,16 @@ class Folder:
             aside.replace(self.path / name)
         finally:
             aside.unlink(missing_ok=True)
+
+    @contextmanager
+    def unless_refused(self) -> Iterator[None]:
+        """Leave no folder behind BadSettings, unless it holds runs: what is wrong came out too late."""
+        try:
+            yield
+        except BadSettings:
+            if not any((self.path / "runs").iterdir()):
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def publish(self, *, keep_command: bool = False) -> Path:
         """Give it its final name."""

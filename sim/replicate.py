@@ -8,6 +8,7 @@ the runs are too short. 130: interrupted; the runs that were whole are kept in a
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from engine.errors import BadSettings
 from engine.pipes import let_readers_leave
 from engine.settings import at_least, require
 from sim import metrics
+from sim.apart import leave_if_imported
 from sim.callables import callable_as
 from sim.config import RunSettings, read
 from sim.copies import SAME, are_copies, rows_without_copies, without_copies
@@ -31,6 +33,7 @@ from sim.experiments import (
     complain,
     own_settings,
     progress,
+    refuse_if_none_could,
     resumed,
     table_of,
     whole_number,
@@ -109,6 +112,7 @@ def replicate(
 
     Raises BadSettings before anything runs; TooShort when analysis=steady and the runs do not outlast their start.
     """
+    leave_if_imported()
     settings = ReplicateSettings(**options)
     lines = [f"scenario={scenario}", *overrides]
     return _Experiment(settings, read(lines), lines, shown=shown).play()
@@ -165,9 +169,13 @@ class _Experiment:
         settings, wanted = self._settings, self._settings.replications
         total = None if settings.until else wanted
         try:
-            with progress(total, self._heard.append, shown=self._shown) as told:
+            with (
+                self._folder.unless_refused(),
+                progress(total, self._heard.append, shown=self._shown) as told,
+            ):
                 while True:
                     self._played += play_all(self._jobs(wanted), settings.workers, told, complain)
+                    refuse_if_none_could(self._played)
                     count, stopped_by = self._enough()
                     if count:
                         break
@@ -354,7 +362,10 @@ def options(own: Mapping[str, str]) -> ReplicateSettings:
     if "analysis" in own:
         given["analysis"] = own["analysis"]
     if "until" in own:
-        given["until"] = dict(map(_goal, own["until"].split(",")))
+        goals = list(map(_goal, own["until"].split(",")))
+        for name, count in Counter(name for name, _ in goals).items():
+            require("until", own["until"], count == 1, f"one share for each figure, but has {name} twice")
+        given["until"] = dict(goals)
     return ReplicateSettings(**given)
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from engine.errors import BadSettings
 from engine.pipes import let_readers_leave
+from sim.apart import leave_if_imported
 from sim.callables import callable_as
 from sim.compare import Row, show_rows
 from sim.copies import SAME, are_copies
@@ -25,6 +26,7 @@ from sim.experiments import (
     noted,
     own_settings,
     progress,
+    refuse_if_none_could,
     resumed,
     table_of,
     whole_number,
@@ -125,6 +127,7 @@ def sweep(
     `reading` are rank, baseline, pareto and heat, as on the command line. A `folder` that holds the same sweep, or a
     part of it, is gone on with.
     """
+    leave_if_imported()
     own = {**reading, **({} if folder is None else {"folder": str(folder)})}
     many = workers or os.cpu_count() or 1
     refuse_launchers(overrides)
@@ -190,16 +193,21 @@ class Sweeping:
             heard[played.number] = played
 
         try:
-            with progress(len(missing), told, shown=self._shown) as passed_on:
+            with (
+                self._folder.unless_refused(),
+                progress(len(missing), told, shown=self._shown) as passed_on,
+            ):
                 for one in self._launch(missing, passed_on, complain) if missing else ():
                     heard[one.number] = one
+                played = [heard[job.number] for job in self.jobs]
+                refuse_if_none_could(played)
         except KeyboardInterrupt:
             self._interrupted()
             raise
         except OSError as error:
             raise self._scarce(error) from error
         try:
-            return self._said([heard[job.number] for job in self.jobs])
+            return self._said(played)
         except OSError as error:
             raise self._scarce(error) from error
 

@@ -75,7 +75,6 @@ def rests_on(seeds: Sequence[int], runs: int) -> str:
 def _told(seeds: Sequence[int]) -> str:
     if len(seeds) == 1:
         return f"seed {seeds[0]}"
-    is_row = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
-    if is_row:
+    if seeds and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
         return f"seeds {seeds[0]} to {seeds[-1]}"
     return f"{len(seeds)} seeds"

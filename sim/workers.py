@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from engine.errors import BadSettings
-from sim.apart import end, pool_of
+from sim.apart import check_guard, end, pool_of, processes_of
 from sim.checks import Check, overall
 from sim.config import RunSettings, read
 
@@ -94,7 +94,8 @@ def play_all(
 
     A job that fails stops nobody. A worker that is killed takes along what others were at: that is said to `note` and
     played again, in the end one job at a time, so that the job which no worker survives is known. KeyboardInterrupt
-    ends those under way and is raised; `told` has heard of the rest.
+    ends those under way and is raised; `told` has heard of the rest. Raises BadSettings where workers import a script
+    that begins this anew.
     """
     with Crew(workers) as crew:
         return crew.play(jobs, told, note)
@@ -163,7 +164,9 @@ class Crew:
             end(pool)
             raise
         if lost:
+            ended = processes_of(pool)
             self._dismiss()
+            check_guard(ended)
             sweep_up(lost[0].folder.parent)
         return sorted(lost, key=lambda job: job.number)
 

@@ -88,7 +88,12 @@ def test_a_run_that_only_grows_is_too_short(lines, capsys):
         ("until=cats:2%", "until is 'cats', but must be one of mean_ttft_s"),
         ("until=mean_ttft_s:much", "until is 'mean_ttft_s:much', but must be FIGURE:SHARE"),
         ("until=mean_ttft_s:200%", "until=mean_ttft_s is 2.0, but must be above 0"),
+        (
+            "until=mean_ttft_s:2%,completed:3%,mean_ttft_s:5%",
+            "must be one share for each figure, but has mean_ttft_s twice",
+        ),
         ("strategy=nobody", "no strategy is called 'nobody'"),
+        ("routing.fallbacks={nobody: [auto]}", "routing.fallbacks names 'nobody'"),  # found on the stage only
         ("seed=9223372036854775799", "seed is 9223372036854775799, but must be 9223372036854775798 at most"),
     ],
 )
@@ -105,6 +110,32 @@ def test_the_command_shows_intervals_and_what_stopped_it(lines):
     text = out.export_text()
     assert "2 replications, 95 % intervals" in text
     assert "stopped by  2 replications, as asked" in text
+
+
+UNGUARDED = """import sim
+from engine.errors import BadSettings
+try:
+    sim.{what}, workers=2)
+except BadSettings as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    "what", ["replicate('steady', {0}, replications=2", "sweep(['scenario=steady', 'seed=1..2', *{0}]"]
+)
+def test_a_script_that_workers_would_begin_anew_is_told_so_once(what, lines, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED.format(what=what.format(lines)), encoding="utf-8")
+    run = [sys.executable, "-W", "error", str(script)]
+    done = subprocess.run(
+        run, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("workers import the script that has started them: ")
+    assert "if __name__ == '__main__'" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == [script]
 
 
 def test_a_job_that_fails_stops_nobody(tmp_path, lines):

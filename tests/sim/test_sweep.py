@@ -52,6 +52,23 @@ def test_one_bad_combination_stops_all_before_anything_is_written(lines, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_wrong_with_every_run_is_told_and_leaves_no_folder(lines, tmp_path, capsys):
+    given = [*lines, "strategy=random,round_robin", "routing.fallbacks={nobody: [auto]}", "workers=1"]
+    assert command.main(given) == 2
+    assert "routing.fallbacks names 'nobody', but no model is called 'nobody'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_in_which_every_run_breaks_off_is_told_as_one(lines, monkeypatch, quiet):
+    def broken(_settings):
+        raise RuntimeError("something odd")
+
+    monkeypatch.setattr("sim.play.play", broken)
+    found = sim.sweep([*lines, "strategy=random,round_robin"], workers=1)
+    assert set(found.index["error"]) == {"RuntimeError: something odd"}
+    command.show_sweep(found, quiet)
+
+
 @pytest.mark.slow
 def test_what_several_runs_failed_of_is_said_once(tmp_path):
     out = Console(width=130, record=True, file=StringIO())
