@@ -6,12 +6,15 @@ A kind of traffic is one module with one settings class, registered here by its 
 from collections.abc import Sequence
 from typing import Protocol
 
+from engine.errors import BadSettings
 from engine.named import Named
+from engine.registry.discovery import printable
 from engine.settings import at_least, require
 from sim.traffic.trace import Trace
 
 MAX_REQUESTS = 100_000_000
 YEAR_S = 366 * 86_400
+MOST_LISTED = 10
 
 
 class Workload(Protocol):
@@ -32,8 +35,29 @@ def draw(settings: Workload, seed: int, models: Sequence[str]) -> Trace:
     whole("seed", seed, 0, 2**63)
     trace = settings.draw(seed, models[0])
     if settings.model_zipf is not None:
+        if settings.kind == "trace":
+            _check_room(trace, models)
         trace.spread(models, settings.model_zipf)
     return trace
+
+
+def _check_room(trace: Trace, models: Sequence[str]) -> None:
+    """Raise BadSettings for the requests of a file that ask for more models than there are."""
+    if trace.model_of is None or set(trace.models) <= set(models):
+        return
+    count = int(trace.model_of.max()) + 1
+    if count > len(models):
+        raise BadSettings(
+            f"the file asks for {count:,} models ({listed(trace.models)}), but the fleet has {len(models):,} "
+            f"({listed(models)}): workload.rename_models gives them other names, as in {{*: NAME}}; "
+            f"with workload.model_zipf=null all requests ask for the first"
+        )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message; of very many the first."""
+    more = f" and {len(names) - MOST_LISTED:,} more" if len(names) > MOST_LISTED else ""
+    return printable(", ".join(names[:MOST_LISTED])) + more
 
 
 def whole(key: str, value: float, least: int, most: int) -> None:

@@ -399,6 +399,18 @@ def test_models_and_tenants_are_renamed_and_left_out(trace):
         trace(content, rename_models={"*": None})
 
 
+def test_more_models_than_the_fleet_has_are_told_by_name_with_what_to_do(trace):
+    content = CANONICAL + "0,x,t,1,1,,\n1,y,t,2,1,,\n2,z,t,2,1,,\n"
+    with pytest.raises(BadSettings) as caught:
+        trace(content, model_zipf=0.0)
+    assert str(caught.value) == (
+        "the file asks for 3 models (x, y, z), but the fleet has 2 (a, b): workload.rename_models gives them "
+        "other names, as in {*: NAME}; with workload.model_zipf=null all requests ask for the first"
+    )
+    assert len(trace(content, model_zipf=0.0, rename_models={"*": "a"})) == 3
+    assert len(trace(content)) == 3
+
+
 def test_names_of_the_fleet_mean_its_models_in_any_order(trace):
     found = trace(CANONICAL + "0,b,t,1,1,,\n1,a,t,2,1,,\n", model_zipf=0.0)
     assert [found.request(index).model for index in (0, 1)] == ["b", "a"]
