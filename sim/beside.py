@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 FOLDER = "beside"
 ITSELF = "itself"
+MOST_SEEDS = 100_000
+"""As many runs as a sweep may have."""
+LAST_SEED = 2**63 - 1
 NAME = re.compile(r"[a-z][a-z0-9_+-]{0,63}")
 ALONE = ("beside.seeds=0",)
 """Of a run beside another one: it has none of its own."""
@@ -37,10 +40,21 @@ class BesideSettings:
 
     def __post_init__(self) -> None:
         at_least("beside.seeds", self.seeds, 0)
+        require("beside.seeds", self.seeds, self.seeds <= MOST_SEEDS, f"at most {MOST_SEEDS:,}")
         for name, lines in self.runs.items():
             allowed = "small letters, digits, _, + and -, and not itself"
             require("beside.runs", name, NAME.fullmatch(name) is not None and name != ITSELF, allowed)
             lines_of(f"beside.runs.{name}", lines)
+
+    def check(self, seed: int) -> None:
+        """Raise BadSettings where there are fewer seeds than are asked for, from that one on."""
+        left = LAST_SEED - seed + 1
+        require(
+            "beside.seeds",
+            self.seeds,
+            self.seeds <= left,
+            f"at most {left:,}: there are no more from seed {seed} on",
+        )
 
 
 def settings_beside(

@@ -48,6 +48,7 @@ from sim.names import check_names
 from sim.sizes import sized
 from sim.ties import FIRST_COME, TIES
 from sim.traffic import GeneratedWorkload, Trace, Workload, draw, workloads
+from sim.traffic.lengths import LAWS, of_one_law
 
 SECTIONS = (
     "executor",
@@ -179,6 +180,7 @@ def settle(config: DictConfig, overrides: Sequence[str]) -> RunSettings:
     )
     if not hasattr(story, "scenery"):  # what is built for the story may be a folder of models
         check_names(settings.engine)
+    settings.beside.check(seed)
     return settings
 
 
@@ -317,10 +319,10 @@ def _unknown_key(key: str, overrides: Sequence[str], full: str) -> str:
         parent, key = full.rpartition(".")[0], full
     if not parent:
         return f"no setting is called {key!r}; the settings are {_options(SECTIONS)}"
-    try:
-        node = OmegaConf.select(composed(others), parent)
-    except BadSettings:
-        node = None
+    beside = [line for line in others if not re.match(rf"[+~]*{re.escape(parent)}\.\w+=", line)]
+    node = _composed_node(others, parent) or _composed_node(
+        beside, parent
+    )  # another one of them may be unknown too
     if not isinstance(node, DictConfig):
         return f"no setting is called {key!r}"
     name = key.rpartition(".")[2]
@@ -328,7 +330,20 @@ def _unknown_key(key: str, overrides: Sequence[str], full: str) -> str:
         held = _options(map(str, node[name])) if isinstance(node[name], DictConfig) else ""
         has = f", which has {held}" if held else ""
         return f"{key} is a map{has}: to put another one in its place, write '~{key}' '+{key}={{...}}'"
-    return f"no setting is called {key!r}; the settings of {parent} are {_options(map(str, node))}"
+    known = f"no setting is called {key!r}; the settings of {parent} are {_options(map(str, node))}"
+    laws = [law for law, needed in LAWS.items() if name in needed]
+    if "law" not in node or not laws:
+        return known
+    whole = ", ".join((f"law: {laws[0]}", *(f"{each}: ..." for each in LAWS[laws[0]])))
+    return f"{known}; for another law write '~{parent}' '+{parent}={{{whole}}}'"
+
+
+def _composed_node(lines: Sequence[str], key: str) -> Any:
+    """What lines make of a group; None where they make nothing, or are no good."""
+    try:
+        return OmegaConf.select(composed(lines), key)
+    except BadSettings:
+        return None
 
 
 def _check_sections(parts: dict[str, Any]) -> None:
@@ -484,7 +499,7 @@ def _cache(values: dict[str, Any], evicting: dict[str, Any], dividing: dict[str,
 
 def _workload(values: dict[str, Any]) -> Workload:
     kind = str(values.get("kind"))
-    made: Workload = typed(workloads.find(kind), values, "workload")
+    made: Workload = typed(workloads.find(kind), of_one_law(values), "workload")
     return made
 
 

@@ -4,6 +4,7 @@ import csv
 from dataclasses import dataclass, field
 from math import erfc, exp, isfinite, lgamma, log
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,20 @@ FILE_HEADER = ["tokens", "weight"]
 MAX_CV = 7.0
 STEPS = 200_001  # of a sum over the logarithms of a Gamma law: shares are exact to 1e-6
 TINY = 1e-6
+
+
+def of_one_law(values: Any) -> Any:
+    """Settings of a workload in which a law that is given takes nothing along of the one that is usual in its place.
+
+    What other laws need, and is not given with it, is null: `{law: fixed, tokens: 4}` has no median.
+    """
+    if isinstance(values, list):
+        return [of_one_law(each) for each in values]
+    if not isinstance(values, dict):
+        return values
+    needed = LAWS.get(values["law"]) if isinstance(values.get("law"), str) else None
+    others = () if needed is None else {name for law in LAWS.values() for name in law} - {*needed}
+    return {**dict.fromkeys(sorted(others)), **{key: of_one_law(value) for key, value in values.items()}}
 
 
 @dataclass(slots=True, kw_only=True)

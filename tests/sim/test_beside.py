@@ -97,3 +97,23 @@ def test_an_act_happens_at_its_time_and_its_measures_are_kept(tmp_path):
     run = playing.play(settings)
     assert seen == [to_ns(1.5), to_ns(2)]
     assert run.measured == sim.open_run(run.path).measured == {"scan_s": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["beside.seeds=100001"], "beside.seeds is 100001, but must be at most 100,000"),
+        (
+            ["beside.seeds=3", f"seed={2**63 - 2}"],
+            f"beside.seeds is 3, but must be at most 2: there are no more from seed {2**63 - 2} on",
+        ),
+    ],
+)
+def test_more_seeds_than_there_are_come_to_nobody(lines, said):
+    with pytest.raises(BadSettings) as caught:
+        read(["scenario=steady", *PLAIN, *lines])
+    assert str(caught.value) == said
+
+
+def test_the_last_seeds_may_be_played_beside_each_other():
+    assert read(["scenario=steady", *PLAIN, "beside.seeds=2", f"seed={2**63 - 2}"]).beside.seeds == 2

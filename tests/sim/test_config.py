@@ -294,6 +294,18 @@ BAD = [
         "workload.parts.code.model_zipf is None",
         "that of the first part",
     ),
+    (
+        [
+            *ROOFLINE,
+            "workload=closed",
+            "workload.prompt.law=lognormal",
+            "workload.prompt.median=9",
+            "workload.prompt.sigma=1",
+        ],
+        UnknownName,
+        "no setting is called 'workload.prompt.median'; the settings of workload.prompt are law, tokens; for",
+        "write '~workload.prompt' '+workload.prompt={law: lognormal, median: ..., sigma: ...}'",
+    ),
     ([*ROOFLINE, "tiers.limits=[{tear: ram}]"], BadSettings, "'tiers.limits[0].tear'", "tier, gib, "),
     (
         [*ROOFLINE, "routing.fallbacks={'*': [auto]}"],
@@ -320,6 +332,21 @@ def test_bad_input_is_one_sentence_with_the_thing_and_what_is_allowed(overrides,
     assert thing in message
     assert allowed in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("workload", "law", "params"),
+    [
+        ("closed", "{law: lognormal, median: 9, sigma: 1}", {"median": 9.0, "sigma": 1.0, "tokens": None}),
+        ("generated", "{law: fixed, tokens: 9}", {"median": None, "sigma": None, "tokens": 9}),
+    ],
+)
+def test_another_law_takes_nothing_along_of_the_usual_one(workload, law, params):
+    lines = ["~workload.prompt", f"+workload.prompt={law}"]  # as the refusal says
+    prompt = read([*ROOFLINE, f"workload={workload}", *lines]).workload.prompt
+    assert {name: getattr(prompt, name) for name in params} == params
+    with pytest.raises(BadSettings, match=r"workload.prompt.cv is 2.0, but must be null, since the law is"):
+        read([*ROOFLINE, f"workload={workload}", *lines, "+workload.prompt.cv=2"])
 
 
 def test_models_that_are_alike_are_read_once_and_are_what_each_is_by_itself(monkeypatch):
