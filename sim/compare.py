@@ -274,6 +274,9 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     except BadSettings as error:
         complain(error)
         return 2
+    except KeyboardInterrupt:
+        complain("interrupted; nothing is written")
+        return 130
     pairs = len(found.seeds)
     show_rows(f"{pairs} pair{'s' * (pairs != 1)} of runs, 95 % intervals of the difference", found.rows, out)
     if picture:

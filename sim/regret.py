@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(error)
         return 2
     except KeyboardInterrupt:
+        complain("interrupted; nothing is written")
         return 130
     return 0
 

@@ -31,6 +31,7 @@ from sim.traffic.clients import figures
 from sim.traffic.describe import BLOCK_TOKENS, Description, describe
 from sim.traffic.fit import Fit, PartsFit, fit_by_model, written
 from sim.traffic.formats import SERVEGEN, detect
+from sim.traffic.lengths import of_one_law
 from sim.traffic.trace import MAX_TOKENS
 from sim.traffic.workload import whole
 
@@ -102,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"modelyard: {error}\n")
         return BAD_SETTINGS
     except KeyboardInterrupt:
+        sys.stderr.write("modelyard: interrupted; nothing is written\n")
         return INTERRUPTED
     return 0
 
@@ -244,7 +246,7 @@ def _settled(values: dict[str, Any]) -> Workload:
     if not isinstance(kind, str) or kind not in workloads.classes:
         known = ", ".join(workloads.classes)
         raise UnknownName(f"no workload is of the kind {kind!r}; choose from {known}")
-    made: Workload = typed(workloads.classes[kind], values, "workload")
+    made: Workload = typed(workloads.classes[kind], of_one_law(values), "workload")
     return made
 
 

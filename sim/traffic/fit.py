@@ -423,6 +423,7 @@ def written(found: Fit | PartsFit, source: str) -> str:
     if isinstance(found, Fit):
         return "\n".join(lines + _lines(found)) + "\n"
     lines += ["# a part for each model, since lengths differ from model to model", "kind: merged"]
+    lines += ["requests: null # the first so many; null is all"]
     lines += [f"model_zipf: {found.workload.model_zipf}", f"vocab: {found.workload.vocab}", "parts:"]
     for name, part in found.parts.items():
         lines += [f"  {_flow(name)}:", *(f"    {line}" for line in _lines(part))]

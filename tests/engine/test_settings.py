@@ -139,7 +139,9 @@ def test_a_limit_needs_somebody_and_a_tier_that_is_there():
         BadSettings, match=r"tiers.limits.model is None, but must be given, or tenant must be"
     ):
         LimitSettings(tier="ram", gib=1)
-    with pytest.raises(BadSettings, match=r"tiers.limits\[0\].tier is 'ssd', but must be a tier that is given"):
+    with pytest.raises(
+        BadSettings, match=r"tiers.limits\[0\].tier is 'ssd', but must be a tier that is given"
+    ):
         CacheSettings(limits=[LimitSettings(tier="ssd", gib=1, model="llama")])
 
 

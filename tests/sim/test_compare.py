@@ -98,3 +98,12 @@ def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_compared
     assert f"out is {name!r}, but must be a file in a folder that exists" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+def test_ctrl_c_is_said_and_nothing_is_written(monkeypatch, capsys):
+    def interrupted(*_given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sim.compare.compare", interrupted)
+    assert command.main(["a", "--", "b"]) == 130
+    assert capsys.readouterr().err == "modelyard: interrupted; nothing is written\n"

@@ -102,6 +102,16 @@ def test_the_command_refuses_what_makes_no_sense(capsys, tmp_path):
     assert "usage" in capsys.readouterr().out
 
 
+def test_ctrl_c_is_said_and_nothing_is_written(tmp_path, capsys, monkeypatch):
+    def interrupted(*_given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sim.regret.counterfactual", interrupted)
+    assert main(["scenario=queue", f"report.folder={tmp_path}"]) == 130
+    assert capsys.readouterr().err == "modelyard: interrupted; nothing is written\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_the_command_writes_what_it_shows(tmp_path, capsys):
     lines = [*QUEUE, "workload.requests=60", "sample=2", "workers=1", f"report.folder={tmp_path}"]

@@ -139,6 +139,7 @@ def test_a_fit_of_more_models_than_usual_can_be_described_under_their_names(tmp_
     path.write_text("timestamp_s,model,tenant,input_tokens,output_tokens\n" + "".join(rows))
     assert main(["fit", str(path), f"out={out}"]) == 0
     assert yaml.safe_load(out.read_text())["kind"] == "merged"
+    assert yaml.safe_load(out.read_text())["requests"] is None  # for a line that sets it
     capsys.readouterr()
     assert main(["describe", str(out)]) == 0
     said = capsys.readouterr().out
@@ -176,6 +177,16 @@ def test_names_are_shown_as_they_are_written(tmp_path, capsys, monkeypatch):
     assert said.startswith("[b]trace[1]:cat:.csv ")
     assert "a:cat: 0.500" in said
     assert "[red]x[/b] 0.500" in said
+
+
+def test_ctrl_c_is_said_and_nothing_is_written(sample, tmp_path, capsys, monkeypatch):
+    def interrupted(*_given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sim.traffic.__main__.describe", interrupted)
+    assert main(["fit", str(sample), f"out={tmp_path / 'like.yaml'}"]) == 130
+    assert capsys.readouterr().err == "modelyard: interrupted; nothing is written\n"
+    assert list(tmp_path.iterdir()) == [sample]
 
 
 @pytest.mark.slow
