@@ -8,6 +8,7 @@
 What is exported here stays; modules below may move.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,12 @@ _HOMES = {
     "run": "sim.play",
     "sweep": "sim.sweep",
 }
+
+# `python -m sim...` is about to import for a second, in which there is nothing to tell of Ctrl-C.
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].partition(".")[0] == __name__:
+    from sim.early import leave_on_ctrl_c
+
+    leave_on_ctrl_c()
 
 
 def __getattr__(name: str) -> Any:

@@ -14,11 +14,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.errors import BadSettings
-from engine.pipes import let_readers_leave
 from sim import every, multirun
 from sim.checks import table
 from sim.composing import is_interrupted, keeping_ctrl_c, plainly_composed
 from sim.config import SECTIONS, choices, explained, settle
+from sim.early import begin
 from sim.play import play
 from sim.runs import Run
 
@@ -69,7 +69,7 @@ def _one_run(arguments: list[str]) -> int:
 
 def console() -> None:
     """`main` for a process of its own: whoever reads what it prints may leave."""
-    let_readers_leave()
+    begin()
     main()
 
 

@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.errors import BadSettings
-from engine.pipes import let_readers_leave
 from sim import metrics
 from sim.beside import ITSELF
 from sim.callables import callable_as
 from sim.copies import without_copies
+from sim.early import begin
 from sim.experiments import LATENCIES, MAIN, complain, is_better
 from sim.runs import Run, matching, open_run
 from sim.stats import Difference, batch_means, difference, holm
@@ -321,5 +321,5 @@ def show_rows(title: str, rows: Sequence[Row], out: Console) -> None:
 callable_as(__name__, compare)
 
 if __name__ == "__main__":
-    let_readers_leave()
+    begin()
     sys.exit(main())

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.errors import BadSettings
-from engine.pipes import let_readers_leave
 from sim.callables import callable_as
 from sim.config import read
 from sim.counterfactual import Counterfactual, counterfactual
+from sim.early import begin
 from sim.experiments import Folder, complain, own_settings, whole_number
 from sim.hindsight import figures, regret
 from sim.intervals import Interval
@@ -139,5 +139,5 @@ def _write(found: Counterfactual, parent: str, scenario: str, lines: Sequence[st
 callable_as(__name__, regret)
 
 if __name__ == "__main__":
-    let_readers_leave()
+    begin()
     sys.exit(main())

@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.errors import BadSettings
-from engine.pipes import let_readers_leave
 from engine.settings import at_least, require
 from sim import metrics
 from sim.apart import leave_if_imported
 from sim.callables import callable_as
 from sim.config import RunSettings, read
 from sim.copies import SAME, are_copies, rows_without_copies, without_copies
+from sim.early import begin
 from sim.experiments import (
     MAIN,
     Folder,
@@ -412,5 +412,5 @@ def show(found: Replications, out: Console) -> None:
 callable_as(__name__, replicate)
 
 if __name__ == "__main__":
-    let_readers_leave()
+    begin()
     sys.exit(main())

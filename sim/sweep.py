@@ -15,11 +15,11 @@ import pandas as pd
 from rich.console import Console
 
 from engine.errors import BadSettings
-from engine.pipes import let_readers_leave
 from sim.apart import leave_if_imported
 from sim.callables import callable_as
 from sim.compare import Row, show_rows
 from sim.copies import SAME, are_copies
+from sim.early import begin
 from sim.experiments import (
     Folder,
     complain,
@@ -385,5 +385,5 @@ def show_sweep(found: Sweep, out: Console) -> None:
 callable_as(__name__, sweep)
 
 if __name__ == "__main__":
-    let_readers_leave()
+    begin()
     sys.exit(main())

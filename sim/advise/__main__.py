@@ -6,9 +6,9 @@ nothing ran. 3: undecided: the budget ended before it was sure. 130: interrupted
 
 import sys
 
-from engine.pipes import let_readers_leave
 from sim.advise.command import main
+from sim.early import begin
 
 if __name__ == "__main__":
-    let_readers_leave()
+    begin()
     sys.exit(main())

@@ -17,8 +17,8 @@ from rich.status import Status
 
 from engine.errors import BadSettings
 from engine.execution import executors
-from engine.pipes import let_readers_leave
 from engine.settings import require
+from sim.early import begin
 from sim.fidelity import contest, report
 from sim.fidelity.bench import Bench, CaseResult, systems_of
 from sim.fidelity.cases import CASES, run_settings, traffic
@@ -155,5 +155,5 @@ def show(result: CaseResult, out: Console) -> None:
 
 
 if __name__ == "__main__":
-    let_readers_leave()
+    begin()
     sys.exit(main())

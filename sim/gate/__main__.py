@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import BadSettings, EngineError
-from engine.pipes import let_readers_leave
 from engine.settings import require
+from sim.early import begin
 from sim.experiments import complain, own_settings, whole_number
 from sim.gate.baselines import HOME
 from sim.gate.check import LETTERS, SELF_TESTS, Selection, check, selftest, update
@@ -146,5 +146,5 @@ def environment(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    let_readers_leave()
+    begin()
     sys.exit(main())

@@ -16,10 +16,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from engine.errors import BadSettings, LoadFailed
 from engine.execution.profile_file import Profile, read_profile
-from engine.pipes import let_readers_leave
 from engine.settings import EngineSettings, above, at_least, require
 from sim.config import read as read_run
 from sim.config import typed
+from sim.early import begin
 from sim.profile.fitting import fit
 from sim.profile.measuring import CONTEXT_TOKENS, Told, measure, model_of
 from sim.profile.points import may_write, notes_path
@@ -159,5 +159,5 @@ def bar(visits: list[int]) -> Iterator[Told]:
 
 
 if __name__ == "__main__":
-    let_readers_leave()
+    begin()
     sys.exit(main())

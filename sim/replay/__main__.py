@@ -15,8 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from engine.errors import BadSettings
-from engine.pipes import let_readers_leave
 from sim.config import typed
+from sim.early import begin
 from sim.intervals import Interval
 from sim.replay.compare import (
     CLAIRVOYANT,
@@ -174,5 +174,5 @@ def _published(row: str) -> str:
 
 
 if __name__ == "__main__":
-    let_readers_leave()
+    begin()
     sys.exit(main())

@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from engine.errors import BadSettings
-from engine.pipes import let_readers_leave
 from sim import plots
+from sim.early import begin
 from sim.experiments import complain
 from sim.folder import put
 from sim.report.index import html_index
@@ -120,5 +120,5 @@ def _put(path: Path, text: str) -> Path:
 
 
 if __name__ == "__main__":
-    let_readers_leave()
+    begin()
     sys.exit(main())

@@ -17,9 +17,9 @@ from rich.console import Console
 
 from engine.clock import utc_now
 from engine.errors import BadSettings
-from engine.pipes import let_readers_leave
 from engine.settings import at_least, require
 from sim.config import typed
+from sim.early import begin
 from sim.machine import processor
 from sim.scorecard.caching import caching
 from sim.scorecard.control import quota, routing
@@ -109,5 +109,5 @@ def measured(settings: ScorecardSettings, folder: Path, shown: Console) -> list[
 
 
 if __name__ == "__main__":
-    let_readers_leave()
+    begin()
     sys.exit(main())

@@ -21,11 +21,11 @@ from rich.text import Text
 from yaml import YAMLError
 
 from engine.errors import BadSettings, UnknownName
-from engine.pipes import let_readers_leave
 from engine.registry.discovery import printable
 from engine.settings import require
 from sim.composing import CONFIG_MODULE
 from sim.config import choices, typed
+from sim.early import begin
 from sim.traffic import MergedWorkload, ServeGenWorkload, Trace, TraceWorkload, Workload, draw, workloads
 from sim.traffic.clients import figures
 from sim.traffic.describe import BLOCK_TOKENS, Description, describe
@@ -326,5 +326,5 @@ def _status(text: str) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
-    let_readers_leave()
+    begin()
     sys.exit(main())

@@ -15,8 +15,8 @@ import numpy as np
 
 from engine.clock import NS_PER_S
 from engine.errors import BadSettings
-from engine.pipes import let_readers_leave
 from engine.settings import require
+from sim.early import begin
 from sim.streams import stream
 from sim.traffic.azure import HEADER
 from sim.traffic.synthetic import log_normal_tokens
@@ -88,5 +88,5 @@ def _lengths(seed: int, name: str, count: int, mu: float, sigma: float, most: in
 
 
 if __name__ == "__main__":
-    let_readers_leave()
+    begin()
     sys.exit(main())

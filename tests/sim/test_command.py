@@ -235,6 +235,47 @@ def test_a_choice_that_is_no_name_is_refused_where_only_the_settings_are_asked_f
     assert not list(tmp_path.iterdir())
 
 
+HOOK = """import builtins, os, signal
+importing = builtins.__import__
+def interrupted(name, *given, **named):
+    if name.startswith("hydra"):
+        os.kill(os.getpid(), signal.SIGINT)
+    return importing(name, *given, **named)
+builtins.__import__ = interrupted
+"""
+
+
+@pytest.mark.parametrize("module", ["sim", "sim.replicate", "sim.traffic"])
+def test_ctrl_c_while_a_command_imports_ends_it_without_a_word(module, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(HOOK, encoding="utf-8")
+    paths = [str(tmp_path), str(Path(sim.__file__).parents[1])]
+    done = subprocess.run(
+        [sys.executable, "-m", module, "scenario=steady"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_is_left_to_a_program_that_imports_the_simulator(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "__init__.py").write_text("import sim\n", encoding="utf-8")
+    told = "import signal\nprint(signal.getsignal(signal.SIGINT) is signal.default_int_handler)\n"
+    (tmp_path / "theirs" / "__main__.py").write_text(told, encoding="utf-8")
+    paths = [str(tmp_path), str(Path(sim.__file__).parents[1])]
+    done = subprocess.run(
+        [sys.executable, "-m", "theirs"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "True\n"
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_what_had_finished_readable(tmp_path):
     lines = ["scenario=steady", "executor=roofline", "workload.requests=400000", "workload.rate=30"]
