@@ -163,6 +163,7 @@ def settle(config: DictConfig, overrides: Sequence[str]) -> RunSettings:
     if lines is not None:
         parts = _plain(composed(lines), lines)
     _check_sections(parts)
+    require("faults", parts["faults"], isinstance(parts["faults"], list), "a list of faults")
     seed = _seed(parts["seed"])
     story = _story(parts["scenario"])
     settings = RunSettings(
@@ -242,20 +243,42 @@ OWN_KEYS: dict[type, str] = {
 """What classes that stand in lists and maps call themselves."""
 
 
-def _entries(cls: type, values: dict[str, Any], key: str) -> Iterator[tuple[type, dict[str, Any], str]]:
-    """The groups of settings given for a dataclass, in lists and maps too: what each should be, and its key."""
+def _entries(cls: type, values: dict[str, Any], key: str) -> Iterator[tuple[type, Any, str]]:
+    """What is given for the groups of settings of a dataclass, in lists and maps too, with its class and its key.
+
+    Raises BadSettings where it is no list, or no map.
+    """
     for name, hint in get_type_hints(cls).items():
-        given, kinds = values.get(name), [kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)]
-        if not kinds:
+        if name not in values:
             continue
-        places: dict[str, Any] = {f"{key}.{name}": given}
-        if isinstance(given, list):
-            places = {f"{key}.{name}[{number}]": entry for number, entry in enumerate(given)}
-        elif get_origin(hint) is dict and isinstance(given, dict):
-            places = {f"{key}.{name}.{each}": entry for each, entry in given.items()}
-        for place, entry in places.items():
-            if isinstance(entry, dict):
-                yield cast("type", kinds[0]), entry, place
+        kinds = [kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)]
+        given, place = values[name], f"{key}.{name}"
+        if not kinds:
+            _check_shape(place, given, hint)
+            continue
+        kind = cast("type", kinds[0])
+        if get_origin(hint) is list:
+            require(place, given, isinstance(given, list), f"a list of groups of settings: {_names(kind)}")
+            yield from ((kind, entry, f"{place}[{number}]") for number, entry in enumerate(given))
+        elif get_origin(hint) is dict:
+            require(place, given, isinstance(given, dict), f"a map to groups of settings: {_names(kind)}")
+            yield from ((kind, entry, f"{place}.{each}") for each, entry in given.items())
+        elif given is not None or type(None) not in get_args(hint):
+            yield kind, given, place
+
+
+def _check_shape(key: str, given: Any, hint: Any) -> None:
+    """Raise BadSettings for what is no list, or no map, where there should be one."""
+    shape, parts = get_origin(hint), get_args(hint)
+    if shape is list:
+        require(key, given, isinstance(given, list), "a list, as in [A, B]")
+    elif shape is dict:
+        require(key, given, isinstance(given, dict), "a map, as in {NAME: VALUE}")
+        for name, value in given.items():
+            _check_shape(f"{key}.{name}", value, parts[1])
+    elif given is not None:
+        for part in parts:  # of what may be null
+            _check_shape(key, given, part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +327,10 @@ def explained(error: Exception, overrides: Sequence[str]) -> BadSettings:
         return UnknownName(_unknown_key(match[1], overrides, unknown or match[1]))
     if isinstance(error, MissingMandatoryValue):
         return BadSettings(f"{error.full_key} has no value; give it one with {error.full_key}=VALUE")
-    return BadSettings(text)
+    of_another_kind = re.match(r"Error merging override ([^=]+)=(.*)", text)  # a map where a list stands
+    return BadSettings(
+        f"{of_another_kind[1]} is {of_another_kind[2]}, but must be a list" if of_another_kind else text
+    )
 
 
 def _unknown_key(key: str, overrides: Sequence[str], full: str) -> str:
@@ -373,6 +399,12 @@ def _sentence(error: OmegaConfBaseException, key: str) -> str:
     full = f"{key}.{error.full_key}" if error.full_key else key
     if match := re.match(r"Value (.+) of type .+ could not be converted to (\w+)", first):
         return f"{full} is {match[1]}, but must be of type {match[2].lower()}"
+    if match := re.match(r"Cannot convert '\w+' to string: '(.*)'$", first):
+        return f"{full} is {match[1]}, but must be of type str"
+    if match := re.match(r"Value (.+) is not a valid bool", first):
+        return f"{full} is {match[1]}, but must be true or false"
+    if first.endswith("is not Optional") or first.startswith("Incompatible value 'None'"):
+        return f"{full} is None, but must be given"
     if isinstance(error, MissingMandatoryValue):
         return f"{full} has no value; give it one with {full}=VALUE"
     return f"{full}: {first}"
@@ -422,10 +454,14 @@ def _models(given: Sequence[Any]) -> list[ModelSettings]:
     return models
 
 
-def _fleet(values: dict[str, Any]) -> FleetSettings:
-    models = _models(values["models"])
-    require("fleet.models", values["models"], len(models) > 0, "at least one model")
-    replicas = values["replicas"]
+def _fleet(values: Any) -> FleetSettings:
+    if not isinstance(values, dict):
+        raise BadSettings(f"fleet is {values!r}, but must be a group of settings")
+    given, replicas = values.get("models"), values.get("replicas")
+    require(
+        "fleet.models", given, isinstance(given, list) and len(given) > 0, "at least one model, in a list"
+    )
+    models = _models(given or ())
     if isinstance(replicas, int) and not isinstance(replicas, bool):
         at_least("fleet.replicas", replicas, 1)
         replicas = dict.fromkeys(islice(_letters(), replicas), models[0].name)
@@ -507,7 +543,7 @@ def _fault(key: str, entry: Any) -> TimedFault:
     if not isinstance(entry, dict) or "fault" not in entry or "at_s" not in entry:
         raise BadSettings(f"{key} is {entry!r}, but must look like {{fault: crash, replica: b, at_s: 5}}")
     name = entry["fault"]
-    if name not in FAULTS:
+    if not isinstance(name, str) or name not in FAULTS:
         raise UnknownName(
             f"no fault is called {name!r}, as {key}.fault has it; choose from {_options(FAULTS)}"
         )

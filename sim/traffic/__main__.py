@@ -219,6 +219,10 @@ def _loaded(path: Path) -> dict[str, Any]:
     """The settings in a file. Raises BadSettings."""
     try:
         values = OmegaConf.load(path)
+    except RecursionError as error:  # a list that holds itself
+        raise BadSettings(
+            f"{path} cannot be read as settings: it has groups in groups without end"
+        ) from error
     except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
         raise BadSettings(f"{path} cannot be read as settings: {' '.join(str(error).split())}") from error
     if not isinstance(values, DictConfig):

@@ -179,6 +179,12 @@ def test_names_are_shown_as_they_are_written(tmp_path, capsys, monkeypatch):
     assert "[red]x[/b] 0.500" in said
 
 
+def test_a_file_of_settings_that_holds_itself_is_refused(tmp_path, capsys):
+    path = tmp_path / "itself.yaml"
+    path.write_text("a: &a [*a]\n", encoding="utf-8")
+    assert "has groups in groups without end" in refused(capsys, "describe", str(path))
+
+
 def test_ctrl_c_is_said_and_nothing_is_written(sample, tmp_path, capsys, monkeypatch):
     def interrupted(*_given):
         raise KeyboardInterrupt
