@@ -3,10 +3,10 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pandas as pd
 from rich.console import Console
@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from engine.clock import utc_now
 from engine.errors import BadSettings
+from engine.settings import require
 from sim.folder import claim
-from sim.workers import Played, Told, sweep_up
+from sim.workers import MOST_RUNS, Played, Told, sweep_up
 
 LATENCIES = ("ttft", "tpot", "e2e")
 MAIN = (
@@ -27,6 +28,8 @@ MAIN = (
 """The figures that are shown; the tables have all."""
 
 COMMAND = "command.json"
+
+T = TypeVar("T")
 
 MORE_IS_BETTER = frozenset({"token_hit_ratio", "request_hit_ratio", "completed", "jain_index_of_replicas"})
 
@@ -198,11 +201,21 @@ def own_settings(arguments: Sequence[str], names: Sequence[str]) -> tuple[dict[s
 
 
 def whole_number(name: str, value: str, least: int = 1) -> int:
-    """Raises BadSettings for what is no whole number of at least `least`."""
+    """Raises BadSettings for what is no whole number of at least `least`, and for more than anybody can have."""
     try:
         number = int(value)
     except ValueError:
         number = least - 1
     if number < least:
         raise BadSettings(f"{name} is {value!r}, but must be a whole number of at least {least}")
+    require(name, number, number <= MOST_RUNS, f"at most {MOST_RUNS:,}")
     return number
+
+
+def each_once(key: str, text: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """The values of `NAME:VALUE,NAME:VALUE` by name. Raises BadSettings where a name stands twice."""
+    found: dict[str, T] = {}
+    for name, value in pairs:
+        require(key, text, name not in found, f"one value for each name, but has {name} twice")
+        found[name] = value
+    return found

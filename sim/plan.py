@@ -21,9 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from engine.errors import BadSettings
 from sim.composing import CONFIG_MODULE, keeping_ctrl_c
 from sim.config import RunSettings, explained, read
-from sim.workers import Job
+from sim.workers import MOST_RUNS, Job
 
-MOST_RUNS = 100_000
 MOST_SEED = 2**63 - 1
 
 Combination = dict[str, str]

@@ -8,7 +8,6 @@ the runs are too short. 130: interrupted; the runs that were whole are kept in a
 import os
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from sim.experiments import (
     MAIN,
     Folder,
     complain,
+    each_once,
     own_settings,
     progress,
     refuse_if_none_could,
@@ -362,10 +362,7 @@ def options(own: Mapping[str, str]) -> ReplicateSettings:
     if "analysis" in own:
         given["analysis"] = own["analysis"]
     if "until" in own:
-        goals = list(map(_goal, own["until"].split(",")))
-        for name, count in Counter(name for name, _ in goals).items():
-            require("until", own["until"], count == 1, f"one share for each figure, but has {name} twice")
-        given["until"] = dict(goals)
+        given["until"] = each_once("until", own["until"], map(_goal, own["until"].split(",")))
     return ReplicateSettings(**given)
 
 

@@ -19,6 +19,8 @@ from sim.checks import Check, overall
 from sim.config import RunSettings, read
 
 Figures = dict[str, Any]
+MOST_RUNS = 100_000
+"""Of an experiment, and so of processes that play them."""
 
 EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3, "error": 1, "bad settings": 2}
 

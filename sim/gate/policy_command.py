@@ -11,7 +11,7 @@ import yaml
 
 from engine.errors import BadSettings
 from engine.settings import require
-from sim.experiments import complain, own_settings, whole_number
+from sim.experiments import complain, each_once, own_settings, whole_number
 from sim.gate.environment import source
 from sim.gate.files import write
 from sim.gate.policy import SIDES, PolicySettings, judge_policy
@@ -119,7 +119,8 @@ def options(own: Mapping[str, str]) -> PolicySettings:
     }
     given |= {name: _number(name, own[name]) for name in ("slo_ttft_s", "slo_tpot_s") if name in own}
     if "may_cost" in own:
-        given["may_cost"] = dict(map(_allowance, own["may_cost"].split(",")))
+        costs = map(_allowance, own["may_cost"].split(","))
+        given["may_cost"] = each_once("may_cost", own["may_cost"], costs)
     return PolicySettings(**given)
 
 

@@ -83,6 +83,8 @@ def test_a_run_that_only_grows_is_too_short(lines, capsys):
         ("replications=1", "replications is 1, but must be at least 2"),
         ("replications=ten", "replications is 'ten', but must be a whole number"),
         ("most=3", "most is 3, but must be at least 10"),
+        ("workers=100000000000", "workers is 100000000000, but must be at most 100,000"),
+        ("most=100001", "most is 100001, but must be at most 100,000"),
         ("analysis=steady", "replications is 9, but must be at least 10 with analysis=steady"),
         ("analysis=wild", "analysis is 'wild', but must be terminating or steady"),
         ("until=cats:2%", "until is 'cats', but must be one of mean_ttft_s"),
@@ -90,7 +92,7 @@ def test_a_run_that_only_grows_is_too_short(lines, capsys):
         ("until=mean_ttft_s:200%", "until=mean_ttft_s is 2.0, but must be above 0"),
         (
             "until=mean_ttft_s:2%,completed:3%,mean_ttft_s:5%",
-            "must be one share for each figure, but has mean_ttft_s twice",
+            "must be one value for each name, but has mean_ttft_s twice",
         ),
         ("strategy=nobody", "no strategy is called 'nobody'"),
         ("routing.fallbacks={nobody: [auto]}", "routing.fallbacks names 'nobody'"),  # found on the stage only

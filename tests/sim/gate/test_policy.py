@@ -135,6 +135,10 @@ def test_after_an_interrupt_the_pairs_that_were_whole_are_told(monkeypatch):
         ("may_cost=goodput_per_s -- --", "may_cost is 'goodput_per_s', but must be FIGURE:SHARE"),
         ("may_cost=goodput_per_s:-1% -- --", "may_cost=goodput_per_s is -0.01, but must be at least 0 %"),
         ("may_cost=goodput_per_s:nan% -- --", "may_cost=goodput_per_s is nan, but must be at least 0 %"),
+        (
+            "may_cost=goodput_per_s:1%,goodput_per_s:2% -- --",
+            "may_cost is 'goodput_per_s:1%,goodput_per_s:2%', but must be one value for each name",
+        ),
         ("seeds=1 -- --", "seeds is 1, but must be at least 2"),
         ("seeds=x -- --", "seeds is 'x', but must be a whole number"),
         ("slo_ttft_s=soon -- --", "slo_ttft_s is 'soon', but must be a number"),
