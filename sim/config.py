@@ -322,7 +322,7 @@ def explained(error: Exception, overrides: Sequence[str]) -> BadSettings:
         return BadSettings(
             f"no {match[1]} is given; choose one with {match[1]}=NAME from {_options(choices(match[1]))}"
         )
-    if match := re.search(r"Could not override '([\w.@/]+)'", text):
+    if match := re.search(r"Could not override '([^']+)'", text):
         unknown = error.__cause__.full_key if isinstance(error.__cause__, ConfigKeyError) else None
         return UnknownName(_unknown_key(match[1], overrides, unknown or match[1]))
     if isinstance(error, MissingMandatoryValue):
@@ -345,7 +345,7 @@ def _unknown_key(key: str, overrides: Sequence[str], full: str) -> str:
         parent, key = full.rpartition(".")[0], full
     if not parent:
         return f"no setting is called {key!r}; the settings are {_options(SECTIONS)}"
-    beside = [line for line in others if not re.match(rf"[+~]*{re.escape(parent)}\.\w+=", line)]
+    beside = [line for line in others if not re.match(rf"[+~]*{re.escape(parent)}\.[^.=]+=", line)]
     node = _composed_node(others, parent) or _composed_node(
         beside, parent
     )  # another one of them may be unknown too

@@ -37,7 +37,12 @@ def draw(settings: Workload, seed: int, models: Sequence[str]) -> Trace:
     if settings.model_zipf is not None:
         if settings.kind == "trace":
             _check_room(trace, models)
-        trace.spread(models, settings.model_zipf)
+        try:
+            trace.spread(models, settings.model_zipf)
+        except BadSettings as error:
+            if not trace.models:
+                raise
+            raise BadSettings(f"{error}, {listed(models)}; asked for are {listed(trace.models)}") from error
     return trace
 
 

@@ -347,6 +347,12 @@ BAD = [
     ([*ROOFLINE, "faults=5"], BadSettings, "faults is 5", "a list of faults"),
     ([*ROOFLINE, "faults={a: 1}"], BadSettings, "faults is {a: 1}", "a list"),
     ([*ROOFLINE, "faults=[{fault: [crash], at_s: 1}]"], UnknownName, "called ['crash']", "crash, recover"),
+    (
+        [*ROOFLINE, "workload=merged", "+workload.parts.model-1={rate: 1}", "workload.parts.model-1.rat=1"],
+        UnknownName,
+        "no setting is called 'workload.parts.model-1.rat'",
+        "the settings of workload.parts.model-1 are rate",
+    ),
     ([*ROOFLINE, "tiers.limits=[{tear: ram}]"], BadSettings, "'tiers.limits[0].tear'", "tier, gib, "),
     (
         [*ROOFLINE, "routing.fallbacks={'*': [auto]}"],

@@ -44,6 +44,11 @@ def merged(seed=1, fleet=("chat", "code"), parts=None, **settings):
     return draw(MergedWorkload(parts=parts or {"chat": CHAT, "code": CODE}, **settings), seed, list(fleet))
 
 
+def test_more_parts_than_the_fleet_has_models_are_told_by_name():
+    with pytest.raises(BadSettings, match=r"at most 1: the models of the fleet, a; asked for are chat, code$"):
+        merged(fleet=["a"])
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_each_part_is_what_it_is_without_the_others(seed):
     both = merged(seed)
