@@ -327,10 +327,9 @@ def explained(error: Exception, overrides: Sequence[str]) -> BadSettings:
         return UnknownName(_unknown_key(match[1], overrides, unknown or match[1]))
     if isinstance(error, MissingMandatoryValue):
         return BadSettings(f"{error.full_key} has no value; give it one with {error.full_key}=VALUE")
-    of_another_kind = re.match(r"Error merging override ([^=]+)=(.*)", text)  # a map where a list stands
-    return BadSettings(
-        f"{of_another_kind[1]} is {of_another_kind[2]}, but must be a list" if of_another_kind else text
-    )
+    if match := re.match(r"Error merging override ([^=]+)=(.*)", text):
+        text = f"{match[1]} is {match[2]}, but has a map where a list must stand"
+    return BadSettings(text)
 
 
 def _unknown_key(key: str, overrides: Sequence[str], full: str) -> str:

@@ -10,11 +10,13 @@ from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shutil import rmtree
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from engine.cache import tables
 from engine.clock import NS_PER_S, stopwatch_ns
+from engine.errors import BadSettings
 from engine.telemetry import JsonLines, Meter
 from engine.telemetry.context import TraceIds
 from engine.telemetry.spans import Sampling, SpanBuilder
@@ -128,13 +130,23 @@ def _play(
 
 
 def _beside(run: Run, others: dict[str, list[RunSettings]], progress: bool) -> dict[str, list[Run]]:
-    """Play the runs beside one, until Ctrl-C: then that one counts as interrupted."""
+    """Play the runs beside one, until Ctrl-C: then that one counts as interrupted.
+
+    Raises BadSettings for what comes out only when one of them begins, and leaves no folder.
+    """
     played: dict[str, list[Run]] = {ITSELF: [run]}
     for name, all_settings in others.items():
         for settings in all_settings:
             folder = run.path / BESIDE / name
             report = replace(settings.report, folder=str(folder), plots=False, spans=False)
-            other = _on_stage(replace(settings, report=report), None, progress)
+            try:
+                other = _on_stage(replace(settings, report=report), None, progress)
+            except BadSettings as error:
+                rmtree(
+                    run.path, ignore_errors=True
+                )  # as if nothing had run, like all that is wrong with settings
+                where = f"on seed {settings.seed}" if name == ITSELF else f"beside.runs.{name}"
+                raise type(error)(f"{where}: {error}") from error
             if other.manifest["interrupted"]:
                 run.manifest["interrupted"] = True
                 return played

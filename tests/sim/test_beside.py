@@ -117,3 +117,10 @@ def test_more_seeds_than_there_are_come_to_nobody(lines, said):
 
 def test_the_last_seeds_may_be_played_beside_each_other():
     assert read(["scenario=steady", *PLAIN, "beside.seeds=2", f"seed={2**63 - 2}"]).beside.seeds == 2
+
+
+def test_what_is_wrong_with_a_run_beside_and_comes_out_when_it_begins_leaves_no_folder(tmp_path):
+    lines = ["beside.seeds=1", '+beside.runs.other=["routing.fallbacks={nobody: [auto]}"]']
+    with pytest.raises(BadSettings, match=r"^beside\.runs\.other: routing\.fallbacks names 'nobody'"):
+        sim.run("steady", [*PLAIN, *lines, f"report.folder={tmp_path}"])
+    assert list(tmp_path.iterdir()) == []

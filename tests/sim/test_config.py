@@ -345,7 +345,13 @@ BAD = [
     ([*ROOFLINE, "~fleet.models"], BadSettings, "fleet.models is None", "at least one model, in a list"),
     ([*ROOFLINE, "~fleet.replicas"], BadSettings, "fleet.replicas is None", "a number or a map"),
     ([*ROOFLINE, "faults=5"], BadSettings, "faults is 5", "a list of faults"),
-    ([*ROOFLINE, "faults={a: 1}"], BadSettings, "faults is {a: 1}", "a list"),
+    ([*ROOFLINE, "faults={a: 1}"], BadSettings, "faults is {a: 1}", "where a list must stand"),
+    (
+        [*ROOFLINE, "tiers={limits: {a: 1}}"],
+        BadSettings,
+        "tiers is {limits:",
+        "a map where a list must stand",
+    ),
     ([*ROOFLINE, "faults=[{fault: [crash], at_s: 1}]"], UnknownName, "called ['crash']", "crash, recover"),
     (
         [*ROOFLINE, "workload=merged", "+workload.parts.model-1={rate: 1}", "workload.parts.model-1.rat=1"],

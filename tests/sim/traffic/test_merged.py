@@ -45,7 +45,9 @@ def merged(seed=1, fleet=("chat", "code"), parts=None, **settings):
 
 
 def test_more_parts_than_the_fleet_has_models_are_told_by_name():
-    with pytest.raises(BadSettings, match=r"at most 1: the models of the fleet, a; asked for are chat, code$"):
+    with pytest.raises(
+        BadSettings, match=r"at most 1: the models of the fleet, a; asked for are chat, code$"
+    ):
         merged(fleet=["a"])
 
 
