@@ -1,4 +1,7 @@
-"""Names in settings: of models, replicas and tenants that nobody has, each is a typo that would do nothing."""
+"""Names in settings: of models and replicas that nobody has, each is a typo that would do nothing.
+
+Tenants may be anybody: limits are written for all customers, and not all of them come in every trace.
+"""
 
 from collections.abc import Collection, Sequence
 
@@ -35,21 +38,6 @@ def check_names(settings: EngineSettings) -> None:
     for name in settings.routing.weights:  # a model without a replica has one that is called like itself
         allowed = f"replicas of the fleet: {_told([*fleet.replicas, *others])}"
         _check_key("routing.weights", name, {*fleet.replicas, *keys}, allowed)
-
-
-def check_tenants(settings: EngineSettings, tenants: Sequence[str]) -> None:
-    """Raise UnknownName for a tenant in limits or weights whom the workload has not, if it has any by name."""
-    if not tenants:
-        return
-    told = _told(tenants)
-    for number, limit in enumerate(settings.quotas.limits):
-        if limit.tenant not in (None, EACH):
-            _check(f"quotas.limits[{number}].tenant", limit.tenant, tenants, f"{EACH}, {told}")
-    for number, room in enumerate(settings.cache.limits):
-        if room.tenant is not None:
-            _check(f"tiers.limits[{number}].tenant", room.tenant, tenants, told)
-    for name in settings.quotas.tenant_weights:
-        _check_key("quotas.tenant_weights", name, tenants, f"tenants of the workload: {told}")
 
 
 def _check(key: str, name: str | None, known: Collection[str], allowed: str) -> None:

@@ -26,7 +26,7 @@ from sim.beside import ITSELF, settings_beside
 from sim.config import RunSettings, read
 from sim.facts import Facts
 from sim.folder import RunFolder
-from sim.names import check_names, check_tenants
+from sim.names import check_names
 from sim.progress import Progress
 from sim.runs import SCHEMA_VERSION, Run
 from sim.stage import Stage
@@ -63,7 +63,6 @@ def _on_stage(settings: RunSettings, others: dict[str, list[RunSettings]] | None
 def _in_scenery(settings: RunSettings, others: dict[str, list[RunSettings]] | None, progress: bool) -> Run:
     check_names(settings.engine)
     trace = settings.draw()
-    check_tenants(settings.engine, trace.tenants)
     stage = Stage(settings.engine, trace, settings.report.sample_every_s)
     if settings.ties == SHUFFLED:
         shuffle(stage.clock, settings.seed)
