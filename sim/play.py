@@ -62,8 +62,7 @@ def _on_stage(settings: RunSettings, others: dict[str, list[RunSettings]] | None
 
 def _in_scenery(settings: RunSettings, others: dict[str, list[RunSettings]] | None, progress: bool) -> Run:
     check_names(settings.engine)
-    trace = settings.draw()
-    stage = Stage(settings.engine, trace, settings.report.sample_every_s)
+    stage = Stage(settings.engine, settings.draw(), settings.report.sample_every_s)
     if settings.ties == SHUFFLED:
         shuffle(stage.clock, settings.seed)
     try:

@@ -100,6 +100,7 @@ class Stage:
         self.events = 0
         self.stopped = False
         self.answers: dict[int, list[int]] | None = None  # of completed requests, where somebody wants them
+        self.door: Callable[[], Awaitable[None]] | None = None  # what each request passes before it is served
         self._thins_out = sample_every_s is None
         self._sample_every_ns = to_ns(sample_every_s or LEAST_SAMPLE_S)
         if sample_every_s is None:
@@ -177,6 +178,9 @@ class Stage:
             clock.launch(self._serve(coming))
 
     async def _serve(self, request: Request) -> None:
+        if self.door is not None:
+            await self.door()
+            request.arrival_ns = self.clock.now_ns()
         try:
             completion = await self.engine.serve(request)
             if self.answers is not None:

@@ -1,5 +1,6 @@
 """The host's costs: what the real engine does around its steps, from logs of runs that are not compared."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +12,7 @@ import pandas as pd
 from engine.errors import BadSettings
 from engine.execution import Machine, Modelled
 from engine.settings import EngineSettings, ExecutorSettings
-from sim.fidelity.device import HostCosts, Spread, Step, StepLog, make_inner
+from sim.fidelity.device import Door, HostCosts, Spread, Step, StepLog, make_inner
 from sim.fidelity.live import LiveRun
 from sim.fidelity.steps import batch_of
 from sim.least_squares import Floats, non_negative
@@ -78,7 +79,8 @@ def host_costs(
     starts = [starts_of(*each) for each in zip(logs, said, [run.tried_ns for run in runs], strict=True)]
     costs.wake_ns = waking_ns(starts, costs)
     costs.in_ns = delays([idle_delays(run) for run in runs])
-    costs.tier_ns = tier_waits(runs, float(np.median(costs.in_ns)))
+    costs.door = door_of(runs, float(costs.in_ns.min()))
+    costs.tier_ns = tier_waits(runs)
     costs.first_ns = delays([between(run, "first_token_ns", "first_ns") for run in runs])
     costs.end_ns = delays([between(run, "last_token_ns", "last_ns") for run in runs])
     return costs
@@ -224,25 +226,49 @@ def waking_ns(starts: Listing[Starts], costs: HostCosts) -> float:
     return max(median_ns, -costs.step_ns - costs.begin_ns)
 
 
-def tier_waits(runs: Listing[LiveRun], idle_ns: float) -> Floats:
+def tier_waits(runs: Listing[LiveRun]) -> Floats:
     """What each calm request waited for a prefix that had to be read from files; each one, if no calm one had to.
 
-    In a crowd they wait for one another, and that is not the way's length. `idle_ns`: see `from_files`.
+    In a crowd they wait for one another, and that is not the way's length.
     """
-    calm = np.concatenate([from_files(before_crowd(run.both), idle_ns) for run in runs])
-    return calm if len(calm) else np.concatenate([from_files(run.both, idle_ns) for run in runs])
+    calm = np.concatenate([from_files(before_crowd(run.both)) for run in runs])
+    return calm if len(calm) else np.concatenate([from_files(run.both) for run in runs])
 
 
-def from_files(table: pd.DataFrame, idle_ns: float) -> Floats:
-    """How long each completed request of a table waited whose prefix was on ssd, in part at least.
-
-    By how much a busy engine let it in later than in `idle_ns` is part of it: others wait for the step that is under
-    way in any case, and that one's reading begins later.
-    """
+def from_files(table: pd.DataFrame) -> Floats:
+    """How long each completed request of a table waited whose prefix was on ssd, in part at least."""
     rows = table[(table["outcome"] == "completed") & (table["cached_tokens_ssd"] > 0)]
-    late = (rows["tried_ns"] - rows["intended_ns"]).to_numpy(dtype=np.float64) - idle_ns
-    waits: Floats = (rows["queued_ns"] - rows["tried_ns"]).to_numpy(dtype=np.float64) + np.maximum(0.0, late)
+    waits: Floats = (rows["queued_ns"] - rows["tried_ns"]).to_numpy(dtype=np.float64)
     return waits
+
+
+def door_of(runs: Listing[LiveRun], least_ns: float) -> Door:
+    """How calm requests were let in that came to a busy machine, `least_ns` after their intended time."""
+    found = sorted(entry for run in runs for entry in comers(run, least_ns))
+    return Door(*map(list, zip(*found, strict=True))) if found else Door()
+
+
+def comers(run: LiveRun, least_ns: float) -> Iterator[tuple[float, float, bool]]:
+    """Each of them: what was left of the turn, when it was let in, and whether that was after the turn.
+
+    Who was let in after it, but before the next batch was formed, was in time.
+    """
+    steps, table = run.log.steps, before_crowd(run.both).dropna(subset=["tried_ns"])
+    goes_on = [False, *(follows(before, step) for before, step in pairwise(steps)), False]
+    ended = np.array([step.ended_ns for step in steps], dtype=np.float64)
+    came = table["intended_ns"].to_numpy(dtype=np.float64) + least_ns
+    tried = table["tried_ns"].to_numpy(dtype=np.float64)
+    for at_ns, let_in_ns, turn in zip(came, tried, np.searchsorted(ended, came, side="right"), strict=True):
+        if turn == len(steps):
+            continue
+        ends_ns, begins_ns = ended[turn], ended[turn - 1] if goes_on[turn] else steps[turn].asked_ns
+        if begins_ns > at_ns:
+            continue
+        in_time_ns = steps[turn + 1].asked_ns if goes_on[turn + 1] else ends_ns
+        if let_in_ns <= in_time_ns:
+            yield ends_ns - at_ns, max(0.0, min(let_in_ns, ends_ns) - at_ns), False
+        else:
+            yield ends_ns - at_ns, let_in_ns - ends_ns, True
 
 
 def between(run: LiveRun, told: str, heard: str) -> Floats:

@@ -7,6 +7,7 @@ arithmetic, and charges besides what the host does between steps, as it was meas
 
 import asyncio
 from bisect import bisect_left, bisect_right
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -34,6 +35,8 @@ Ratios = npt.NDArray[np.float64]
 
 NEIGHBOURS = 65
 """Steps of about the same size among which one is drawn."""
+COMERS = 25
+"""Requests that came when about as much of a turn was left, among which one is drawn."""
 STRETCH_TURNS = 200
 """That come in the order of the calibration: several times the tens of turns of a slow spell."""
 
@@ -262,6 +265,32 @@ class Course:
 
 
 @dataclass(slots=True)
+class Door:
+    """How long requests that come while the machine is busy are on their way, by what is left of its turn.
+
+    One core serves, so who comes shortly before the end of a turn is often let in only after it, when the next batch
+    has been formed: a turn later. `left_ns` is sorted. `let_in_ns[i]` belongs to `left_ns[i]`: when that request was
+    let in, from when it came, or where it `is_late[i]`, from the end of the turn.
+    """
+
+    left_ns: list[float] = field(default_factory=list)
+    let_in_ns: list[float] = field(default_factory=list)
+    is_late: list[bool] = field(default_factory=list)
+
+    def opens_ns(self, now_ns: int, ends_ns: int, random: np.random.Generator) -> int:
+        """When a request is let in that comes now, in a turn that ends then: as one of those most like it was."""
+        count = len(self.left_ns)
+        if not count:
+            return now_ns
+        first = bisect_left(self.left_ns, ends_ns - now_ns) - COMERS // 2
+        first = min(max(first, 0), max(0, count - COMERS))
+        like = first + int(random.integers(min(COMERS, count)))
+        if self.is_late[like]:
+            return ends_ns + round(self.let_in_ns[like])
+        return min(now_ns + round(self.let_in_ns[like]), ends_ns - 1)
+
+
+@dataclass(slots=True)
 class HostCosts:
     """What the machine does besides the steps that a cost model predicts, as measured on the real engine.
 
@@ -271,8 +300,9 @@ class HostCosts:
     times a ratio of `decode_spread` or `prefill_spread`, by the `ranks` that turns had one after the other. Besides,
     `leave_ns` with each sequence that has left since the step before, `keep_ns` a token of KV that was copied out
     for it, and `read_ns` with each prefix that is brought up from files, which takes one of `tier_ns`. Between the
-    load and the engine, a request is on its way for one of `in_ns`, the news of its first token for one of
-    `first_ns`, and those of its end, after its last token, for one of `end_ns`.
+    load and a machine that rests, a request is on its way for one of `in_ns`; to a busy one for the least of these,
+    and then it passes the `door`. The news of its first token takes one of `first_ns`, and those of its end, after
+    its last token, one of `end_ns`.
     """
 
     scale: float = 1.0
@@ -284,6 +314,7 @@ class HostCosts:
     keep_ns: float = 0.0
     read_ns: float = 0.0
     in_ns: Ratios = field(default_factory=lambda: np.zeros(1))
+    door: Door = field(default_factory=Door)
     first_ns: Ratios = field(default_factory=lambda: np.zeros(1))
     end_ns: Ratios = field(default_factory=lambda: np.zeros(1))
     decode_spread: Spread = field(default_factory=no_spread)
@@ -298,11 +329,25 @@ class Ledger:
 
     free_ns: int = 0
     pace: float = 1.0
+    turns_ns: deque[int] = field(default_factory=deque)  # when those end that are not over
 
     def book(self, now_ns: int, duration_ns: int) -> int:
         """Take the next turn for what takes so long; when it ends."""
         self.free_ns = max(now_ns, self.free_ns) + round(duration_ns * self.pace)
         return self.free_ns
+
+    def turn(self, now_ns: int, duration_ns: int) -> int:
+        """The same for a turn."""
+        ends_ns = self.book(now_ns, duration_ns)
+        self.turns_ns.append(ends_ns)
+        return ends_ns
+
+    def turn_ends_ns(self, now_ns: int) -> int:
+        """When the turn that is under way ends; now where none is."""
+        turns_ns = self.turns_ns
+        while turns_ns and turns_ns[0] <= now_ns:
+            turns_ns.popleft()
+        return turns_ns[0] if turns_ns else now_ns
 
 
 @dataclass(slots=True, kw_only=True)
@@ -343,7 +388,7 @@ class SimulatedTurns(Delegating):
         if ledger.free_ns < now_ns:
             turn_ns += host.wake_ns
         self._modelled.stepped(1)
-        ends_ns = ledger.book(now_ns, max(1, round(turn_ns)))
+        ends_ns = ledger.turn(now_ns, max(1, round(turn_ns)))
         await self._clock.sleep(ends_ns - now_ns)
         answer = self._modelled.answer
         return StepResult(

@@ -1,5 +1,6 @@
 """The simulated side: the same engine, the same load and the same faults, on virtual time."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,8 +46,9 @@ def simulate(
     `pace`: what the machine does takes so many times what `host` and `models` say.
     """
     begun_ns = stopwatch_ns()
-    stage = Stage(twin(settings, models, host, seed, pace), on_the_way(trace, host, seed), SAMPLE_EVERY_S)
+    stage = Stage(twin(settings, models, host, seed, pace), on_the_way(trace, host), SAMPLE_EVERY_S)
     try:
+        stage.door = door(stage, host, seed)
         slow_down(stage.engine, host, seed)
         for number, timed in enumerate(faults):
             stage.at(timed.at_s, timed.fault, f"faults[{number}].replica")
@@ -59,10 +61,29 @@ def simulate(
     return SimulatedRun(requests=requests, seen=seen, decisions=decisions, wall_s=wall_s)
 
 
-def on_the_way(trace: Trace, host: HostCosts, seed: int) -> Trace:
-    """The same requests at the times at which they come to the engine; on one line nobody overtakes."""
-    came_ns = trace.arrival_ns + drawn(host.in_ns, len(trace), seed, "in")
-    return replace(trace, arrival_ns=np.maximum.accumulate(came_ns))
+def on_the_way(trace: Trace, host: HostCosts) -> Trace:
+    """The same requests at the times at which they come to the engine's door: all take at least so long to it."""
+    return replace(trace, arrival_ns=trace.arrival_ns + round(host.in_ns.min()))
+
+
+def door(stage: Stage, host: HostCosts, seed: int) -> Callable[[], Awaitable[None]]:
+    """What lets requests in when the real engine would; on one line nobody overtakes."""
+    clock, ledger = stage.clock, stage.engine.settings.executor.options["ledger"]
+    random, least_ns, latest_ns = stream(seed, "fidelity.in"), round(host.in_ns.min()), 0
+
+    async def pass_through() -> None:
+        nonlocal latest_ns
+        now_ns = clock.now_ns()
+        ends_ns = ledger.turn_ends_ns(now_ns)
+        if ends_ns > now_ns:
+            opens_ns = host.door.opens_ns(now_ns, ends_ns, random)
+        else:
+            opens_ns = now_ns + round(random.choice(host.in_ns)) - least_ns
+        latest_ns = max(latest_ns, opens_ns)
+        if latest_ns > now_ns:
+            await clock.sleep(latest_ns - now_ns)
+
+    return pass_through
 
 
 def seen_by_client(requests: pd.DataFrame, trace: Trace, host: HostCosts, seed: int) -> pd.DataFrame:

@@ -8,9 +8,9 @@ from engine.clock import WallClock
 from engine.engine import Engine
 from engine.settings import ExecutorSettings
 from sim.fidelity.cases import CASES, at_once, faults, run_settings, traffic
-from sim.fidelity.device import STRETCH_TURNS, Course, HostCosts, Ledger, Spread, StepLog
+from sim.fidelity.device import STRETCH_TURNS, Course, Door, HostCosts, Ledger, Spread, StepLog
 from sim.fidelity.server import WARM_UP_TOKENS, in_turns, warm_up
-from sim.fidelity.simulated import on_the_way, simulate, without_stores
+from sim.fidelity.simulated import simulate, without_stores
 
 
 def run_of(case="poisson70", host=None, seed=1, overrides=(), count=40, rate=20.0, pace=1.0):
@@ -67,11 +67,40 @@ def test_a_client_sees_what_is_on_the_way_and_the_engine_does_not():
 
 
 def test_on_one_line_nobody_overtakes():
-    case = CASES["poisson70"]
-    trace = traffic(case, run_settings(case, 200, []), 200, 1_000.0, 1)
-    came = on_the_way(trace, HostCosts(in_ns=np.array([0.0, 50e6])), seed=1).arrival_ns
-    assert (np.diff(came) >= 0).all()
-    assert (came >= trace.arrival_ns).all()
+    host, load = HostCosts(in_ns=np.array([0.0, 3e9])), {"count": 200, "rate": 0.5}
+    told = run_of(host=host, **load)
+    let_in = told.requests.sort_values("request_id")["arrival_ns"].to_numpy()
+    assert (np.diff(let_in) >= 0).all()
+    waits = let_in - told.seen.sort_values("request_id")["arrival_ns"].to_numpy()
+    assert (waits >= 0).all()
+    assert 0.1 < (waits > 0).mean() < 0.9
+    assert (np.diff(let_in) == 0).any()
+
+
+def test_who_comes_shortly_before_the_end_of_a_turn_is_let_in_after_it_and_waits_for_the_next():
+    # a turn of 5 ms; one in five comes in its last millisecond, and then waits for another one
+    host, load = HostCosts(step_ns=5e6), {"count": 300, "rate": 4.0}
+    plain = run_of(host=host, **load).seen
+    host.door = Door(
+        [0.0] * 20 + [1e6] * 60 + [1.1e6] * 60, [1.0] * 80 + [0.0] * 60, [True] * 80 + [False] * 60
+    )
+    behind = run_of(host=host, **load).seen
+    later_ns = (behind["first_token_ns"] - plain["first_token_ns"]).mean()
+    assert 0.2e6 < later_ns < 2e6
+
+
+def test_a_door_lets_in_before_the_end_of_the_turn_or_after_it():
+    random = np.random.default_rng(1)
+    door = Door([100.0, 200.0, 5_000.0], [30.0, 50.0, 400.0], [True, False, False])
+    assert {door.opens_ns(1_000, 1_150, random) for _ in range(50)} == {1_180, 1_050, 1_149}
+    assert Door().opens_ns(1_000, 1_150, random) == 1_000
+
+
+def test_a_turn_is_under_way_until_it_ends():
+    ledger = Ledger()
+    ends = [ledger.turn(0, 10), ledger.turn(0, 10), ledger.book(0, 5)]
+    assert ends == [10, 20, 25]
+    assert [ledger.turn_ends_ns(at) for at in (0, 9, 10, 19, 20, 30)] == [10, 10, 20, 20, 20, 30]
 
 
 def test_the_spread_of_steps_depends_on_the_seed_alone():
