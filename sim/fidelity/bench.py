@@ -19,7 +19,7 @@ import pandas as pd
 from engine.clock import NS_PER_S
 from engine.settings import EngineSettings
 from sim.config import RunSettings
-from sim.fidelity.calibrate import host_costs, predictions, residuals, turns_of
+from sim.fidelity.calibrate import host_costs, pace_of, predictions, residuals, starts_of, turns_of
 from sim.fidelity.cases import (
     CASES,
     MOST_CROWDED,
@@ -46,7 +46,7 @@ from sim.fidelity.compare import (
     done,
     shares,
 )
-from sim.fidelity.device import HostCosts
+from sim.fidelity.device import HostCosts, Pace
 from sim.fidelity.live import LiveRun, Machine
 from sim.fidelity.profiles import PROFILE, Models, cost_models
 from sim.fidelity.server import LiveJob
@@ -99,9 +99,8 @@ class CaseResult:
     turns: list[
         float
     ]  # for each run, what the simulation takes for the turns of the real one, over what they took
-    paced: list[
-        Cell
-    ]  # the same cells, each run simulated at the pace that its own turns had; judged by nobody
+    paced: list[Cell]  # the same cells, each run simulated at its own pace; judged by nobody
+    paces: list[Pace]  # of the real runs
     core_share: float  # of its core, the least that the server got just before a run
     voids: list[str]  # why nothing of it counts
     real_s: float
@@ -138,13 +137,14 @@ class Round:
     calibration: pd.DataFrame  # turns of the calibration runs, and what is said of them
     real: LiveRun
     simulated: SimulatedRun
-    paced: SimulatedRun  # at the pace of the real run
+    pace: Pace  # of the real run
+    paced: SimulatedRun  # at that pace
     compared: pd.DataFrame  # turns of the real run: nothing was fitted to them
 
     @property
     def turns(self) -> float:
         """What the simulation takes for the turns of the real run, over what they took."""
-        return turns_ratio(self.compared)
+        return float(self.compared["foreseen_ns"].sum() / self.compared["took_ns"].sum())
 
 
 class Workbench:
@@ -304,36 +304,29 @@ def simulated_round(
 ) -> Round:
     """The simulation of a real run, from nothing but the calibration runs `around` it.
 
-    And once more at the real run's own pace, one number that its turns tell: what is off by less then was the
+    And once more at the real run's own pace, two numbers that its turns tell: what is off by less then was the
     machine's, which was faster or slower than in the calibration.
     """
     models = models or fitted([step for each in around for step in each.log.steps], models_of(engine))
     host = host_costs(around, engine, models)
     simulated = simulate(engine, trace, struck, models, host, seed)
+    runs = (live, *around)
+    said = [predictions(each.log.steps, engine, models, host.scales) for each in runs]
     turns = [
-        turns_of(
-            each.log,
-            predictions(each.log.steps, engine, models, host.scales),
-            each.arrivals_ns,
-            each.reads_ns,
-        )
-        for each in (live, *around)
+        turns_of(each.log, said_ns, each.arrivals_ns, each.reads_ns)
+        for each, said_ns in zip(runs, said, strict=True)
     ]
-    compared = residuals(turns[0], host, "compared")
-    paced = simulate(engine, trace, struck, models, host, seed, 1 / turns_ratio(compared))
+    pace = pace_of(turns[0], starts_of(live.log, said[0], live.tried_ns), host)
+    paced = simulate(engine, trace, struck, models, host, seed, pace)
     return Round(
         host=host,
         calibration=pd.concat([residuals(each, host, "calibration") for each in turns[1:]]),
         real=live,
         simulated=simulated,
+        pace=pace,
         paced=paced,
-        compared=compared,
+        compared=residuals(turns[0], host, "compared"),
     )
-
-
-def turns_ratio(compared: pd.DataFrame) -> float:
-    """What the simulation takes for turns, over what they took."""
-    return float(compared["foreseen_ns"].sum() / compared["took_ns"].sum())
 
 
 def result(
@@ -359,6 +352,7 @@ def result(
         schedule_delay=late,
         host=host_figures(rounds),
         turns=[each.turns for each in rounds],
+        paces=[each.pace for each in rounds],
         paced=cells(ours, [each.paced.seen for each in rounds], None, settings.max_floor),
         core_share=min(run.tables.core_share for run in real),
         voids=voids(late, settings.max_schedule_delay),

@@ -12,7 +12,7 @@ import pandas as pd
 from engine.errors import BadSettings
 from engine.execution import Machine, Modelled
 from engine.settings import EngineSettings, ExecutorSettings
-from sim.fidelity.device import Door, HostCosts, Spread, Step, StepLog, make_inner
+from sim.fidelity.device import Door, HostCosts, Pace, Spread, Step, StepLog, make_inner
 from sim.fidelity.live import LiveRun
 from sim.fidelity.steps import batch_of
 from sim.least_squares import Floats, non_negative
@@ -204,6 +204,26 @@ def foreseen_ns(turns: Turns, costs: HostCosts) -> Floats:
     return foreseen
 
 
+def foreseen_starts_ns(starts: Starts, costs: HostCosts) -> Floats:
+    """What the simulation takes for steps that end a rest, in the mean over chance."""
+    said_ns = said_of(starts.said_ns, starts.beginners, costs)
+    foreseen: Floats = (
+        said_ns * np.array([costs.prefill_spread.mean(said) for said in said_ns]) + costs.wake_ns
+    )
+    return foreseen
+
+
+def pace_of(turns: Turns, starts: Starts, costs: HostCosts) -> Pace:
+    """How many times as long as the simulation takes for them turns took in all; 1 of those that there were not."""
+    foreseen, decodes = foreseen_ns(turns, costs), ~turns.is_prefill
+    prefill_ns = turns.took_ns[turns.is_prefill].sum() + starts.took_ns.sum()
+    said_ns = foreseen[turns.is_prefill].sum() + foreseen_starts_ns(starts, costs).sum()
+    return Pace(
+        prefill=float(prefill_ns / said_ns) if said_ns else 1.0,
+        decode=float(turns.took_ns[decodes].sum() / foreseen[decodes].sum()) if decodes.any() else 1.0,
+    )
+
+
 def spread(said_ns: Floats, ratios: Floats) -> Spread:
     """Ratios in the order of what was said."""
     order = np.argsort(said_ns, kind="stable")
@@ -215,11 +235,7 @@ def waking_ns(starts: Listing[Starts], costs: HostCosts) -> float:
 
     The median, drawn towards 0 where rests are few: it stands beside the whole prefill of the request that ended one.
     """
-    found = []
-    for each in starts:
-        said_ns = said_of(each.said_ns, each.beginners, costs)
-        found.append(each.took_ns - said_ns * np.array([costs.prefill_spread.mean(said) for said in said_ns]))
-    all_ns = np.concatenate(found)
+    all_ns = np.concatenate([each.took_ns - foreseen_starts_ns(each, costs) for each in starts])
     if not len(all_ns):
         return 0.0
     median_ns = float(np.median(all_ns)) * len(all_ns) / (len(all_ns) + FEW_RESTS)

@@ -323,17 +323,26 @@ class HostCosts:
     tier_ns: Ratios = field(default_factory=lambda: np.zeros(0))  # none where no prefix came from files
 
 
+class Pace(NamedTuple):
+    """How many times as long as said turns take in all: those that prefill, and those that only decode."""
+
+    prefill: float = 1.0
+    decode: float = 1.0
+
+
+AS_SAID = Pace()
+
+
 @dataclass(slots=True)
 class Ledger:
-    """When the one device of a simulated machine is free again; all that it does takes `pace` times as long."""
+    """When the one device of a simulated machine is free again."""
 
     free_ns: int = 0
-    pace: float = 1.0
     turns_ns: deque[int] = field(default_factory=deque)  # when those end that are not over
 
     def book(self, now_ns: int, duration_ns: int) -> int:
-        """Take the next turn for what takes so long; when it ends."""
-        self.free_ns = max(now_ns, self.free_ns) + round(duration_ns * self.pace)
+        """Take the next turn for so long; when it ends."""
+        self.free_ns = max(now_ns, self.free_ns) + duration_ns
         return self.free_ns
 
     def turn(self, now_ns: int, duration_ns: int) -> int:
@@ -352,12 +361,13 @@ class Ledger:
 
 @dataclass(slots=True, kw_only=True)
 class SimulatedOptions:
-    """The cost models by the name of the model they are of, the host's costs, and the machine's ledger and course."""
+    """The cost models by their model's name, the host's costs, and the machine's ledger, course and pace."""
 
     models: dict[str, ExecutorSettings]
     host: HostCosts
     ledger: Ledger
     course: Course
+    pace: Pace = AS_SAID
 
     def inner_of(self, model: ModelSettings) -> ExecutorSettings:
         """The cost model of a model; of one without a replica any, as nobody runs it."""
@@ -387,6 +397,7 @@ class SimulatedTurns(Delegating):
         turn_ns = said_ns * spread.ratio(said_ns, self._options.course.next())
         if ledger.free_ns < now_ns:
             turn_ns += host.wake_ns
+        turn_ns *= self._options.pace.prefill if batch.chunks else self._options.pace.decode
         self._modelled.stepped(1)
         ends_ns = ledger.turn(now_ns, max(1, round(turn_ns)))
         await self._clock.sleep(ends_ns - now_ns)
@@ -399,7 +410,9 @@ class SimulatedTurns(Delegating):
 
     def retire(self, sequence: Sequence, first: int, last: int, block_tokens: int) -> list[KVBlock]:
         host = self._options.host
-        cost_ns = round(host.leave_ns + host.keep_ns * (last - first) * block_tokens)
+        cost_ns = round(
+            self._options.pace.decode * (host.leave_ns + host.keep_ns * (last - first) * block_tokens)
+        )
         self._options.ledger.book(self._clock.now_ns(), cost_ns)
         return super().retire(sequence, first, last, block_tokens)
 

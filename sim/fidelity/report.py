@@ -13,6 +13,7 @@ from rich.table import Table
 
 from sim.fidelity.bench import CaseResult
 from sim.fidelity.compare import ALL_DECISIONS, FAIL, INCONCLUSIVE, LATENCIES, PASS, Cell, Distance, Share
+from sim.fidelity.device import Pace
 from sim.fidelity.pictures import CAPTIONS, kind_of
 from sim.fidelity.settings import FidelitySettings, Protocol
 from sim.report import STYLE
@@ -127,11 +128,11 @@ def cell_rows(cells: Sequence[Cell]) -> Rows:
 
 SUMMARY_CELLS = ("TTFT mean", "TPOT mean", "E2E mean", "TTFT p99", "TPOT p99", "E2E p99", "throughput")
 SUMMARY_HEADS = ("case", "load", *SUMMARY_CELLS, "equal decisions", "verdict")
-PACED_HEADS = ("case", "took", *SUMMARY_CELLS)
+PACED_HEADS = ("case", "prefill took", "decode took", *SUMMARY_CELLS)
 PACED = (
-    "The same errors where each run is simulated at its own pace: with one number more, how many times as long as in "
-    "the calibration its turns took in all. Nothing is judged by these: they tell what the machine's speed leaves of "
-    "an error, which is the simulator's."
+    "The same errors where each run is simulated at its own pace: with two numbers more, how many times as long as "
+    "in the calibration its turns took, those that prefill and those that decode. Nothing is judged by these: they "
+    "tell what the machine's speed leaves of an error, which is the simulator's."
 )
 PUBLISHED_HEADS = ("system", "error", "source")
 OTHERS = "Other engines, machines and loads: beside these figures, never instead of them."
@@ -393,8 +394,8 @@ def paced_rows(results: Sequence[CaseResult]) -> Rows:
     rows: Rows = []
     for result in results:
         if result.paced:
-            paces = [1 / ratio for ratio in result.turns]
-            rows.append((result.name, f"{min(paces):.3f} to {max(paces):.3f}", *summary_errors(result.paced)))
+            paces = [f"{min(kind):.3f} to {max(kind):.3f}" for kind in zip(*result.paces, strict=True)]
+            rows.append((result.name, *paces, *summary_errors(result.paced)))
     return rows
 
 
@@ -414,6 +415,7 @@ def as_json(result: CaseResult) -> dict[str, Any]:
     """A case for fidelity.json: every cell, nothing left out but the single requests."""
     made = {name: getattr(result, name) for name in PLAIN}
     made["verdict"], made["speed_up"] = result.verdict, result.speed_up
+    made["paces"] = [list(each) for each in result.paces]
     for name in ("cells", "paced", "shares", "distances"):
         made[name] = [asdict(each) for each in getattr(result, name)]
     return made
@@ -447,7 +449,12 @@ def from_json(values: dict[str, Any]) -> CaseResult:
     shares = [Share(**each) for each in values["shares"]]
     spread = [Distance(**each) for each in values["distances"]]
     return CaseResult(
-        **{name: values[name] for name in PLAIN}, cells=cells, paced=paced, shares=shares, distances=spread
+        **{name: values[name] for name in PLAIN},
+        cells=cells,
+        paced=paced,
+        paces=[Pace(*each) for each in values.get("paces", ())],
+        shares=shares,
+        distances=spread,
     )
 
 

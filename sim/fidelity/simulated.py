@@ -12,7 +12,7 @@ from engine.clock import NS_PER_S, stopwatch_ns
 from engine.engine import Engine
 from engine.settings import CacheSettings, EngineSettings, ExecutorSettings
 from sim.config import TimedFault
-from sim.fidelity.device import SIMULATED, Course, HostCosts, Ledger
+from sim.fidelity.device import AS_SAID, SIMULATED, Course, HostCosts, Ledger, Pace
 from sim.stage import Stage
 from sim.streams import stream
 from sim.traffic import Trace
@@ -39,11 +39,11 @@ def simulate(
     models: dict[str, ExecutorSettings],
     host: HostCosts,
     seed: int,
-    pace: float = 1.0,
+    pace: Pace = AS_SAID,
 ) -> SimulatedRun:
     """One run. `seed` draws the spread of the steps and all delays, nothing else. Raises BadSettings.
 
-    `pace`: what the machine does takes so many times what `host` and `models` say.
+    `pace`: turns take so many times what `host` and `models` say.
     """
     begun_ns = stopwatch_ns()
     stage = Stage(twin(settings, models, host, seed, pace), on_the_way(trace, host), SAMPLE_EVERY_S)
@@ -106,11 +106,11 @@ def drawn(delays: "npt.NDArray[np.float64]", count: int, seed: int, name: str) -
 
 
 def twin(
-    settings: EngineSettings, models: dict[str, ExecutorSettings], host: HostCosts, seed: int, pace: float
+    settings: EngineSettings, models: dict[str, ExecutorSettings], host: HostCosts, seed: int, pace: Pace
 ) -> EngineSettings:
     """The same engine with cost models for executors, and tiers that are only sizes and times."""
     course = Course(host.ranks, stream(seed, "fidelity.turns"))
-    options = {"models": models, "host": host, "ledger": Ledger(pace=pace), "course": course}
+    options = {"models": models, "host": host, "ledger": Ledger(), "course": course, "pace": pace}
     executor = ExecutorSettings(name=SIMULATED, options=options)
     return replace(settings, executor=executor, cache=without_stores(settings.cache, host))
 

@@ -7,6 +7,7 @@ import pytest
 from sim.fidelity.bench import COST_NAMES, DELAY_NAMES, CaseResult, points
 from sim.fidelity.cases import CASES
 from sim.fidelity.compare import cells, distances, shares
+from sim.fidelity.device import Pace
 
 MS = 1_000_000
 
@@ -73,6 +74,7 @@ def made_case(run, name="poisson70", factor=1.0, real_factor=1.0, voids=()):
         host=dict.fromkeys((*COST_NAMES, *DELAY_NAMES), 1.0) | {"tier_wait_s": 0.0},
         turns=[0.99, 1.02],
         paced=cells(real, [slower(run, 1.01)] * 2, None),
+        paces=[Pace(0.98, 1.02), Pace(1.01, 1.03)],
         core_share=0.98,
         voids=list(voids),
         real_s=10.0,

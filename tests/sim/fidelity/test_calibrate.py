@@ -11,11 +11,13 @@ from engine.settings import ExecutorSettings
 from sim.config import read
 from sim.fidelity.calibrate import (
     Starts,
+    door_of,
     foreseen_ns,
     host_costs,
     idle_delays,
     joined,
     model_scales,
+    pace_of,
     predictions,
     residuals,
     starts_of,
@@ -26,6 +28,7 @@ from sim.fidelity.calibrate import (
 )
 from sim.fidelity.device import (
     NEIGHBOURS,
+    Door,
     HostCosts,
     Leaving,
     Shape,
@@ -40,6 +43,7 @@ from sim.world import SimClock
 
 US, MS = 1_000, 1_000_000
 BEGINNER = Shape(((0, 0, 64, 64),), ())
+DECODING = Shape((), ((100, 8),))
 
 
 def made_log(
@@ -171,6 +175,39 @@ def test_the_way_to_the_engine_is_measured_on_requests_that_find_it_resting():
     assert idle_delays(run).tolist() == [30.0]
     busy = made_run(StepLog(steps[:1]), [20, 30], [10, 10])
     assert idle_delays(busy).tolist() == [10.0, 20.0]
+
+
+def test_the_pace_of_a_run_is_that_of_its_turns_with_prefill_and_of_those_without():
+    log, said, arrivals = made_log(rest_at=range(10, 400, 10))
+    turns, starts = turns_of(log, said, arrivals), starts_of(log, said, arrivals)
+    costs = turn_costs(turns)
+    costs.wake_ns = 2.0 * MS  # all of it: what is found of few rests is drawn towards 0
+    assert pace_of(turns, starts, costs) == pytest.approx((1.0, 1.0), abs=0.02)
+    turns.took_ns = turns.took_ns * np.where(turns.is_prefill, 1.0, 1.5)
+    assert pace_of(turns, starts, costs) == pytest.approx((1.0, 1.5), abs=0.03)
+    turns.took_ns, starts.took_ns = turns.took_ns * np.where(turns.is_prefill, 2.0, 1.0), starts.took_ns * 2
+    assert pace_of(turns, starts, costs) == pytest.approx((2.0, 1.5), abs=0.04)
+    nothing = turns_of(StepLog(), np.empty(0), arrivals)
+    assert pace_of(nothing, starts_of(StepLog(), np.empty(0), arrivals), costs) == (1.0, 1.0)
+
+
+def test_a_door_remembers_what_was_left_of_the_turn_and_when_each_was_let_in():
+    # turns from 0 to 50, to 120 and to 200; the batch of the second is formed at 55; then a rest until 300
+    times = ((0, 50), (55, 120), (125, 200), (300, 350))
+    shapes = (BEGINNER, DECODING, DECODING, BEGINNER)
+    steps = [
+        Step("m", asked, asked, ended, 1, shape) for (asked, ended), shape in zip(times, shapes, strict=True)
+    ]
+    intended = [8, 38, 43, 108, 188, 248, 340]
+    let_in = [20, 60, 52, 130, 205, 255, 345]
+    run = made_run(StepLog(steps), let_in, intended)
+    run.both["last_ns"] = 340
+    door = door_of([run], 2.0)
+    assert door.left_ns == [5.0, 8.0, 10.0, 10.0, 10.0, 40.0]
+    assert door.is_late == [False, False, True, True, True, False]
+    assert door.let_in_ns == [5.0, 3.0, 5.0, 10.0, 10.0, 10.0]
+    assert door_of([run, run], 2.0).left_ns == sorted(door.left_ns * 2)
+    assert door_of([made_run(StepLog(steps), [255], [248])], 2.0) == Door()
 
 
 def test_waits_for_files_are_those_of_calm_requests_if_there_are_any():

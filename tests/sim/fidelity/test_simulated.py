@@ -8,12 +8,14 @@ from engine.clock import WallClock
 from engine.engine import Engine
 from engine.settings import ExecutorSettings
 from sim.fidelity.cases import CASES, at_once, faults, run_settings, traffic
-from sim.fidelity.device import STRETCH_TURNS, Course, Door, HostCosts, Ledger, Spread, StepLog
+from sim.fidelity.device import AS_SAID, STRETCH_TURNS, Course, Door, HostCosts, Ledger, Pace, Spread, StepLog
 from sim.fidelity.server import WARM_UP_TOKENS, in_turns, warm_up
 from sim.fidelity.simulated import simulate, without_stores
 
+PHASES = (("arrival_ns", "first_token_ns"), ("first_token_ns", "finished_ns"))
 
-def run_of(case="poisson70", host=None, seed=1, overrides=(), count=40, rate=20.0, pace=1.0):
+
+def run_of(case="poisson70", host=None, seed=1, overrides=(), count=40, rate=20.0, pace=AS_SAID):
     case = CASES[case]
     run = run_settings(case, count, overrides)
     names = [model.name for model in run.engine.fleet.models]
@@ -157,14 +159,18 @@ def test_replicas_of_one_machine_take_turns():
     assert [ledger.book(0, 10), ledger.book(3, 10), ledger.book(50, 10)] == [10, 20, 60]
 
 
-def test_at_another_pace_all_that_the_machine_does_takes_so_many_times_as_long():
-    ledger = Ledger(pace=1.5)
-    assert [ledger.book(0, 10), ledger.book(3, 10), ledger.book(50, 10)] == [15, 30, 65]
+def test_at_another_pace_turns_take_so_many_times_as_long():
     host = HostCosts(step_ns=5e6, leave_ns=1e6)
     alone = {"count": 20, "rate": 0.001, "host": host, "overrides": ["health.enabled=false"]}
-    assert e2e_ns(played(**alone, pace=1.5)) / e2e_ns(played(**alone)) == pytest.approx(1.5, rel=1e-5)
+    plain, both = played(**alone), played(**alone, pace=Pace(1.5, 1.5))
+    assert e2e_ns(both) / e2e_ns(plain) == pytest.approx(1.5, rel=1e-5)
+    ttft, decoding = ((plain[end] - plain[begin]).to_numpy(float) for begin, end in PHASES)
+    for pace in (Pace(1.5, 1.0), Pace(1.0, 2.0)):
+        found = played(**alone, pace=pace)
+        for (begin, end), before, times in zip(PHASES, (ttft, decoding), pace, strict=True):
+            assert (found[end] - found[begin]).to_numpy(float) == pytest.approx(before * times, rel=1e-5)
     crowd = {"count": 40, "rate": 20.0, "host": host}
-    assert (e2e_ns(played(**crowd, pace=1.5)) / e2e_ns(played(**crowd))).mean() > 1.5
+    assert (e2e_ns(played(**crowd, pace=Pace(1.5, 1.5))) / e2e_ns(played(**crowd))).mean() > 1.5
 
 
 def test_three_replicas_are_no_faster_than_the_one_machine_that_they_share():
