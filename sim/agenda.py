@@ -101,9 +101,8 @@ class Agenda(Clock):
         self.running: dict[object, Coroutine[Any, Any, Any]] = {}  # by what runs it
         self.time_ns = 0
         self.queue: list[Any] = []  # a heap of entries, or of `Due`s
-        self.next_number: Callable[[], int] = (
-            count().__next__
-        )  # of those that break ties, in the order of coming
+        # of the numbers that break ties, in the order of coming
+        self.next_number: Callable[[], int] = count().__next__
         self._draw_number: Callable[[], int] | None = None  # where chance breaks them
         self._number = 0  # the latest one, where the queue is a heap of our own
         self.is_over = False  # whether what happens now is the last thing to happen

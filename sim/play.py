@@ -140,9 +140,8 @@ def _beside(run: Run, others: dict[str, list[RunSettings]], progress: bool) -> d
             try:
                 other = _on_stage(replace(settings, report=report), None, progress)
             except BadSettings as error:
-                rmtree(
-                    run.path, ignore_errors=True
-                )  # as if nothing had run, like all that is wrong with settings
+                # as if nothing had run, like all that is wrong with settings
+                rmtree(run.path, ignore_errors=True)
                 where = f"on seed {settings.seed}" if name == ITSELF else f"beside.runs.{name}"
                 raise type(error)(f"{where}: {error}") from error
             if other.manifest["interrupted"]:

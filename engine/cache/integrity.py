@@ -55,6 +55,7 @@ class Books:
         is_resident = np.zeros(len(self._home), dtype=bool)
         is_resident[slots] = True
         assert is_resident[parents].all()
+        assert (self._space[~is_resident] == len(self._spaces)).all()  # who has left keeps no namespace alive
         assert (self._home[parents] <= self._home[behind]).all()
         assert ((self._kids[slots] > 0) == np.isin(slots, parents)).all()
 

@@ -28,9 +28,8 @@ class Way:
 
     def __init__(self, settings: TierSettings, clock: Clock) -> None:
         self.settings = settings
-        self.latency_s = float(
-            settings.latency_s
-        )  # as it is now: a device may become slower than its settings
+        # as they are now: a device may become slower than its settings
+        self.latency_s = float(settings.latency_s)
         self.gib_per_s = float(settings.gib_per_s)
         self.concurrency = settings.concurrency
         self.drawn_ns: Callable[[int], float] | None = None

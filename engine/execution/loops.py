@@ -248,9 +248,8 @@ class Leaping(Loop):
         self._batch: Batch | None = None  # under way
         self._steps_ahead = 0  # of it, which are not counted yet
         self._at_ns = 0  # when those began
-        self._at = (
-            0  # the same in ticks from then on: all of time would be more of them than a machine number holds
-        )
+        # the same in ticks from then on: all of time would be more of them than a machine number holds
+        self._at = 0
         self._ends = 0  # when the last of them will be over, likewise
         self._first = 0  # ticks of the next step
         self._growth = 0  # by how many ticks each one takes longer than the one before it

@@ -96,9 +96,7 @@ class CaseResult:
     engine: dict[str, float | None]  # means by the engine's own clock, real and simulated, in s
     schedule_delay: float  # p99, of the mean latency
     host: dict[str, float]  # constants that the simulation was given; means over the runs
-    turns: list[
-        float
-    ]  # for each run, what the simulation takes for the turns of the real one, over what they took
+    turns: list[float]  # for each run, what the simulation takes for the real one's, over what they took
     paced: list[Cell]  # the same cells, each run simulated at its own pace; judged by nobody
     paces: list[Pace]  # of the real runs
     core_share: float  # of its core, the least that the server got just before a run

@@ -5,6 +5,7 @@ from random import Random
 
 import pytest
 
+from sim.ties import shuffle
 from sim.world import SimClock
 
 
@@ -138,9 +139,11 @@ def test_what_has_ended_is_not_kept(by_step):
     assert not clock.running
 
 
-def played(seed, *, is_plain):
+def played(seed, *, is_plain, ties=None):
     """What happens and when, where calls, sleeps and ties come by chance, and both loops process them by turns."""
     clock, draw, seen = SimClock(is_plain=is_plain), Random(seed), []  # noqa: S311
+    if ties is not None:
+        shuffle(clock, ties)
 
     def note(number):
         seen.append((clock.now_ns(), number))
@@ -169,3 +172,5 @@ def test_both_queues_keep_the_same_order_and_simpy_sees_either(seed):
     ours = played(seed, is_plain=False)
     assert ours == played(seed, is_plain=True)
     assert len(ours) > 80
+    by_chance = played(seed, is_plain=False, ties=7)
+    assert by_chance == played(seed, is_plain=True, ties=7) != ours

@@ -18,7 +18,13 @@ SHAPE = Architecture(
     layers=2, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=16, vocab=400, context_tokens=4096
 )
 HARDWARE = HardwareSettings(
-    name="toy", flops=1e9, memory_bytes=1e6, memory_bytes_per_s=1e9, link_bytes_per_s=1e9, source="by hand"
+    # so that no step takes whole nanoseconds
+    name="toy",
+    flops=0.97e9,
+    memory_bytes=1e6,
+    memory_bytes_per_s=1.03e9,
+    link_bytes_per_s=1e9,
+    source="by hand",
 )
 
 
@@ -166,6 +172,27 @@ def test_steps_that_are_over_are_counted_from_their_formula_as_one_by_one(seed):
                 over = sum(end < at_ns or (is_late and end == at_ns) for end in ends_ns)
                 assert loop._num_over() == over
     clock.late_ns = -1
+    world.clock.close()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_step_that_ends_on_the_very_tick_is_over_and_one_that_ends_on_the_next_is_not(seed):
+    """Where floats cannot tell: by numbers of up to 60 bits."""
+    draw = random.Random(seed)  # noqa: S311
+    world = World(256, replicas=1)
+    loop = world.replicas[0]._loop
+    loop._at_ns, loop._steps_ahead = 0, 1 << 40
+    for _ in range(500):
+        steps = draw.randrange(2, 257)
+        loop._first, loop._growth = (
+            draw.randrange(1 << 44, 1 << 52),
+            draw.choice([1, draw.randrange(1, 1 << 40)]),
+        )
+        needed = steps * loop._first + loop._growth * (steps * (steps - 1) // 2)
+        world.clock.time_ns = needed >> 23
+        for room, over in ((needed, steps), (needed - 1, steps - 1)):
+            loop._at = (world.clock.time_ns << 24) - 1 - room
+            assert loop._num_over() == over
     world.clock.close()
 
 

@@ -169,6 +169,13 @@ def test_at_another_pace_turns_take_so_many_times_as_long():
         found = played(**alone, pace=pace)
         for (begin, end), before, times in zip(PHASES, (ttft, decoding), pace, strict=True):
             assert (found[end] - found[begin]).to_numpy(float) == pytest.approx(before * times, rel=1e-5)
+    leaving = {
+        "count": 40,
+        "rate": 1e6,
+        "host": HostCosts(scale=0.0, leave_ns=5e6),
+    }  # nothing else takes time
+    took, longer = (played(**leaving, pace=Pace(1.0, times))["finished_ns"].max() for times in (1.0, 2.0))
+    assert longer / took == pytest.approx(2.0, rel=0.02)
     crowd = {"count": 40, "rate": 20.0, "host": host}
     assert (e2e_ns(played(**crowd, pace=Pace(1.5, 1.5))) / e2e_ns(played(**crowd))).mean() > 1.5
 
