@@ -63,7 +63,7 @@ RUN_OVERHEAD_S = 1.5  # to start an engine, to warm it up, to let go of it
 LEAST_CALIBRATION = 90  # requests of a calibration run
 LEAST_REQUESTS, LEAST_JUDGED = 20, 120  # of a run; without a hundred that are completed there is no p99
 MOST_RESIDUALS = 4_000  # of each source that are kept
-COST_NAMES = ("scale", "step_ns", "begin_ns", "wake_ns", "leave_ns", "keep_ns", "read_ns")
+COST_NAMES = ("scale", "step_ns", "switch_ns", "begin_ns", "wake_ns", "leave_ns", "keep_ns", "read_ns")
 DELAY_NAMES = ("in_ns", "first_ns", "end_ns")
 
 Told = Callable[[str], None]
@@ -134,9 +134,9 @@ class Round:
     host: HostCosts
     calibration: pd.DataFrame  # turns of the calibration runs, and what is said of them
     real: LiveRun
-    simulated: SimulatedRun
+    simulated: list[SimulatedRun]  # of the same requests, each with chances of its own
     pace: Pace  # of the real run
-    paced: SimulatedRun  # at that pace
+    paced: list[SimulatedRun]  # at that pace, with the same chances
     compared: pd.DataFrame  # turns of the real run: nothing was fitted to them
 
     @property
@@ -245,10 +245,9 @@ class Bench(Workbench):
         calibrations.append(self.calibration(case, system, settings.repeats, len(trace) / rate))
         rounds = []
         for number, (live, around) in enumerate(zip(real, pairwise(calibrations), strict=True)):
-            self.told(f"{name}: simulation {number + 1} of {settings.repeats}")
-            rounds.append(
-                simulated_round(run.engine, trace, struck, system.models, live, around, run.seed + number)
-            )
+            self.told(f"{name}: simulations {number + 1} of {settings.repeats}")
+            seeds = seeds_of(run.seed, number, settings.draws)
+            rounds.append(simulated_round(run.engine, trace, struck, system.models, live, around, seeds))
         return result(name, case, rate, rounds, settings)
 
     def count(self, rate: float, case: Case, system: System) -> int:
@@ -291,6 +290,11 @@ def calibration_count(run_s: float, capacity: float) -> int:
     return max(LEAST_CALIBRATION, round(count))
 
 
+def seeds_of(seed: int, number: int, draws: int) -> list[int]:
+    """Those of the simulations of a round: none twice in a comparison."""
+    return [seed + number * draws + draw for draw in range(draws)]
+
+
 def simulated_round(
     engine: EngineSettings,
     trace: Trace,
@@ -298,16 +302,16 @@ def simulated_round(
     models: Models,
     live: LiveRun,
     around: Sequence[LiveRun],
-    seed: int,
+    seeds: Sequence[int],
 ) -> Round:
-    """The simulation of a real run, from nothing but the calibration runs `around` it.
+    """The simulations of a real run, one for each seed, from nothing but the calibration runs `around` it.
 
     And once more at the real run's own pace, two numbers that its turns tell: what is off by less then was the
     machine's, which was faster or slower than in the calibration.
     """
     models = models or fitted([step for each in around for step in each.log.steps], models_of(engine))
     host = host_costs(around, engine, models)
-    simulated = simulate(engine, trace, struck, models, host, seed)
+    simulated = [simulate(engine, trace, struck, models, host, seed) for seed in seeds]
     runs = (live, *around)
     said = [predictions(each.log.steps, engine, models, host.scales) for each in runs]
     turns = [
@@ -315,7 +319,7 @@ def simulated_round(
         for each, said_ns in zip(runs, said, strict=True)
     ]
     pace = pace_of(turns[0], starts_of(live.log, said[0], live.tried_ns), host)
-    paced = simulate(engine, trace, struck, models, host, seed, pace)
+    paced = [simulate(engine, trace, struck, models, host, seed, pace) for seed in seeds]
     return Round(
         host=host,
         calibration=pd.concat([residuals(each, host, "calibration") for each in turns[1:]]),
@@ -331,7 +335,7 @@ def result(
     name: str, case: Case, rate: float, rounds: Sequence[Round], settings: FidelitySettings
 ) -> CaseResult:
     """The comparison of a case's runs: what the client saw, live and simulated."""
-    real, simulated = [each.real for each in rounds], [each.simulated for each in rounds]
+    real, simulated = [each.real for each in rounds], [run for each in rounds for run in each.simulated]
     ours, theirs = [run.seen for run in real], [run.seen for run in simulated]
     late = max(schedule_delay(run) for run in real)
     is_calm = case.load <= LOW_LOAD
@@ -351,12 +355,12 @@ def result(
         host=host_figures(rounds),
         turns=[each.turns for each in rounds],
         paces=[each.pace for each in rounds],
-        paced=cells(ours, [each.paced.seen for each in rounds], None, settings.max_floor),
+        paced=cells(ours, [run.seen for each in rounds for run in each.paced], None, settings.max_floor),
         core_share=min(run.tables.core_share for run in real),
         voids=voids(late, settings.max_schedule_delay),
         real_s=float(np.mean([run.wall_s for run in real])),
         simulated_s=float(np.mean([run.wall_s for run in simulated])),
-        points=points(name, ours, theirs),
+        points=points(name, ours, [each.simulated[0].seen for each in rounds]),
         residuals=pd.concat(
             [
                 thinned(pd.concat([getattr(each, source) for each in rounds]))
@@ -410,7 +414,7 @@ def schedule_delay(run: LiveRun) -> float:
 
 
 def mean_scale(host: HostCosts) -> float:
-    """The scale of the models, in the mean over those that there are."""
+    """The scale of the models' steps, in the mean over models and kinds of steps."""
     return float(np.mean(list(host.scales.values()))) if host.scales else 1.0
 
 
@@ -421,18 +425,18 @@ def engine_figures(rounds: Sequence[Round]) -> dict[str, float | None]:
         for metric, latency in LATENCIES.items():
             found = []
             for each in rounds:
-                table = each.real.tables.requests if side == "real" else each.simulated.requests
-                table = done(table)
                 if side == "real":  # a simulated engine settles a request at once
-                    table = table.assign(finished_ns=table["last_token_ns"])
-                found.append(latency(table))
+                    table = done(each.real.tables.requests)
+                    found.append(latency(table.assign(finished_ns=table["last_token_ns"])))
+                else:
+                    found += [latency(done(run.requests)) for run in each.simulated]
             values = np.concatenate(found)
             figures[f"{side} {metric}"] = float(values.mean()) if len(values) else None
     return figures
 
 
 def points(name: str, real: list[pd.DataFrame], simulated: list[pd.DataFrame]) -> pd.DataFrame:
-    """The latencies of every completed request of every run, for pictures and for those who want to look again."""
+    """The latencies of every completed request of these runs, for pictures and for those who want to look again."""
     tables = []
     for side, runs in (("real", real), ("simulated", simulated)):
         for number, run in enumerate(runs):

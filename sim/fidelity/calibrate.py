@@ -12,7 +12,17 @@ import pandas as pd
 from engine.errors import BadSettings
 from engine.execution import Machine, Modelled
 from engine.settings import EngineSettings, ExecutorSettings
-from sim.fidelity.device import Door, HostCosts, Pace, Spread, Step, StepLog, make_inner
+from sim.fidelity.device import (
+    Door,
+    HostCosts,
+    Pace,
+    Scales,
+    Spread,
+    Step,
+    StepLog,
+    kind_of,
+    make_inner,
+)
 from sim.fidelity.live import LiveRun
 from sim.fidelity.steps import batch_of
 from sim.least_squares import Floats, non_negative
@@ -35,6 +45,7 @@ class Turns:
 
     took_ns: Floats
     said_ns: Floats  # by the cost model, of the step alone
+    switches: Floats  # 1 where the step before was another model's
     beginners: Floats
     arrivals: Floats
     leavers: Floats
@@ -106,6 +117,7 @@ def turns_of(log: StepLog, said_ns: Floats, arrivals_ns: Floats, reads_ns: Float
     return Turns(
         took_ns=ended[rows] - ended[before],
         said_ns=said_ns[rows],
+        switches=np.array(switches(steps), dtype=np.float64)[rows],
         beginners=np.array([shape.beginners for shape in shapes], dtype=np.float64),
         arrivals=(arrived[rows] - arrived[before]).astype(np.float64),
         leavers=left[rows].astype(np.float64),
@@ -121,6 +133,11 @@ def follows(before: Step, step: Step) -> bool:
     """Whether the machine had something to do between these two."""
     shape = step.shape
     return step.asked_ns <= before.ended_ns or bool(shape.decodes) or shape.beginners < len(shape.chunks)
+
+
+def switches(steps: Listing[Step]) -> list[bool]:
+    """Whether the step before each one was another model's; of the first one nobody knows, so it is a switch."""
+    return [True, *(before.model != step.model for before, step in pairwise(steps))][: len(steps)]
 
 
 def starts_of(log: StepLog, said_ns: Floats, tried_ns: Floats) -> Starts:
@@ -158,6 +175,7 @@ def turn_costs(turns: Turns) -> HostCosts:
     columns = (
         turns.said_ns,
         np.ones(len(turns)),
+        turns.switches,
         turns.beginners,
         turns.arrivals,
         turns.leavers,
@@ -169,12 +187,12 @@ def turn_costs(turns: Turns) -> HostCosts:
     weights = 1 / np.sqrt(np.maximum(turns.said_ns, 1.0))
     found = non_negative(rows * weights[:, None], turns.took_ns * weights)
     found[0] = found[0] or 1.0
-    scale, step, begin, arrive, leave, later, keep, read = found.tolist()
+    scale, step, switch, begin, arrive, leave, later, keep, read = found.tolist()
     costs = HostCosts(scale=scale, step_ns=step, begin_ns=begin + arrive, leave_ns=leave + later)
-    costs.keep_ns, costs.read_ns = keep, read
+    costs.switch_ns, costs.keep_ns, costs.read_ns = switch, keep, read
     whole_ns = rows @ found
     ratios = turns.took_ns / np.maximum(whole_ns, 1.0)
-    said_ns = said_of(turns.said_ns, turns.beginners, costs)
+    said_ns = said_of(turns, costs)
     costs.decode_spread = spread(said_ns[~turns.is_prefill], ratios[~turns.is_prefill])
     costs.prefill_spread = spread(said_ns[turns.is_prefill], ratios[turns.is_prefill])
     costs.ranks = [
@@ -184,14 +202,15 @@ def turn_costs(turns: Turns) -> HostCosts:
     return costs
 
 
-def said_of(said_ns: Floats, beginners: Floats, costs: HostCosts) -> Floats:
+def said_of(turns: Turns | Starts, costs: HostCosts) -> Floats:
     """What is said of turns before chance: the step and the host's work for it."""
-    return said_ns * costs.scale + costs.step_ns + beginners * costs.begin_ns
+    said_ns = turns.said_ns * costs.scale + costs.step_ns + turns.beginners * costs.begin_ns
+    return said_ns + turns.switches * costs.switch_ns if isinstance(turns, Turns) else said_ns
 
 
 def foreseen_ns(turns: Turns, costs: HostCosts) -> Floats:
     """What the simulation takes for such turns, in the mean over chance."""
-    said_ns = said_of(turns.said_ns, turns.beginners, costs)
+    said_ns = said_of(turns, costs)
     spreads = (costs.prefill_spread, costs.decode_spread)
     means = [
         spreads[0 if is_prefill else 1].mean(said)
@@ -206,7 +225,7 @@ def foreseen_ns(turns: Turns, costs: HostCosts) -> Floats:
 
 def foreseen_starts_ns(starts: Starts, costs: HostCosts) -> Floats:
     """What the simulation takes for steps that end a rest, in the mean over chance."""
-    said_ns = said_of(starts.said_ns, starts.beginners, costs)
+    said_ns = said_of(starts, costs)
     foreseen: Floats = (
         said_ns * np.array([costs.prefill_spread.mean(said) for said in said_ns]) + costs.wake_ns
     )
@@ -339,38 +358,50 @@ def residuals(turns: Turns, costs: HostCosts, source: str) -> pd.DataFrame:
 
 def model_scales(
     logs: Listing[StepLog], settings: EngineSettings, models: dict[str, ExecutorSettings]
-) -> dict[str, float]:
-    """How much longer each model's steps took than its cost model says, all together; few steps count as of all."""
-    took: dict[str, float] = dict.fromkeys(models, 0.0)
-    said, counts = took.copy(), dict.fromkeys(models, 0)
+) -> dict[str, Scales]:
+    """How much longer each model's steps of each kind took than its cost model says, all together.
+
+    Few steps of a kind count as all steps of the model, and where these are few too, as those of all models.
+    """
+    kinds = len(Scales._fields)
+    took, said = np.zeros((len(models), kinds)), np.zeros((len(models), kinds))
+    counts, number_of = np.zeros((len(models), kinds)), {name: number for number, name in enumerate(models)}
     for log in logs:
-        for step, said_ns in zip(log.steps, predictions(log.steps, settings, models), strict=True):
-            took[step.model] += step.duration_ns
-            said[step.model] += said_ns
-            counts[step.model] += 1
-    overall = sum(took.values()) / max(1.0, sum(said.values())) or 1.0
-    return {
-        name: took[name] / said[name] if counts[name] >= FEWEST_STEPS and took[name] else overall
-        for name in models
-    }
+        for step, is_switch, said_ns in zip(
+            log.steps, switches(log.steps), predictions(log.steps, settings, models), strict=True
+        ):
+            at = number_of[step.model], kind_of(step.shape, is_cold=is_switch)
+            took[at] += step.duration_ns
+            said[at] += said_ns
+            counts[at] += 1
+    overall = took.sum() / max(1.0, said.sum()) or 1.0
+    scales = {}
+    for name, number in number_of.items():
+        whole = overall
+        if counts[number].sum() >= FEWEST_STEPS and took[number].any():
+            whole = took[number].sum() / said[number].sum()
+        enough = (counts[number] >= FEWEST_STEPS) & (took[number] > 0)
+        own = np.where(enough, took[number] / np.maximum(said[number], 1.0), whole)
+        scales[name] = Scales(*own.tolist())
+    return scales
 
 
 def predictions(
     steps: Listing[Step],
     settings: EngineSettings,
     models: dict[str, ExecutorSettings],
-    scales: dict[str, float] | None = None,
+    scales: dict[str, Scales] | None = None,
 ) -> Floats:
-    """What the cost models say of each step, in ns, times the scale of its model."""
+    """What the cost models say of each step, in ns, times the scale of its model and kind."""
     cost_models = {
         model.name: make_inner(models[model.name], Machine(model, settings.hardware, SimClock(), 1, 0))
         for model in settings.fleet.models
         if model.name in models
     }
     predicted = []
-    for step in steps:
+    for step, is_switch in zip(steps, switches(steps), strict=True):
         model = cost_models[step.model]
         assert isinstance(model, Modelled), "a cost model foresees"
-        scale = 1.0 if scales is None else scales[step.model]
+        scale = 1.0 if scales is None else scales[step.model][kind_of(step.shape, is_cold=is_switch)]
         predicted.append(model.duration_ns(batch_of(step.shape)) * scale)
     return np.array(predicted, dtype=np.float64)

@@ -96,13 +96,22 @@ class Distance:
     median_floor: float
 
 
+def pairs_of(
+    real: Sequence[pd.DataFrame], simulated: Sequence[pd.DataFrame]
+) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Each simulated run behind the real one that it stands for: as many for each of these, in their order."""
+    draws = len(simulated) // max(1, len(real))
+    return list(zip([run for run in real for _ in range(draws)], simulated, strict=True))
+
+
 def cells(
     real: Sequence[pd.DataFrame],
     simulated: Sequence[pd.DataFrame],
     marks: Marks | None,
     max_floor: float = 2.0,
 ) -> list[Cell]:
-    """Every figure of latency and throughput. Figures are means over the runs of a side.
+    """Every figure of latency and throughput. Figures are means over the runs of a side, with as many simulated ones
+    for each real one.
 
     A floor above `max_floor` marks is too large.
     """
@@ -214,9 +223,13 @@ def matched(
     simulated: Sequence[pd.DataFrame],
     latency: Callable[[pd.DataFrame], Floats],
 ) -> list[tuple[Floats, Floats]]:
-    """For each run, a latency of the requests that both sides completed: real and simulated, in the same order."""
+    """For each real run and the first simulated one behind it, a latency of the requests that both completed.
+
+    Only the first: requests drawn anew for each of several would be as many real ones as there are not.
+    """
     found = []
-    for one, other in zip(real, simulated, strict=True):
+    draws = len(simulated) // max(1, len(real))
+    for one, other in zip(real, simulated[:: max(1, draws)], strict=True):
         left, right = by_request(one, latency), by_request(other, latency)
         both = left.index.intersection(right.index)
         if len(both):
@@ -233,7 +246,7 @@ def shares(
     """
     made = []
     for name in (*DECISIONS, ALL_DECISIONS):
-        value = _mean(equal_share(a, b, name) for a, b in zip(real, simulated, strict=True))
+        value = _mean(equal_share(a, b, name) for a, b in pairs_of(real, simulated))
         floor = _mean(equal_share(a, b, name) for a, b in combinations(real, 2))
         least = LEAST_EQUAL if is_calm and is_judged else None
         made.append(equal_enough(name, value, floor, least, len(real[0])))
@@ -311,7 +324,7 @@ def distances(real: Sequence[pd.DataFrame], simulated: Sequence[pd.DataFrame]) -
     """Distributions and single requests: what no mean shows."""
     made = []
     for metric, latency in LATENCIES.items():
-        both, pairs = list(zip(real, simulated, strict=True)), list(combinations(real, 2))
+        both, pairs = pairs_of(real, simulated), list(combinations(real, 2))
         made.append(
             Distance(
                 metric=metric,

@@ -23,7 +23,15 @@ from engine.execution import executors
 from engine.settings import above, require
 from sim.config import RunSettings, choices, typed
 from sim.fidelity import report
-from sim.fidelity.bench import System, Workbench, calibration_s, schedule_delay, simulated_round, voids
+from sim.fidelity.bench import (
+    System,
+    Workbench,
+    calibration_s,
+    schedule_delay,
+    seeds_of,
+    simulated_round,
+    voids,
+)
 from sim.fidelity.cases import RANKED, run_settings, traffic
 from sim.fidelity.compare import FAIL, INCONCLUSIVE, LATENCIES, PASS, done
 from sim.fidelity.folder import ComparisonFolder, machine, write_json
@@ -145,13 +153,13 @@ class Contest(Workbench):
         }
         real_s = simulated_s = 0.0
         for name, live in real.items():
-            each = simulated_round(
-                runs[name].engine, traces[name], [], system.models, live, around, runs[name].seed + number
-            )
-            for side, seen in (("real", live.seen), ("simulated", each.simulated.seen)):
-                for metric, mean_s in means_of(seen).items():
+            run, seeds = runs[name], seeds_of(runs[name].seed, number, settings.draws)
+            each = simulated_round(run.engine, traces[name], [], system.models, live, around, seeds)
+            for side, seen in (("real", [live.seen]), ("simulated", [draw.seen for draw in each.simulated])):
+                for metric, mean_s in means_of(pd.concat(seen)).items():
                     means[side][metric][name] = mean_s
-            real_s, simulated_s = real_s + live.wall_s, simulated_s + each.simulated.wall_s
+            real_s += live.wall_s
+            simulated_s += float(np.mean([draw.wall_s for draw in each.simulated]))
         return RankedRound(
             number=number,
             requests=count,

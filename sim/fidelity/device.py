@@ -290,14 +290,37 @@ class Door:
         return min(now_ns + round(self.let_in_ns[like]), ends_ns - 1)
 
 
+class Scales(NamedTuple):
+    """How many times as long as its cost model says a model's steps take, by what they do and by what was before.
+
+    A step that only decodes reads all weights once. After a step of its own model they are in the processor's caches,
+    as far as these reach; after one of another model that one's are, and they come from memory.
+    """
+
+    prefill: float = 1.0
+    decode: float = 1.0
+    cold_decode: float = 1.0  # after a step of another model
+
+
+def kind_of(shape: Shape, *, is_cold: bool) -> int:
+    """The place of such a step's among `Scales`."""
+    if shape.has_prefill:
+        return 0
+    return 2 if is_cold else 1
+
+
+AS_MODELLED = Scales()
+
+
 @dataclass(slots=True)
 class HostCosts:
     """What the machine does besides the steps that a cost model predicts, as measured on the real engine.
 
     A turn of the machine, from the end of one step to that of the next, takes what the cost model says of the step
-    times `scale` and its model's own of `scales`, `step_ns`, `begin_ns` with each sequence that begins in it
-    (whatever its request has cost since it came), and `wake_ns` when the machine had nothing to do; the first three
-    times a ratio of `decode_spread` or `prefill_spread`, by the `ranks` that turns had one after the other. Besides,
+    times `scale` and its model's own of `scales`, `step_ns`, `switch_ns` if the step before was another model's,
+    `begin_ns` with each sequence that begins in it (whatever its request has cost since it came), and `wake_ns` when
+    the machine had nothing to do; all but the last times a ratio of `decode_spread` or `prefill_spread`, by the
+    `ranks` that turns had one after the other. Besides,
     `leave_ns` with each sequence that has left since the step before, `keep_ns` a token of KV that was copied out
     for it, and `read_ns` with each prefix that is brought up from files, which takes one of `tier_ns`. Between the
     load and a machine that rests, a request is on its way for one of `in_ns`; to a busy one for the least of these,
@@ -306,8 +329,9 @@ class HostCosts:
     """
 
     scale: float = 1.0
-    scales: dict[str, float] = field(default_factory=dict)
+    scales: dict[str, Scales] = field(default_factory=dict)
     step_ns: float = 0.0
+    switch_ns: float = 0.0
     begin_ns: float = 0.0
     wake_ns: float = 0.0
     leave_ns: float = 0.0
@@ -339,6 +363,7 @@ class Ledger:
 
     free_ns: int = 0
     turns_ns: deque[int] = field(default_factory=deque)  # when those end that are not over
+    model: str = ""  # whose turn was booked last
 
     def book(self, now_ns: int, duration_ns: int) -> int:
         """Take the next turn for so long; when it ends."""
@@ -385,21 +410,25 @@ class SimulatedTurns(Delegating):
     def __init__(self, machine: Machine, options: SimulatedOptions) -> None:
         super().__init__(make_inner(options.inner_of(machine.model), machine))
         self._modelled = cast("Modelled", self._inner)
-        self._scale = options.host.scale * options.host.scales.get(machine.model.name, 1.0)
+        self._model = machine.model.name
+        self._scales = options.host.scales.get(self._model, AS_MODELLED)
         self._options = options
         self._clock = machine.clock
 
     async def step(self, batch: Batch) -> StepResult:
         now_ns, host, ledger = self._clock.now_ns(), self._options.host, self._options.ledger
-        beginners = sum(each.sequence.computed_tokens == each.sequence.cached_tokens for each in batch.chunks)
-        said_ns = self._modelled.duration_ns(batch) * self._scale + host.step_ns + host.begin_ns * beginners
+        shape, is_switch, is_awake = shape_of(batch), ledger.model != self._model, ledger.free_ns >= now_ns
+        scale = host.scale * self._scales[kind_of(shape, is_cold=is_switch)]
+        said_ns = self._modelled.duration_ns(batch) * scale + host.step_ns + host.begin_ns * shape.beginners
+        if is_switch and is_awake:  # what there is to do after a rest is in `wake_ns`
+            said_ns += host.switch_ns
         spread = host.prefill_spread if batch.chunks else host.decode_spread
         turn_ns = said_ns * spread.ratio(said_ns, self._options.course.next())
-        if ledger.free_ns < now_ns:
+        if not is_awake:
             turn_ns += host.wake_ns
         turn_ns *= self._options.pace.prefill if batch.chunks else self._options.pace.decode
         self._modelled.stepped(1)
-        ends_ns = ledger.turn(now_ns, max(1, round(turn_ns)))
+        ends_ns, ledger.model = ledger.turn(now_ns, max(1, round(turn_ns))), self._model
         await self._clock.sleep(ends_ns - now_ns)
         answer = self._modelled.answer
         return StepResult(

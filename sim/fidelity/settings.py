@@ -29,7 +29,8 @@ class Protocol:
 
     `minutes`, all that goes before included, are divided between the real runs, unless `requests` says how many each
     has. A calibration run takes as long as the run beside it, unless `calibration_requests` says how many requests
-    it has: a shorter one would tell less of the machine than is asked of it. `simulated` is the executor of the
+    it has: a shorter one would tell less of the machine than is asked of it. Each real run is simulated `draws`
+    times, with chances of its own: what is compared is the mean of these. `simulated` is the executor of the
     simulated side. `profile` is a file that `python -m sim.profile` has written; without one, each model is measured
     for `profile_s` first. `overrides` are lines as `python -m sim` takes them, and hold for both sides.
     """
@@ -39,6 +40,7 @@ class Protocol:
     requests: int | None = None
     capacity_requests: int = 150
     calibration_requests: int | None = None
+    draws: int = 8
     simulated: str = "profile"
     profile: str | None = None
     profile_s: float = 20.0
@@ -52,6 +54,7 @@ class Protocol:
         for name in ("minutes", "profile_s", "max_schedule_delay"):
             above(name, getattr(self, name), 0)
         at_least("repeats", self.repeats, 2)
+        at_least("draws", self.draws, 1)
         if self.requests is not None:
             at_least("requests", self.requests, 1)
         at_least("capacity_requests", self.capacity_requests, 20)

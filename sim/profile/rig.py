@@ -19,6 +19,8 @@ PROBED = Cell(32, 0, 0, (Part("fresh", 0, 32, is_last=True),), (), 0)
 YARD_CONTEXTS = (100, 200)
 YARDS = 20
 YARDS_A_VISIT = 2  # before, and as many after
+NOBODYS = SimClock().signal()
+"""The end of a sequence for which nobody waits."""
 
 
 class Seen(NamedTuple):
@@ -192,8 +194,7 @@ class Rig:
 
 def bare_sequence(number: int, tokens: Any, cached: int) -> Sequence:
     """A sequence for which nobody waits."""
-    done = cast("Any", None)
-    return Sequence(number, tokens, 1 << 30, Stream(), done, cached_tokens=cached, computed_tokens=cached)
+    return Sequence(number, tokens, 1 << 30, Stream(), NOBODYS, cached_tokens=cached, computed_tokens=cached)
 
 
 def counted(cell: Cell) -> Batch:

@@ -35,6 +35,7 @@ from sim.fidelity.device import (
     Spread,
     Step,
     StepLog,
+    kind_of,
     make_inner,
     shape_of,
 )
@@ -240,9 +241,44 @@ def test_each_model_has_a_scale_of_its_own_unless_it_had_few_steps():
     steps = [Step(one, 0, 0, 0, 2 * MS, BEGINNER)] * 60 + [Step(other, 0, 0, 0, 3 * MS, BEGINNER)] * 60
     steps += [Step(rare, 0, 0, 0, 9 * MS, BEGINNER)] * 3
     scales = model_scales([StepLog(steps)], engine, models)
-    assert (scales[one], scales[other]) == (pytest.approx(2.0), pytest.approx(3.0))
-    assert scales[rare] == pytest.approx((120 + 180 + 27) / 123)
+    assert (scales[one], scales[other]) == (pytest.approx((2.0,) * 3), pytest.approx((3.0,) * 3))
+    assert scales[rare] == pytest.approx(((120 + 180 + 27) / 123,) * 3)
     assert predictions(steps, engine, models, scales)[[0, 60]].tolist() == [2 * MS, 3 * MS]
+
+
+def test_steps_that_only_decode_have_another_scale_after_those_of_another_model():
+    engine = read(["scenario=steady", "executor=roofline", "fleet=reference_five"]).engine
+    one, other = [model.name for model in engine.fleet.models][:2]
+    costs = [1e6] + [0.0] * (len(TERMS) - 1)
+    models = {name: ExecutorSettings(name="twin_steps", options={"costs_ns": costs}) for name in (one, other)}
+    steps = [Step(one, 0, 0, 0, 4 * MS, BEGINNER)] * 60
+    for _ in range(60):  # one model's step after its own, after the other's, and the other's after it
+        steps += [Step(one, 0, 0, 0, took, DECODING) for took in (2 * MS, MS)]
+        steps += [Step(other, 0, 0, 0, 3 * MS, DECODING)]
+    scales = model_scales([StepLog(steps)], engine, models)
+    assert scales[one].prefill == pytest.approx(4.0)
+    assert scales[one].decode == pytest.approx((60 * 1 + 2) / 61)  # the first one follows its own prefill
+    assert scales[one].cold_decode == pytest.approx(2.0)
+    assert scales[other] == pytest.approx((3.0,) * 3)
+    said = predictions(steps, engine, models, scales)
+    assert said.sum() == pytest.approx(sum(step.duration_ns for step in steps))
+    kinds = ((BEGINNER, True), (BEGINNER, False), (DECODING, False), (DECODING, True))
+    assert [kind_of(shape, is_cold=is_cold) for shape, is_cold in kinds] == [0, 0, 1, 2]
+
+
+def test_what_a_step_after_another_models_takes_more_is_found():
+    log, said, arrivals = made_log()
+    names = ["m" if number % 4 < 2 else "n" for number in range(len(log.steps))]
+    log.steps = [step._replace(model=name) for step, name in zip(log.steps, names, strict=True)]
+    same = turn_costs(turns_of(log, said, arrivals))
+    assert same.switch_ns == pytest.approx(0.0, abs=5 * US)
+    log, said, arrivals = stretched(log, said, arrivals, lambda number: 120 * US * (number % 2 == 0))
+    costs = turn_costs(turns_of(log, said, arrivals))
+    assert costs.switch_ns == pytest.approx(120 * US, rel=0.02)
+    assert costs.step_ns == pytest.approx(200 * US, rel=0.02)
+    turns = turns_of(log, said, arrivals)
+    assert turns.switches.mean() == pytest.approx(0.5, abs=0.01)
+    assert foreseen_ns(turns, costs).sum() == pytest.approx(turns.took_ns.sum(), rel=0.01)
 
 
 def test_the_host_is_calibrated_from_whole_runs():

@@ -108,6 +108,27 @@ def test_a_request_stays_with_its_twin_so_that_what_both_share_widens_no_interva
     assert (low, high) == (pytest.approx(0.05), pytest.approx(0.05))
 
 
+def test_several_simulations_of_a_run_count_as_their_mean_and_widen_no_interval(run, slower):
+    real = [run, slower(run, 1.02)]
+    once, thrice = [slower(run, 1.04), slower(run, 1.08)], []
+    for each in once:
+        thrice += [each, slower(each, 1.03), slower(each, 0.97)]
+    one, several = by_name(cells(real, once, LOOSE)), by_name(cells(real, thrice, LOOSE))
+    for name, cell in one.items():
+        if cell.error is not None and cell.metric != "throughput":
+            assert several[name].error == pytest.approx(cell.error, abs=1e-3)
+            assert (several[name].floor, several[name].interval) == (cell.floor, cell.interval)
+    assert [share.value for share in shares(real, thrice, is_calm=True)] == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+    half = [run, run.assign(replica="b")] * 2
+    assert by_share(shares(real, half, is_calm=True))["replica"].value == 0.5
+    near, far = (
+        next(each for each in distances(real, runs) if each.metric == "E2E")
+        for runs in ([run, run, slower(run, 1.02), slower(run, 1.02)], [slower(run, 1.02)] * 2 + [run] * 2)
+    )
+    assert near.wasserstein == near.median_error == 0.0
+    assert far.wasserstein == pytest.approx(0.02, rel=0.05)  # each is held against its own real run
+
+
 def test_the_interval_shrinks_with_more_requests_and_is_the_same_each_time(drawn):
     few, many = ([(drawn(10.0, count), drawn(10.0, count, seed=2))] for count in (200, 8_000))
     wide, narrow = error_interval(few, 99.0), error_interval(many, 99.0)

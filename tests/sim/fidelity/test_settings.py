@@ -25,6 +25,7 @@ def test_quick_fills_in_what_is_not_given():
         (["cases=nope"], "cases is 'nope', but must be some of decisions, poisson50"),
         (["cases=[]"], "cases is []"),
         (["repeats=1"], "repeats is 1, but must be at least 2"),
+        (["draws=0"], "draws is 0, but must be at least 1"),
         (["minutes=0"], "minutes is 0"),
         (["minutes=long"], "minutes is 'long'"),
         (["requests=0"], "requests is 0"),

@@ -8,7 +8,18 @@ from engine.clock import WallClock
 from engine.engine import Engine
 from engine.settings import ExecutorSettings
 from sim.fidelity.cases import CASES, at_once, faults, run_settings, traffic
-from sim.fidelity.device import AS_SAID, STRETCH_TURNS, Course, Door, HostCosts, Ledger, Pace, Spread, StepLog
+from sim.fidelity.device import (
+    AS_SAID,
+    STRETCH_TURNS,
+    Course,
+    Door,
+    HostCosts,
+    Ledger,
+    Pace,
+    Scales,
+    Spread,
+    StepLog,
+)
 from sim.fidelity.server import WARM_UP_TOKENS, in_turns, warm_up
 from sim.fidelity.simulated import simulate, without_stores
 
@@ -54,6 +65,36 @@ def test_a_machine_that_rested_is_slower_and_one_that_did_not_is_not():
     crowd = {"count": 40, "rate": 1e6}
     longer = played(host=slow, **crowd)["finished_ns"].max() - played(host=host, **crowd)["finished_ns"].max()
     assert longer == 4e6
+
+
+def test_a_step_after_one_of_another_model_takes_what_it_was_seen_to_take():
+    host, quiet = HostCosts(step_ns=1e6, switch_ns=2e6), ["health.enabled=false", "hardware=h200"]
+    plain = HostCosts(step_ns=1e6)
+    alone = {"count": 1, "overrides": quiet}  # a rest goes before it, and nobody else has a turn
+    assert e2e_ns(played("five", host=host, **alone)) == e2e_ns(played("five", host=plain, **alone))
+    crowd = {"count": 60, "rate": 1e6, "overrides": quiet}
+    mixed, before = (played("five", host=each, **crowd) for each in (host, plain))
+    switches, rest = divmod(mixed["finished_ns"].max() - before["finished_ns"].max(), 2_000_000)
+    assert rest == 0
+    assert switches > len(mixed)
+    one, same = (played(host=each, **crowd) for each in (host, plain))  # there is one model only
+    assert (one["finished_ns"] == same["finished_ns"]).all()
+
+
+def test_steps_of_a_model_take_their_own_scale_by_what_they_do_and_by_what_was_before():
+    alone = {"count": 20, "rate": 0.001, "overrides": ["health.enabled=false"]}
+    name = run_settings(CASES["poisson70"], 1, []).engine.fleet.models[0].name
+    plain = played(**alone)
+    for scales in (Scales(3.0, 1.0, 1.0), Scales(1.0, 2.0, 9.0)):
+        found = played(host=HostCosts(scales={name: scales}), **alone)
+        for (begin, end), times in zip(PHASES, scales, strict=False):
+            before, after = ((table[end] - table[begin]).to_numpy(float) for table in (plain, found))
+            assert after == pytest.approx(before * times, rel=1e-5)
+    crowd = {"count": 60, "rate": 1e6, "overrides": ["hardware=h200"]}
+    names = [model.name for model in run_settings(CASES["five"], 1, []).engine.fleet.models]
+    cold = HostCosts(scales=dict.fromkeys(names, Scales(1.0, 1.0, 2.0)))
+    longer, before = (played("five", host=host, **crowd)["finished_ns"].max() for host in (cold, None))
+    assert longer > 1.1 * before
 
 
 def test_a_client_sees_what_is_on_the_way_and_the_engine_does_not():
