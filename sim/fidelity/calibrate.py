@@ -18,6 +18,7 @@ from sim.fidelity.device import (
     Pace,
     Scales,
     Spread,
+    Spreads,
     Step,
     StepLog,
     kind_of,
@@ -29,6 +30,7 @@ from sim.least_squares import Floats, non_negative
 from sim.world import SimClock
 
 FEWEST_STEPS = 50
+FEWEST_ALIKE = 30  # turns; fewer take their ratios from those that are most like them
 MOST_DELAYS = 4_096
 FEW_RESTS = 10
 NEVER: Floats = np.empty(0)
@@ -54,6 +56,7 @@ class Turns:
     reads: Floats  # prefixes that came from files
     is_prefill: Flags
     batch: Floats  # sequences in the step
+    decodes: Floats  # those of them that decode
 
     def __len__(self) -> int:
         return len(self.took_ns)
@@ -126,6 +129,7 @@ def turns_of(log: StepLog, said_ns: Floats, arrivals_ns: Floats, reads_ns: Float
         reads=(read[rows] - read[before]).astype(np.float64),
         is_prefill=np.array([shape.has_prefill for shape in shapes], dtype=np.bool_),
         batch=np.array([len(shape.chunks) + len(shape.decodes) for shape in shapes], dtype=np.float64),
+        decodes=np.array([len(shape.decodes) for shape in shapes], dtype=np.float64),
     )
 
 
@@ -193,11 +197,11 @@ def turn_costs(turns: Turns) -> HostCosts:
     whole_ns = rows @ found
     ratios = turns.took_ns / np.maximum(whole_ns, 1.0)
     said_ns = said_of(turns, costs)
-    costs.decode_spread = spread(said_ns[~turns.is_prefill], ratios[~turns.is_prefill])
-    costs.prefill_spread = spread(said_ns[turns.is_prefill], ratios[turns.is_prefill])
+    costs.decodes = spreads(said_ns, ratios, turns.decodes, ~turns.is_prefill)
+    costs.prefills = spreads(said_ns, ratios, turns.decodes, turns.is_prefill)
     costs.ranks = [
-        (costs.prefill_spread if is_prefill else costs.decode_spread).rank(said, ratio)
-        for said, ratio, is_prefill in zip(said_ns.tolist(), ratios.tolist(), turns.is_prefill, strict=True)
+        spread.rank(said, ratio)
+        for spread, said, ratio in zip(likes(turns, costs), said_ns.tolist(), ratios.tolist(), strict=True)
     ]
     return costs
 
@@ -211,11 +215,7 @@ def said_of(turns: Turns | Starts, costs: HostCosts) -> Floats:
 def foreseen_ns(turns: Turns, costs: HostCosts) -> Floats:
     """What the simulation takes for such turns, in the mean over chance."""
     said_ns = said_of(turns, costs)
-    spreads = (costs.prefill_spread, costs.decode_spread)
-    means = [
-        spreads[0 if is_prefill else 1].mean(said)
-        for said, is_prefill in zip(said_ns, turns.is_prefill, strict=True)
-    ]
+    means = [spread.mean(said) for spread, said in zip(likes(turns, costs), said_ns.tolist(), strict=True)]
     besides_ns = (
         turns.leavers * costs.leave_ns + turns.kept_tokens * costs.keep_ns + turns.reads * costs.read_ns
     )
@@ -226,9 +226,8 @@ def foreseen_ns(turns: Turns, costs: HostCosts) -> Floats:
 def foreseen_starts_ns(starts: Starts, costs: HostCosts) -> Floats:
     """What the simulation takes for steps that end a rest, in the mean over chance."""
     said_ns = said_of(starts, costs)
-    foreseen: Floats = (
-        said_ns * np.array([costs.prefill_spread.mean(said) for said in said_ns]) + costs.wake_ns
-    )
+    alone = costs.prefills.among(0)
+    foreseen: Floats = said_ns * np.array([alone.mean(said) for said in said_ns.tolist()]) + costs.wake_ns
     return foreseen
 
 
@@ -241,6 +240,23 @@ def pace_of(turns: Turns, starts: Starts, costs: HostCosts) -> Pace:
         prefill=float(prefill_ns / said_ns) if said_ns else 1.0,
         decode=float(turns.took_ns[decodes].sum() / foreseen[decodes].sum()) if decodes.any() else 1.0,
     )
+
+
+def likes(turns: Turns, costs: HostCosts) -> Iterator[Spread]:
+    """Among which turns each of these finds its like."""
+    for is_prefill, decodes in zip(turns.is_prefill.tolist(), turns.decodes.tolist(), strict=True):
+        yield (costs.prefills if is_prefill else costs.decodes).among(int(decodes))
+
+
+def spreads(said_ns: Floats, ratios: Floats, decodes: Floats, chosen: Flags) -> Spreads:
+    """The ratios of the chosen turns, by how many decode in them; of all of these where there are few of any kind."""
+    bits = np.array([int(each).bit_length() for each in decodes.tolist()], dtype=np.int64)
+    alike = {
+        kind: spread(said_ns[chosen & (bits == kind)], ratios[chosen & (bits == kind)])
+        for kind, count in enumerate(np.bincount(bits[chosen]).tolist())
+        if count >= FEWEST_ALIKE
+    }
+    return Spreads(alike or {0: spread(said_ns[chosen], ratios[chosen])})
 
 
 def spread(said_ns: Floats, ratios: Floats) -> Spread:

@@ -12,6 +12,7 @@ import pytest
 
 from engine.cache.orders import orders
 from engine.command import compiling
+from engine.execution.profile_file import read_profile
 
 ROOT = Path(__file__).parents[3]
 TREE = ("engine", "sim", "scenarios", "conf", "tests")
@@ -100,7 +101,7 @@ from sim.traffic import draw
 from tests.benchmarks.test_simulation import MIX_B, W
 
 told = {}
-for name, load, count in (("w", W, 2500), ("mix_b", MIX_B, 600)):
+for name, load, count in (("w", W, 2500), ("mix_b", MIX_B, 2000)):
     run = read(["scenario=steady", "executor=roofline", *load, f"workload.requests={count}"])
     trace = draw(run.workload, run.seed, [model.name for model in run.engine.fleet.models])
     rates = []
@@ -237,6 +238,15 @@ def test_compiled_every_kind_of_cache_has_the_same_bytes(copy, tmp_path):
 def test_compiled_an_engine_can_be_weighed(copy):
     for root in (ROOT, copy):
         assert run(root, "-c", FOOTPRINT).stdout == "True True 0\n"
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_compiled_a_cost_model_can_be_measured(copy, tmp_path):
+    out = tmp_path / "small.json"
+    done = run(copy, "-m", "sim.profile", f"out={out}", "budget_s=1", "context_tokens=64")
+    assert done.returncode == 0, done.stderr
+    assert read_profile(out).points
 
 
 @pytest.mark.benchmark(group="simulation")
