@@ -13,12 +13,12 @@ from engine.errors import BadSettings
 from engine.execution import Machine, Modelled
 from engine.settings import EngineSettings, ExecutorSettings
 from sim.fidelity.device import (
+    Crowds,
     Door,
     HostCosts,
     Pace,
     Scales,
     Spread,
-    Spreads,
     Step,
     StepLog,
     kind_of,
@@ -30,7 +30,7 @@ from sim.least_squares import Floats, non_negative
 from sim.world import SimClock
 
 FEWEST_STEPS = 50
-FEWEST_ALIKE = 30  # turns; fewer take their ratios from those that are most like them
+FEWEST_ALIKE = 30  # turns; fewer take the factor of those that are most like them
 MOST_DELAYS = 4_096
 FEW_RESTS = 10
 NEVER: Floats = np.empty(0)
@@ -195,13 +195,15 @@ def turn_costs(turns: Turns) -> HostCosts:
     costs = HostCosts(scale=scale, step_ns=step, begin_ns=begin + arrive, leave_ns=leave + later)
     costs.switch_ns, costs.keep_ns, costs.read_ns = switch, keep, read
     whole_ns = rows @ found
-    ratios = turns.took_ns / np.maximum(whole_ns, 1.0)
+    costs.decode_crowds = crowds(turns, whole_ns, ~turns.is_prefill)
+    costs.prefill_crowds = crowds(turns, whole_ns, turns.is_prefill)
+    ratios = turns.took_ns / np.maximum(whole_ns * crowd_factors(turns, costs), 1.0)
     said_ns = said_of(turns, costs)
-    costs.decodes = spreads(said_ns, ratios, turns.decodes, ~turns.is_prefill)
-    costs.prefills = spreads(said_ns, ratios, turns.decodes, turns.is_prefill)
+    costs.decode_spread = spread(said_ns[~turns.is_prefill], ratios[~turns.is_prefill])
+    costs.prefill_spread = spread(said_ns[turns.is_prefill], ratios[turns.is_prefill])
     costs.ranks = [
-        spread.rank(said, ratio)
-        for spread, said, ratio in zip(likes(turns, costs), said_ns.tolist(), ratios.tolist(), strict=True)
+        (costs.prefill_spread if is_prefill else costs.decode_spread).rank(said, ratio)
+        for said, ratio, is_prefill in zip(said_ns.tolist(), ratios.tolist(), turns.is_prefill, strict=True)
     ]
     return costs
 
@@ -209,13 +211,19 @@ def turn_costs(turns: Turns) -> HostCosts:
 def said_of(turns: Turns | Starts, costs: HostCosts) -> Floats:
     """What is said of turns before chance: the step and the host's work for it."""
     said_ns = turns.said_ns * costs.scale + costs.step_ns + turns.beginners * costs.begin_ns
-    return said_ns + turns.switches * costs.switch_ns if isinstance(turns, Turns) else said_ns
+    if isinstance(turns, Starts):
+        return said_ns * costs.prefill_crowds.factor(0)
+    return (said_ns + turns.switches * costs.switch_ns) * crowd_factors(turns, costs)
 
 
 def foreseen_ns(turns: Turns, costs: HostCosts) -> Floats:
     """What the simulation takes for such turns, in the mean over chance."""
     said_ns = said_of(turns, costs)
-    means = [spread.mean(said) for spread, said in zip(likes(turns, costs), said_ns.tolist(), strict=True)]
+    spreads = (costs.prefill_spread, costs.decode_spread)
+    means = [
+        spreads[0 if is_prefill else 1].mean(said)
+        for said, is_prefill in zip(said_ns, turns.is_prefill, strict=True)
+    ]
     besides_ns = (
         turns.leavers * costs.leave_ns + turns.kept_tokens * costs.keep_ns + turns.reads * costs.read_ns
     )
@@ -226,8 +234,9 @@ def foreseen_ns(turns: Turns, costs: HostCosts) -> Floats:
 def foreseen_starts_ns(starts: Starts, costs: HostCosts) -> Floats:
     """What the simulation takes for steps that end a rest, in the mean over chance."""
     said_ns = said_of(starts, costs)
-    alone = costs.prefills.among(0)
-    foreseen: Floats = said_ns * np.array([alone.mean(said) for said in said_ns.tolist()]) + costs.wake_ns
+    foreseen: Floats = (
+        said_ns * np.array([costs.prefill_spread.mean(said) for said in said_ns]) + costs.wake_ns
+    )
     return foreseen
 
 
@@ -242,21 +251,27 @@ def pace_of(turns: Turns, starts: Starts, costs: HostCosts) -> Pace:
     )
 
 
-def likes(turns: Turns, costs: HostCosts) -> Iterator[Spread]:
-    """Among which turns each of these finds its like."""
-    for is_prefill, decodes in zip(turns.is_prefill.tolist(), turns.decodes.tolist(), strict=True):
-        yield (costs.prefills if is_prefill else costs.decodes).among(int(decodes))
+def crowds(turns: Turns, whole_ns: Floats, chosen: Flags) -> Crowds:
+    """What the chosen turns took over what is said of them, by how many decode in them; 1 where there are few."""
+    bits = np.array([int(each).bit_length() for each in turns.decodes.tolist()], dtype=np.int64)
+    factors = {}
+    for kind, count in enumerate(np.bincount(bits[chosen]).tolist()):
+        alike = chosen & (bits == kind)
+        if count >= FEWEST_ALIKE:
+            factors[kind] = float(turns.took_ns[alike].sum() / max(1.0, whole_ns[alike].sum()))
+    return Crowds(factors)
 
 
-def spreads(said_ns: Floats, ratios: Floats, decodes: Floats, chosen: Flags) -> Spreads:
-    """The ratios of the chosen turns, by how many decode in them; of all of these where there are few of any kind."""
-    bits = np.array([int(each).bit_length() for each in decodes.tolist()], dtype=np.int64)
-    alike = {
-        kind: spread(said_ns[chosen & (bits == kind)], ratios[chosen & (bits == kind)])
-        for kind, count in enumerate(np.bincount(bits[chosen]).tolist())
-        if count >= FEWEST_ALIKE
-    }
-    return Spreads(alike or {0: spread(said_ns[chosen], ratios[chosen])})
+def crowd_factors(turns: Turns, costs: HostCosts) -> Floats:
+    """That of each turn."""
+    both = zip(turns.is_prefill.tolist(), turns.decodes.tolist(), strict=True)
+    return np.array(
+        [
+            (costs.prefill_crowds if is_prefill else costs.decode_crowds).factor(int(decodes))
+            for is_prefill, decodes in both
+        ],
+        dtype=np.float64,
+    )
 
 
 def spread(said_ns: Floats, ratios: Floats) -> Spread:

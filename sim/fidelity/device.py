@@ -234,25 +234,26 @@ class Spread:
         return window
 
 
-@dataclass(slots=True)
-class Spreads:
-    """Spreads by how many sequences decode in a step: none, one, up to three, up to seven, up to fifteen, ...
+def no_spread() -> Spread:
+    """Every step takes what is said of it."""
+    return Spread([], [])
 
-    A crowd makes other errors than a few do, and a calibration run has more of a crowd than many a run that is
-    compared.
+
+@dataclass(slots=True)
+class Crowds:
+    """How many times as long as is said steps take, by how many sequences decode in them: none, one, up to 3, up to 7, ...
+
+    A crowd makes other errors of a cost model than a few do, and a calibration run has more of a crowd than many a
+    run that is compared.
     """
 
-    alike: dict[int, Spread] = field(default_factory=dict)  # by the bits of that number
+    factors: dict[int, float] = field(default_factory=dict)  # by the bits of that number
 
-    def among(self, decodes: int) -> Spread:
-        """Where a step with so many finds its like; nothing where there is no spread at all."""
+    def factor(self, decodes: int) -> float:
+        """That of a step with so many: of the nearest that is known."""
         bits = decodes.bit_length()
-        nearest = min(self.alike, key=lambda each: (abs(each - bits), each), default=None)
-        return NO_SPREAD if nearest is None else self.alike[nearest]
-
-
-NO_SPREAD = Spread([], [])
-"""Every step takes what is said of it."""
+        nearest = min(self.factors, key=lambda each: (abs(each - bits), each), default=None)
+        return 1.0 if nearest is None else self.factors[nearest]
 
 
 class Course:
@@ -335,8 +336,8 @@ class HostCosts:
     A turn of the machine, from the end of one step to that of the next, takes what the cost model says of the step
     times `scale` and its model's own of `scales`, `step_ns`, `switch_ns` if the step before was another model's,
     `begin_ns` with each sequence that begins in it (whatever its request has cost since it came), and `wake_ns` when
-    the machine had nothing to do; all but the last times a ratio of `decodes` or `prefills`, by the `ranks` that
-    turns had one after the other. Besides,
+    the machine had nothing to do; all but the last times a factor of `decode_crowds` or `prefill_crowds`, and a ratio
+    of `decode_spread` or `prefill_spread`, by the `ranks` that turns had one after the other. Besides,
     `leave_ns` with each sequence that has left since the step before, `keep_ns` a token of KV that was copied out
     for it, and `read_ns` with each prefix that is brought up from files, which takes one of `tier_ns`. Between the
     load and a machine that rests, a request is on its way for one of `in_ns`; to a busy one for the least of these,
@@ -357,8 +358,10 @@ class HostCosts:
     door: Door = field(default_factory=Door)
     first_ns: Ratios = field(default_factory=lambda: np.zeros(1))
     end_ns: Ratios = field(default_factory=lambda: np.zeros(1))
-    decodes: Spreads = field(default_factory=Spreads)  # of steps that only decode
-    prefills: Spreads = field(default_factory=Spreads)
+    decode_crowds: Crowds = field(default_factory=Crowds)
+    prefill_crowds: Crowds = field(default_factory=Crowds)
+    decode_spread: Spread = field(default_factory=no_spread)
+    prefill_spread: Spread = field(default_factory=no_spread)
     ranks: list[float] = field(default_factory=list)
     tier_ns: Ratios = field(default_factory=lambda: np.zeros(0))  # none where no prefix came from files
 
@@ -438,7 +441,8 @@ class SimulatedTurns(Delegating):
         said_ns = self._modelled.duration_ns(batch) * scale + host.step_ns + host.begin_ns * shape.beginners
         if is_switch and is_awake:  # what there is to do after a rest is in `wake_ns`
             said_ns += host.switch_ns
-        spread = (host.prefills if batch.chunks else host.decodes).among(len(batch.decodes))
+        said_ns *= (host.prefill_crowds if batch.chunks else host.decode_crowds).factor(len(batch.decodes))
+        spread = host.prefill_spread if batch.chunks else host.decode_spread
         turn_ns = said_ns * spread.ratio(said_ns, self._options.course.next())
         if not is_awake:
             turn_ns += host.wake_ns

@@ -28,12 +28,12 @@ from sim.fidelity.calibrate import (
 )
 from sim.fidelity.device import (
     NEIGHBOURS,
+    Crowds,
     Door,
     HostCosts,
     Leaving,
     Shape,
     Spread,
-    Spreads,
     Step,
     StepLog,
     kind_of,
@@ -317,11 +317,11 @@ def test_the_rank_of_a_ratio_leads_back_to_it():
     assert 0 <= few.rank(9.0, 1.0) < few.rank(9.0, 3.0) < 1
 
 
-def test_a_turn_finds_its_like_among_those_in_which_about_as_many_decode():
-    spreads = Spreads({0: Spread([1.0], [0.5]), 1: Spread([1.0], [0.7]), 3: Spread([1.0], [0.9])})
-    found = {decodes: spreads.among(decodes).mean(1.0) for decodes in (0, 1, 2, 3, 4, 7, 8, 500)}
+def test_a_crowd_has_the_factor_of_those_that_are_most_like_it():
+    crowds = Crowds({0: 0.5, 1: 0.7, 3: 0.9})
+    found = {decodes: crowds.factor(decodes) for decodes in (0, 1, 2, 3, 4, 7, 8, 500)}
     assert found == {0: 0.5, 1: 0.7, 2: 0.7, 3: 0.7, 4: 0.9, 7: 0.9, 8: 0.9, 500: 0.9}
-    assert Spreads().among(3).mean(1.0) == 1.0
+    assert Crowds().factor(3) == 1.0
 
 
 def test_a_crowd_changes_nothing_of_what_is_said_of_a_few():
@@ -333,9 +333,10 @@ def test_a_crowd_changes_nothing_of_what_is_said_of_a_few():
     foreseen = foreseen_ns(turns, costs)
     for chosen in (is_crowd & turns.is_prefill, is_crowd, ~is_crowd & turns.is_prefill, ~is_crowd):
         assert foreseen[chosen].sum() == pytest.approx(turns.took_ns[chosen].sum(), rel=0.02)
-    assert set(costs.prefills.alike) == {2, 5}
+    assert costs.prefill_crowds.factor(16) / costs.prefill_crowds.factor(2) == pytest.approx(0.8, abs=0.02)
     turns.decodes = np.where(np.arange(len(turns)) < 10, 16.0, 2.0)  # too few: they are as the others
-    assert set(turn_costs(turns).prefills.alike) == set(turn_costs(turns).decodes.alike) == {2}
+    few = turn_costs(turns)
+    assert set(few.prefill_crowds.factors) == set(few.decode_crowds.factors) == {2}
 
 
 def test_turns_have_their_ranks_in_the_order_in_which_they_came():
@@ -350,7 +351,7 @@ def test_turns_have_their_ranks_in_the_order_in_which_they_came():
 
 
 def test_without_a_spread_steps_take_what_is_said():
-    assert HostCosts().decodes.among(3).ratio(5.0, 0.5) == HostCosts().prefills.among(0).mean(5.0) == 1.0
+    assert HostCosts().decode_spread.ratio(5.0, 0.5) == HostCosts().decode_spread.mean(5.0) == 1.0
 
 
 def test_a_batch_made_of_a_shape_has_that_shape():

@@ -18,7 +18,6 @@ from sim.fidelity.device import (
     Pace,
     Scales,
     Spread,
-    Spreads,
     StepLog,
 )
 from sim.fidelity.server import WARM_UP_TOKENS, in_turns, warm_up
@@ -149,8 +148,7 @@ def test_a_turn_is_under_way_until_it_ends():
 
 def test_the_spread_of_steps_depends_on_the_seed_alone():
     spread = HostCosts(
-        decodes=Spreads({0: Spread([1.0, 2.0], [0.5, 1.5])}),
-        prefills=Spreads({0: Spread([1.0, 2.0], [0.8, 1.2])}),
+        decode_spread=Spread([1.0, 2.0], [0.5, 1.5]), prefill_spread=Spread([1.0, 2.0], [0.8, 1.2])
     )
     one, same, other = (e2e_ns(played(host=spread, seed=seed)).tolist() for seed in (1, 1, 2))
     assert one == same != other
@@ -171,10 +169,10 @@ def test_a_course_goes_through_stretches_of_what_was_and_does_so_evenly():
 
 
 def test_slow_turns_in_spells_make_answers_that_differ_more():
-    spread = Spreads({0: Spread([1.0, 2.0], [0.5, 1.5])})
+    spread = Spread([1.0, 2.0], [0.5, 1.5])
     found = {}
     for name, ranks in (("spells", [0.0] * 80 + [0.9] * 80), ("in turn", [0.0, 0.9] * 80)):
-        requests = played(host=HostCosts(decodes=spread, ranks=ranks), count=80)
+        requests = played(host=HostCosts(decode_spread=spread, ranks=ranks), count=80)
         several = requests[requests["output_tokens"] > 8]
         tpot = (several["finished_ns"] - several["first_token_ns"]) / (several["output_tokens"] - 1)
         found[name] = (tpot.std() / tpot.mean(), tpot.mean())
