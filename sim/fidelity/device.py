@@ -241,7 +241,7 @@ def no_spread() -> Spread:
 
 @dataclass(slots=True)
 class Crowds:
-    """How many times as long as is said steps take, by how many sequences decode in them: none, one, up to 3, up to 7, ...
+    """How many times as long as is said steps take, by how many sequences decode in them: 0, 1, 2 to 3, 4 to 7, ...
 
     A crowd makes other errors of a cost model than a few do, and a calibration run has more of a crowd than many a
     run that is compared.
