@@ -73,3 +73,7 @@ class SimClock(Agenda):
         running, self.running = self.running, {}
         for work in running.values():
             work.close()
+
+
+NOBODYS = SimClock().signal()
+"""The end of what nobody waits for."""

@@ -306,7 +306,7 @@ def simulated_round(
 ) -> Round:
     """The simulations of a real run, one for each seed, from nothing but the calibration runs `around` it.
 
-    And once more at the real run's own pace, two numbers that its turns tell: what is off by less then was the
+    And as often at the real run's own pace, two numbers that its turns tell: what is off by less then was the
     machine's, which was faster or slower than in the calibration.
     """
     models = models or fitted([step for each in around for step in each.log.steps], models_of(engine))

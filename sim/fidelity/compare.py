@@ -100,7 +100,7 @@ def pairs_of(
     real: Sequence[pd.DataFrame], simulated: Sequence[pd.DataFrame]
 ) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
     """Each simulated run behind the real one that it stands for: as many for each of these, in their order."""
-    draws = len(simulated) // max(1, len(real))
+    draws = len(simulated) // len(real)
     return list(zip([run for run in real for _ in range(draws)], simulated, strict=True))
 
 
@@ -228,8 +228,7 @@ def matched(
     Only the first: requests drawn anew for each of several would be as many real ones as there are not.
     """
     found = []
-    draws = len(simulated) // max(1, len(real))
-    for one, other in zip(real, simulated[:: max(1, draws)], strict=True):
+    for one, other in pairs_of(real, simulated)[:: len(simulated) // len(real)]:
         left, right = by_request(one, latency), by_request(other, latency)
         both = left.index.intersection(right.index)
         if len(both):

@@ -13,7 +13,7 @@ from engine.request import Stream
 from engine.settings import Architecture, EngineSettings, ExecutorSettings, ModelSettings
 from sim.fidelity.device import Shape, Step
 from sim.least_squares import relative
-from sim.world import SimClock
+from sim.world import NOBODYS
 
 FITTED = "twin_steps"
 """What the executor is called."""
@@ -44,8 +44,7 @@ def batch_of(shape: Shape) -> Batch:
 
 def _sequence(prompt_tokens: int, computed: int, cached: int) -> Sequence:
     tokens = np.zeros(prompt_tokens, dtype=np.int32)
-    done = SimClock().signal()
-    return Sequence(0, tokens, 1, Stream(), done, cached_tokens=cached, computed_tokens=computed)
+    return Sequence(0, tokens, 1, Stream(), NOBODYS, cached_tokens=cached, computed_tokens=computed)
 
 
 @dataclass(slots=True, kw_only=True)

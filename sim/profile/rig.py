@@ -13,14 +13,12 @@ from engine.request import Stream
 from engine.settings import EngineSettings, ModelSettings
 from sim.profile.grid import Cell, Part
 from sim.streams import stream
-from sim.world import SimClock
+from sim.world import NOBODYS, SimClock
 
 PROBED = Cell(32, 0, 0, (Part("fresh", 0, 32, is_last=True),), (), 0)
 YARD_CONTEXTS = (100, 200)
 YARDS = 20
 YARDS_A_VISIT = 2  # before, and as many after
-NOBODYS = SimClock().signal()
-"""The end of a sequence for which nobody waits."""
 
 
 class Seen(NamedTuple):

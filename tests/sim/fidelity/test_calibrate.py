@@ -13,6 +13,7 @@ from sim.fidelity.calibrate import (
     Starts,
     door_of,
     foreseen_ns,
+    foreseen_starts_ns,
     host_costs,
     idle_delays,
     joined,
@@ -335,6 +336,10 @@ def test_a_crowd_changes_nothing_of_what_is_said_of_a_few():
         assert foreseen[chosen].sum() == pytest.approx(turns.took_ns[chosen].sum(), rel=0.02)
     assert costs.prefill_crowds.factor(16) / costs.prefill_crowds.factor(2) == pytest.approx(0.8, abs=0.02)
     turns.decodes = np.where(np.arange(len(turns)) < 10, 16.0, 2.0)  # too few: they are as the others
+    rests = starts_of(*made_log(rest_at=range(10, 400, 2)))
+    before = foreseen_starts_ns(rests, HostCosts(step_ns=5.0))
+    crowded = HostCosts(step_ns=5.0, prefill_crowds=Crowds({0: 3.0, 2: 9.0}))
+    assert foreseen_starts_ns(rests, crowded) == pytest.approx(3 * before)  # nobody decodes after a rest
     few = turn_costs(turns)
     assert set(few.prefill_crowds.factors) == set(few.decode_crowds.factors) == {2}
 

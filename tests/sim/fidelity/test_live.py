@@ -12,7 +12,15 @@ import pytest
 from engine.errors import BadSettings
 from engine.request import Request
 from sim.fidelity.__main__ import main
-from sim.fidelity.bench import Bench, System, burst_rate, calibration_count, calibration_s, systems_of
+from sim.fidelity.bench import (
+    Bench,
+    System,
+    burst_rate,
+    calibration_count,
+    calibration_s,
+    seeds_of,
+    systems_of,
+)
 from sim.fidelity.cases import CASES, crowd_of, run_settings, traffic, with_burst
 from sim.fidelity.folder import FidelityFolder, fingerprint
 from sim.fidelity.settings import read
@@ -50,6 +58,12 @@ def test_the_rate_of_a_burst_counts_its_beginning_and_not_its_last_stragglers(ma
     waits_ms = [*range(20, 2_020, 20), 60_000]
     run = make_run(waits_ms, [0.0] * 101, gap_ms=0)
     assert burst_rate(run) == pytest.approx(50.0)
+
+
+def test_no_two_simulations_of_a_comparison_have_the_same_chances():
+    seeds = [seed for number in range(5) for seed in seeds_of(42, number, 8)]
+    assert len(set(seeds)) == len(seeds) == 40
+    assert seeds_of(42, 0, 1) == [42]
 
 
 def test_a_system_is_measured_once_for_all_its_cases():

@@ -12,6 +12,7 @@ from sim.fidelity.device import (
     AS_SAID,
     STRETCH_TURNS,
     Course,
+    Crowds,
     Door,
     HostCosts,
     Ledger,
@@ -95,6 +96,16 @@ def test_steps_of_a_model_take_their_own_scale_by_what_they_do_and_by_what_was_b
     cold = HostCosts(scales=dict.fromkeys(names, Scales(1.0, 1.0, 2.0)))
     longer, before = (played("five", host=host, **crowd)["finished_ns"].max() for host in (cold, None))
     assert longer > 1.1 * before
+
+
+def test_steps_take_the_factor_of_as_many_as_decode_in_them():
+    alone = {"count": 20, "rate": 0.001, "overrides": ["health.enabled=false"]}
+    plain = played(**alone)
+    crowds = {"prefill_crowds": Crowds({0: 3.0, 2: 9.0}), "decode_crowds": Crowds({1: 2.0, 2: 9.0})}
+    found = played(host=HostCosts(**crowds), **alone)
+    for (begin, end), times in zip(PHASES, (3.0, 2.0), strict=True):
+        before, after = ((table[end] - table[begin]).to_numpy(float) for table in (plain, found))
+        assert after == pytest.approx(before * times, rel=1e-5)
 
 
 def test_a_client_sees_what_is_on_the_way_and_the_engine_does_not():
