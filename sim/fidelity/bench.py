@@ -19,7 +19,7 @@ import pandas as pd
 from engine.clock import NS_PER_S
 from engine.settings import EngineSettings
 from sim.config import RunSettings
-from sim.fidelity.calibrate import host_costs, pace_of, predictions, residuals, starts_of, turns_of
+from sim.fidelity.calibrate import host_costs, pace_of, residuals, starts_of, turns_of
 from sim.fidelity.cases import (
     CASES,
     MOST_CROWDED,
@@ -47,6 +47,7 @@ from sim.fidelity.compare import (
     shares,
 )
 from sim.fidelity.device import HostCosts, Pace
+from sim.fidelity.fitting import predictions
 from sim.fidelity.live import LiveRun, Machine
 from sim.fidelity.profiles import PROFILE, Models, cost_models
 from sim.fidelity.server import LiveJob
@@ -63,7 +64,18 @@ RUN_OVERHEAD_S = 1.5  # to start an engine, to warm it up, to let go of it
 LEAST_CALIBRATION = 90  # requests of a calibration run
 LEAST_REQUESTS, LEAST_JUDGED = 20, 120  # of a run; without a hundred that are completed there is no p99
 MOST_RESIDUALS = 4_000  # of each source that are kept
-COST_NAMES = ("scale", "step_ns", "switch_ns", "begin_ns", "wake_ns", "leave_ns", "keep_ns", "read_ns")
+COST_NAMES = (
+    "scale",
+    "step_ns",
+    "switch_ns",
+    "arrive_ns",
+    "begin_ns",
+    "after_ns",
+    "wake_ns",
+    "leave_ns",
+    "keep_ns",
+    "read_ns",
+)
 DELAY_NAMES = ("in_ns", "first_ns", "end_ns")
 
 Told = Callable[[str], None]
@@ -313,7 +325,7 @@ def simulated_round(
     host = host_costs(around, engine, models)
     simulated = [simulate(engine, trace, struck, models, host, seed) for seed in seeds]
     runs = (live, *around)
-    said = [predictions(each.log.steps, engine, models, host.scales) for each in runs]
+    said = [predictions(each.log.steps, engine, models, host.factors) for each in runs]
     turns = [
         turns_of(each.log, said_ns, each.arrivals_ns, each.reads_ns)
         for each, said_ns in zip(runs, said, strict=True)
@@ -415,7 +427,7 @@ def schedule_delay(run: LiveRun) -> float:
 
 def mean_scale(host: HostCosts) -> float:
     """The scale of the models' steps, in the mean over models and kinds of steps."""
-    return float(np.mean(list(host.scales.values()))) if host.scales else 1.0
+    return float(np.mean([each.scales for each in host.factors.values()])) if host.factors else 1.0
 
 
 def engine_figures(rounds: Sequence[Round]) -> dict[str, float | None]:

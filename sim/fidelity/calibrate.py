@@ -10,27 +10,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from engine.errors import BadSettings
-from engine.execution import Machine, Modelled
 from engine.settings import EngineSettings, ExecutorSettings
-from sim.fidelity.device import (
-    Crowds,
-    Door,
-    HostCosts,
-    Pace,
-    Scales,
-    Spread,
-    Step,
-    StepLog,
-    kind_of,
-    make_inner,
-)
+from sim.fidelity.device import Door, HostCosts, Pace, Spread
+from sim.fidelity.fitting import in_line, predictions, step_factors
 from sim.fidelity.live import LiveRun
-from sim.fidelity.steps import batch_of
+from sim.fidelity.steplog import Step, StepLog
 from sim.least_squares import Floats, non_negative
-from sim.world import SimClock
 
 FEWEST_STEPS = 50
-FEWEST_ALIKE = 30  # turns; fewer take the factor of those that are most like them
+MOST_ARRIVALS = 8  # in a turn that tells of costs: who comes in a crowd costs less than who comes alone
 MOST_DELAYS = 4_096
 FEW_RESTS = 10
 NEVER: Floats = np.empty(0)
@@ -49,6 +37,7 @@ class Turns:
     said_ns: Floats  # by the cost model, of the step alone
     switches: Floats  # 1 where the step before was another model's
     beginners: Floats
+    began_before: Floats  # the beginners of the turn before: their first tokens are told in this one
     arrivals: Floats
     leavers: Floats
     left_before: Floats  # the leavers of the turn before: not all that they leave to do is done in theirs
@@ -84,12 +73,12 @@ def host_costs(
         raise BadSettings(
             f"calibration saw {count} steps, but needs at least {FEWEST_STEPS}: give it more requests"
         )
-    scales = model_scales(logs, settings, models)
-    said = [predictions(log.steps, settings, models, scales) for log in logs]
+    factors = step_factors(logs, settings, models)
+    said = [predictions(log.steps, settings, models, factors) for log in logs]
     arrivals, reads = [run.arrivals_ns for run in runs], [run.reads_ns for run in runs]
     found = joined([turns_of(*each) for each in zip(logs, said, arrivals, reads, strict=True)])
     costs = turn_costs(found)
-    costs.scales = scales
+    costs.factors = factors
     starts = [starts_of(*each) for each in zip(logs, said, [run.tried_ns for run in runs], strict=True)]
     costs.wake_ns = waking_ns(starts, costs)
     costs.in_ns = delays([idle_delays(run) for run in runs])
@@ -117,11 +106,13 @@ def turns_of(log: StepLog, said_ns: Floats, arrivals_ns: Floats, reads_ns: Float
     )
     shapes = [steps[number].shape for number in rows]
     before = np.array(rows, dtype=np.int64) - 1
+    began = np.array([step.shape.beginners for step in steps], dtype=np.float64)
     return Turns(
         took_ns=ended[rows] - ended[before],
         said_ns=said_ns[rows],
-        switches=np.array(switches(steps), dtype=np.float64)[rows],
-        beginners=np.array([shape.beginners for shape in shapes], dtype=np.float64),
+        switches=np.array([each.is_switch for each in in_line(steps)], dtype=np.float64)[rows],
+        beginners=began[rows],
+        began_before=began[before],
         arrivals=(arrived[rows] - arrived[before]).astype(np.float64),
         leavers=left[rows].astype(np.float64),
         left_before=left[before].astype(np.float64),
@@ -137,11 +128,6 @@ def follows(before: Step, step: Step) -> bool:
     """Whether the machine had something to do between these two."""
     shape = step.shape
     return step.asked_ns <= before.ended_ns or bool(shape.decodes) or shape.beginners < len(shape.chunks)
-
-
-def switches(steps: Listing[Step]) -> list[bool]:
-    """Whether the step before each one was another model's; of the first one nobody knows, so it is a switch."""
-    return [True, *(before.model != step.model for before, step in pairwise(steps))][: len(steps)]
 
 
 def starts_of(log: StepLog, said_ns: Floats, tried_ns: Floats) -> Starts:
@@ -173,14 +159,15 @@ def joined(parts: Listing[Turns]) -> Turns:
 def turn_costs(turns: Turns) -> HostCosts:
     """What turns are made of: least squares without negative costs, weighted so that their sum is met.
 
-    What an arrival costs is charged with the step in which its request begins: it delays that request in any case.
-    What is left to do in the turn after a sequence has left is charged when it leaves.
+    Turns in which a crowd comes at once tell nothing of what a request costs that comes alone. What is left to do in
+    the turn after a sequence has left is charged when it leaves.
     """
     columns = (
         turns.said_ns,
         np.ones(len(turns)),
         turns.switches,
         turns.beginners,
+        turns.began_before,
         turns.arrivals,
         turns.leavers,
         turns.left_before,
@@ -188,16 +175,15 @@ def turn_costs(turns: Turns) -> HostCosts:
         turns.reads,
     )
     rows = np.stack(columns, axis=1)
-    weights = 1 / np.sqrt(np.maximum(turns.said_ns, 1.0))
+    weights = (turns.arrivals <= MOST_ARRIVALS) / np.sqrt(np.maximum(turns.said_ns, 1.0))
     found = non_negative(rows * weights[:, None], turns.took_ns * weights)
     found[0] = found[0] or 1.0
-    scale, step, switch, begin, arrive, leave, later, keep, read = found.tolist()
-    costs = HostCosts(scale=scale, step_ns=step, begin_ns=begin + arrive, leave_ns=leave + later)
-    costs.switch_ns, costs.keep_ns, costs.read_ns = switch, keep, read
+    scale, step, switch, begin, after, arrive, leave, later, keep, read = found.tolist()
+    costs = HostCosts(scale=scale, step_ns=step, begin_ns=begin, leave_ns=leave + later)
+    costs.switch_ns, costs.after_ns, costs.arrive_ns = switch, after, arrive
+    costs.keep_ns, costs.read_ns = keep, read
     whole_ns = rows @ found
-    costs.decode_crowds = crowds(turns, whole_ns, ~turns.is_prefill)
-    costs.prefill_crowds = crowds(turns, whole_ns, turns.is_prefill)
-    ratios = turns.took_ns / np.maximum(whole_ns * crowd_factors(turns, costs), 1.0)
+    ratios = turns.took_ns / np.maximum(whole_ns, 1.0)
     said_ns = said_of(turns, costs)
     costs.decode_spread = spread(said_ns[~turns.is_prefill], ratios[~turns.is_prefill])
     costs.prefill_spread = spread(said_ns[turns.is_prefill], ratios[turns.is_prefill])
@@ -212,8 +198,8 @@ def said_of(turns: Turns | Starts, costs: HostCosts) -> Floats:
     """What is said of turns before chance: the step and the host's work for it."""
     said_ns = turns.said_ns * costs.scale + costs.step_ns + turns.beginners * costs.begin_ns
     if isinstance(turns, Starts):
-        return said_ns * costs.prefill_crowds.factor(0)
-    return (said_ns + turns.switches * costs.switch_ns) * crowd_factors(turns, costs)
+        return said_ns
+    return said_ns + turns.switches * costs.switch_ns + turns.began_before * costs.after_ns
 
 
 def foreseen_ns(turns: Turns, costs: HostCosts) -> Floats:
@@ -225,7 +211,10 @@ def foreseen_ns(turns: Turns, costs: HostCosts) -> Floats:
         for said, is_prefill in zip(said_ns, turns.is_prefill, strict=True)
     ]
     besides_ns = (
-        turns.leavers * costs.leave_ns + turns.kept_tokens * costs.keep_ns + turns.reads * costs.read_ns
+        turns.arrivals * costs.arrive_ns
+        + turns.leavers * costs.leave_ns
+        + turns.kept_tokens * costs.keep_ns
+        + turns.reads * costs.read_ns
     )
     foreseen: Floats = said_ns * np.array(means) + besides_ns
     return foreseen
@@ -251,29 +240,6 @@ def pace_of(turns: Turns, starts: Starts, costs: HostCosts) -> Pace:
     )
 
 
-def crowds(turns: Turns, whole_ns: Floats, chosen: Flags) -> Crowds:
-    """What the chosen turns took over what is said of them, by how many decode in them; 1 where there are few."""
-    bits = np.array([int(each).bit_length() for each in turns.decodes.tolist()], dtype=np.int64)
-    factors = {}
-    for kind, count in enumerate(np.bincount(bits[chosen]).tolist()):
-        alike = chosen & (bits == kind)
-        if count >= FEWEST_ALIKE:
-            factors[kind] = float(turns.took_ns[alike].sum() / max(1.0, whole_ns[alike].sum()))
-    return Crowds(factors)
-
-
-def crowd_factors(turns: Turns, costs: HostCosts) -> Floats:
-    """That of each turn."""
-    both = zip(turns.is_prefill.tolist(), turns.decodes.tolist(), strict=True)
-    return np.array(
-        [
-            (costs.prefill_crowds if is_prefill else costs.decode_crowds).factor(int(decodes))
-            for is_prefill, decodes in both
-        ],
-        dtype=np.float64,
-    )
-
-
 def spread(said_ns: Floats, ratios: Floats) -> Spread:
     """Ratios in the order of what was said."""
     order = np.argsort(said_ns, kind="stable")
@@ -283,13 +249,16 @@ def spread(said_ns: Floats, ratios: Floats) -> Spread:
 def waking_ns(starts: Listing[Starts], costs: HostCosts) -> float:
     """What a step takes more when the machine had rested; may be negative, by what the host does for a step at most.
 
-    The median, drawn towards 0 where rests are few: it stands beside the whole prefill of the request that ended one.
+    The mean without the 2 % at either end, drawn towards 0 where rests are few: it stands beside the whole prefill of
+    the request that ended one.
     """
     all_ns = np.concatenate([each.took_ns - foreseen_starts_ns(each, costs) for each in starts])
     if not len(all_ns):
         return 0.0
-    median_ns = float(np.median(all_ns)) * len(all_ns) / (len(all_ns) + FEW_RESTS)
-    return max(median_ns, -costs.step_ns - costs.begin_ns)
+    cut = len(all_ns) // 50  # 2 %
+    middle = np.sort(all_ns)[cut : len(all_ns) - cut]
+    mean_ns = float(middle.mean()) * len(all_ns) / (len(all_ns) + FEW_RESTS)
+    return max(mean_ns, -costs.step_ns - costs.begin_ns)
 
 
 def tier_waits(runs: Listing[LiveRun]) -> Floats:
@@ -385,54 +354,3 @@ def residuals(turns: Turns, costs: HostCosts, source: str) -> pd.DataFrame:
             "took_ns": turns.took_ns,
         }
     )
-
-
-def model_scales(
-    logs: Listing[StepLog], settings: EngineSettings, models: dict[str, ExecutorSettings]
-) -> dict[str, Scales]:
-    """How much longer each model's steps of each kind took than its cost model says, all together.
-
-    Few steps of a kind count as all steps of the model, and where these are few too, as those of all models.
-    """
-    kinds = len(Scales._fields)
-    took, said = np.zeros((len(models), kinds)), np.zeros((len(models), kinds))
-    counts, number_of = np.zeros((len(models), kinds)), {name: number for number, name in enumerate(models)}
-    for log in logs:
-        for step, is_switch, said_ns in zip(
-            log.steps, switches(log.steps), predictions(log.steps, settings, models), strict=True
-        ):
-            at = number_of[step.model], kind_of(step.shape, is_cold=is_switch)
-            took[at] += step.duration_ns
-            said[at] += said_ns
-            counts[at] += 1
-    overall = took.sum() / max(1.0, said.sum()) or 1.0
-    scales = {}
-    for name, number in number_of.items():
-        whole = overall
-        if counts[number].sum() >= FEWEST_STEPS and took[number].any():
-            whole = took[number].sum() / said[number].sum()
-        enough = (counts[number] >= FEWEST_STEPS) & (took[number] > 0)
-        own = np.where(enough, took[number] / np.maximum(said[number], 1.0), whole)
-        scales[name] = Scales(*own.tolist())
-    return scales
-
-
-def predictions(
-    steps: Listing[Step],
-    settings: EngineSettings,
-    models: dict[str, ExecutorSettings],
-    scales: dict[str, Scales] | None = None,
-) -> Floats:
-    """What the cost models say of each step, in ns, times the scale of its model and kind."""
-    cost_models = {
-        model.name: make_inner(models[model.name], Machine(model, settings.hardware, SimClock(), 1, 0))
-        for model in settings.fleet.models
-        if model.name in models
-    }
-    predicted = []
-    for step, is_switch in zip(steps, switches(steps), strict=True):
-        model = cost_models[step.model]
-        assert isinstance(model, Modelled), "a cost model foresees"
-        scale = 1.0 if scales is None else scales[step.model][kind_of(step.shape, is_cold=is_switch)]
-        predicted.append(model.duration_ns(batch_of(step.shape)) * scale)
-    return np.array(predicted, dtype=np.float64)

@@ -27,6 +27,8 @@ from engine.execution import (
     spoken,
 )
 from engine.settings import ExecutorSettings, ModelSettings
+from sim.fidelity.factors import Line, ModelFactors
+from sim.fidelity.steplog import Leaving, Step, StepLog, shape_of
 
 LIVE, SIMULATED = "twin_live", "twin_simulated"
 """What the two sides' executors are called."""
@@ -39,79 +41,6 @@ COMERS = 25
 """Requests that came when about as much of a turn was left, among which one is drawn."""
 STRETCH_TURNS = 200
 """That come in the order of the calibration: several times the tens of turns of a slow spell."""
-
-
-class Shape(NamedTuple):
-    """A batch as a cost model sees it: numbers only."""
-
-    chunks: tuple[tuple[int, int, int, int], ...]  # computed, cached, prompt tokens, tokens of this chunk
-    decodes: tuple[tuple[int, int], ...]  # computed, prompt tokens of each
-
-    @property
-    def has_prefill(self) -> bool:
-        return bool(self.chunks)
-
-    @property
-    def beginners(self) -> int:
-        """Sequences whose first step this is."""
-        return sum(computed == cached for computed, cached, _, _ in self.chunks)
-
-
-class Step(NamedTuple):
-    """A step of the real engine: when the device was asked for, got and left, by the stopwatch."""
-
-    model: str
-    asked_ns: int
-    begun_ns: int
-    ended_ns: int
-    duration_ns: int
-    shape: Shape
-
-
-class Leaving(NamedTuple):
-    """A sequence that left: how many steps were over, and how many tokens' KV was copied out for it."""
-
-    steps_over: int
-    kept_tokens: int
-
-
-@dataclass(slots=True)
-class StepLog:
-    """The steps of a live run and the sequences that left after them, as they came."""
-
-    steps: list[Step] = field(default_factory=list)
-    left: list[Leaving] = field(default_factory=list)
-
-    def clear(self) -> None:
-        """Forget what was before."""
-        self.steps.clear()
-        self.left.clear()
-
-    def since(self, zero_ns: int) -> "StepLog":
-        """The same log, its times counted from that reading of the stopwatch."""
-        steps = [
-            each._replace(
-                asked_ns=each.asked_ns - zero_ns,
-                begun_ns=each.begun_ns - zero_ns,
-                ended_ns=each.ended_ns - zero_ns,
-            )
-            for each in self.steps
-        ]
-        return StepLog(steps, list(self.left))
-
-
-def shape_of(batch: Batch) -> Shape:
-    """The numbers of a batch, before its step changes them."""
-    chunks = tuple(
-        (
-            each.sequence.computed_tokens,
-            each.sequence.cached_tokens,
-            len(each.sequence.tokens),
-            each.num_tokens,
-        )
-        for each in batch.chunks
-    )
-    return Shape(chunks, tuple((each.computed_tokens, len(each.tokens)) for each in batch.decodes))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -239,23 +168,6 @@ def no_spread() -> Spread:
     return Spread([], [])
 
 
-@dataclass(slots=True)
-class Crowds:
-    """How many times as long as is said steps take, by how many sequences decode in them: 0, 1, 2 to 3, 4 to 7, ...
-
-    A crowd makes other errors of a cost model than a few do, and a calibration run has more of a crowd than many a
-    run that is compared.
-    """
-
-    factors: dict[int, float] = field(default_factory=dict)  # by the bits of that number
-
-    def factor(self, decodes: int) -> float:
-        """That of a step with so many: of the nearest that is known."""
-        bits = decodes.bit_length()
-        nearest = min(self.factors, key=lambda each: (abs(each - bits), each), default=None)
-        return 1.0 if nearest is None else self.factors[nearest]
-
-
 class Course:
     """How slow each turn is among its like, in stretches of what calibration runs went through.
 
@@ -307,49 +219,29 @@ class Door:
         return min(now_ns + round(self.let_in_ns[like]), ends_ns - 1)
 
 
-class Scales(NamedTuple):
-    """How many times as long as its cost model says a model's steps take, by what they do and by what was before.
-
-    A step that only decodes reads all weights once. After a step of its own model they are in the processor's caches,
-    as far as these reach; after one of another model that one's are, and they come from memory.
-    """
-
-    prefill: float = 1.0
-    decode: float = 1.0
-    cold_decode: float = 1.0  # after a step of another model
-
-
-def kind_of(shape: Shape, *, is_cold: bool) -> int:
-    """The place of such a step's among `Scales`."""
-    if shape.has_prefill:
-        return 0
-    return 2 if is_cold else 1
-
-
-AS_MODELLED = Scales()
-
-
 @dataclass(slots=True)
 class HostCosts:
     """What the machine does besides the steps that a cost model predicts, as measured on the real engine.
 
     A turn of the machine, from the end of one step to that of the next, takes what the cost model says of the step
-    times `scale` and its model's own of `scales`, `step_ns`, `switch_ns` if the step before was another model's,
-    `begin_ns` with each sequence that begins in it (whatever its request has cost since it came), and `wake_ns` when
-    the machine had nothing to do; all but the last times a factor of `decode_crowds` or `prefill_crowds`, and a ratio
-    of `decode_spread` or `prefill_spread`, by the `ranks` that turns had one after the other. Besides,
-    `leave_ns` with each sequence that has left since the step before, `keep_ns` a token of KV that was copied out
-    for it, and `read_ns` with each prefix that is brought up from files, which takes one of `tier_ns`. Between the
-    load and a machine that rests, a request is on its way for one of `in_ns`; to a busy one for the least of these,
-    and then it passes the `door`. The news of its first token takes one of `first_ns`, and those of its end, after
-    its last token, one of `end_ns`.
+    times `scale` and its model's own of `factors`, `step_ns`, `switch_ns` if the step before was another model's,
+    `begin_ns` with each sequence that begins in it, `after_ns` with each that began in the one before, whose first
+    token is told meanwhile, and `wake_ns` when the machine had nothing to do; all but the last times a ratio of
+    `decode_spread` or `prefill_spread`, by the `ranks` that turns had one after the other. Besides, `arrive_ns` with
+    each request that is let in while it lasts, `leave_ns` with each sequence that has left since the step before,
+    `keep_ns` a token of KV that was copied out for it, and `read_ns` with each prefix that is brought up from files,
+    which takes one of `tier_ns`. Between the load and a machine that rests, a request is on its way for one of
+    `in_ns`; to a busy one for the least of these, and then it passes the `door`. The news of its first token takes
+    one of `first_ns`, and those of its end, after its last token, one of `end_ns`.
     """
 
     scale: float = 1.0
-    scales: dict[str, Scales] = field(default_factory=dict)
+    factors: dict[str, ModelFactors] = field(default_factory=dict)  # by the model's name
     step_ns: float = 0.0
     switch_ns: float = 0.0
+    arrive_ns: float = 0.0
     begin_ns: float = 0.0
+    after_ns: float = 0.0
     wake_ns: float = 0.0
     leave_ns: float = 0.0
     keep_ns: float = 0.0
@@ -358,8 +250,6 @@ class HostCosts:
     door: Door = field(default_factory=Door)
     first_ns: Ratios = field(default_factory=lambda: np.zeros(1))
     end_ns: Ratios = field(default_factory=lambda: np.zeros(1))
-    decode_crowds: Crowds = field(default_factory=Crowds)
-    prefill_crowds: Crowds = field(default_factory=Crowds)
     decode_spread: Spread = field(default_factory=no_spread)
     prefill_spread: Spread = field(default_factory=no_spread)
     ranks: list[float] = field(default_factory=list)
@@ -377,30 +267,45 @@ AS_SAID = Pace()
 
 
 @dataclass(slots=True)
+class Turn:
+    """A turn that was booked."""
+
+    ends_ns: int
+
+
+@dataclass(slots=True)
 class Ledger:
     """When the one device of a simulated machine is free again."""
 
     free_ns: int = 0
-    turns_ns: deque[int] = field(default_factory=deque)  # when those end that are not over
-    model: str = ""  # whose turn was booked last
+    turns: deque[Turn] = field(default_factory=deque)  # those that are not over
+    line: Line = field(default_factory=Line)  # the steps that were booked
+    began: int = 0  # sequences whose first step was the last one of these
 
     def book(self, now_ns: int, duration_ns: int) -> int:
-        """Take the next turn for so long; when it ends."""
+        """Take the device for so long as soon as it is free; until when."""
         self.free_ns = max(now_ns, self.free_ns) + duration_ns
         return self.free_ns
 
-    def turn(self, now_ns: int, duration_ns: int) -> int:
-        """The same for a turn."""
-        ends_ns = self.book(now_ns, duration_ns)
-        self.turns_ns.append(ends_ns)
-        return ends_ns
+    def turn(self, now_ns: int, duration_ns: int) -> Turn:
+        """The same for a turn, which may yet be lengthened."""
+        booked = Turn(self.book(now_ns, duration_ns))
+        self.turns.append(booked)
+        return booked
 
     def turn_ends_ns(self, now_ns: int) -> int:
         """When the turn that is under way ends; now where none is."""
-        turns_ns = self.turns_ns
-        while turns_ns and turns_ns[0] <= now_ns:
-            turns_ns.popleft()
-        return turns_ns[0] if turns_ns else now_ns
+        turns = self.turns
+        while turns and turns[0].ends_ns <= now_ns:
+            turns.popleft()
+        return turns[0].ends_ns if turns else now_ns
+
+    def lengthen(self, now_ns: int, duration_ns: int) -> None:
+        """Let the turn that is under way end so much later, and those behind it; nothing where none is."""
+        if self.turn_ends_ns(now_ns) > now_ns:
+            self.free_ns += duration_ns
+            for turn in self.turns:
+                turn.ends_ns += duration_ns
 
 
 @dataclass(slots=True, kw_only=True)
@@ -430,29 +335,33 @@ class SimulatedTurns(Delegating):
         super().__init__(make_inner(options.inner_of(machine.model), machine))
         self._modelled = cast("Modelled", self._inner)
         self._model = machine.model.name
-        self._scales = options.host.scales.get(self._model, AS_MODELLED)
+        self._factors = options.host.factors.get(self._model) or ModelFactors()
         self._options = options
         self._clock = machine.clock
 
     async def step(self, batch: Batch) -> StepResult:
         now_ns, host, ledger = self._clock.now_ns(), self._options.host, self._options.ledger
-        shape, is_switch, is_awake = shape_of(batch), ledger.model != self._model, ledger.free_ns >= now_ns
-        scale = host.scale * self._scales[kind_of(shape, is_cold=is_switch)]
+        shape, is_awake = shape_of(batch), ledger.free_ns >= now_ns
+        before = ledger.line.step(self._model, shape)
+        scale = host.scale * self._factors.of(shape, before)
         said_ns = self._modelled.duration_ns(batch) * scale + host.step_ns + host.begin_ns * shape.beginners
-        if is_switch and is_awake:  # what there is to do after a rest is in `wake_ns`
-            said_ns += host.switch_ns
-        said_ns *= (host.prefill_crowds if batch.chunks else host.decode_crowds).factor(len(batch.decodes))
+        if is_awake:  # what there is to do after a rest is in `wake_ns`
+            said_ns += host.switch_ns * before.is_switch + host.after_ns * ledger.began
+        ledger.began = shape.beginners
         spread = host.prefill_spread if batch.chunks else host.decode_spread
         turn_ns = said_ns * spread.ratio(said_ns, self._options.course.next())
         if not is_awake:
             turn_ns += host.wake_ns
         turn_ns *= self._options.pace.prefill if batch.chunks else self._options.pace.decode
         self._modelled.stepped(1)
-        ends_ns, ledger.model = ledger.turn(now_ns, max(1, round(turn_ns))), self._model
-        await self._clock.sleep(ends_ns - now_ns)
+        turn = ledger.turn(now_ns, max(1, round(turn_ns)))
+        while (
+            left_ns := turn.ends_ns - self._clock.now_ns()
+        ) > 0:  # requests that come meanwhile make it longer
+            await self._clock.sleep(left_ns)
         answer = self._modelled.answer
         return StepResult(
-            ends_ns - now_ns,  # the wait for its turn included: a replica with work is busy
+            turn.ends_ns - now_ns,  # the wait for its turn included: a replica with work is busy
             [answer(*spoken(each.sequence), 0, 1)[0] if each.is_last else None for each in batch.chunks],
             [answer(*spoken(each), each.num_new, 1)[0] for each in batch.decodes],
         )

@@ -13,9 +13,9 @@ import pandas as pd
 
 from engine.clock import NS_PER_S, stopwatch_ns
 from engine.errors import EngineError
-from sim.fidelity.device import StepLog
 from sim.fidelity.load import send_loads
 from sim.fidelity.server import LiveJob, LiveTables, MeasureJob, serve_jobs
+from sim.fidelity.steplog import StepLog
 from sim.traffic import Trace
 
 SPAN_S = 20.0  # that closing may take before a process is ended

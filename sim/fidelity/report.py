@@ -215,11 +215,13 @@ def turns_line(result: CaseResult) -> str:
 def host_line(result: CaseResult) -> str:
     """The constants that the simulation was given, in one line."""
     host = result.host
-    read_ns, switch_ns = host.get("read_ns", 0.0), host.get("switch_ns", 0.0)  # unknown to folders of before
+    unknown = ("read_ns", "switch_ns", "arrive_ns", "after_ns")  # to folders of before
+    read_ns, switch_ns, arrive_ns, after_ns = (host.get(name, 0.0) for name in unknown)
     return (
         f"measured around each run: {host['step_ns'] / 1e3:.0f} us of the host a step, "
-        f"{switch_ns / 1e3:.0f} us more after one of another model, "
-        f"{host['begin_ns'] / 1e3:.0f} us a request that begins, {host['wake_ns'] / 1e3:+.0f} us after a rest, "
+        f"{switch_ns / 1e3:.0f} us more after one of another model, {arrive_ns / 1e3:.0f} us a request that comes, "
+        f"{host['begin_ns'] / 1e3:.0f} us one that begins and {after_ns / 1e3:.0f} us more in the turn after that, "
+        f"{host['wake_ns'] / 1e3:+.0f} us after a rest, "
         f"{host['leave_ns'] / 1e3:.0f} us one that leaves and {host['keep_ns']:.0f} ns a token kept of it, "
         f"{host['tier_wait_s'] * 1e3:.2f} ms for a prefix on ssd and {read_ns / 1e3:.0f} us more of turns; "
         f"steps take {host['scale']:.3f} times what the cost model says"

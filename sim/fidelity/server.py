@@ -21,7 +21,8 @@ from engine.execution import Replica, Work
 from engine.request import Request, Stream
 from engine.settings import EngineSettings, ExecutorSettings
 from sim.config import TimedFault
-from sim.fidelity.device import LIVE, StepLog
+from sim.fidelity.device import LIVE
+from sim.fidelity.steplog import StepLog
 from sim.fidelity.wire import END, FIRST, HEAD, news, request_of
 from sim.recorder import Recorder
 

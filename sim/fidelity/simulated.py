@@ -68,7 +68,8 @@ def on_the_way(trace: Trace, host: HostCosts) -> Trace:
 
 def door(stage: Stage, host: HostCosts, seed: int) -> Callable[[], Awaitable[None]]:
     """What lets requests in when the real engine would; on one line nobody overtakes."""
-    clock, ledger = stage.clock, stage.engine.settings.executor.options["ledger"]
+    clock, options = stage.clock, stage.engine.settings.executor.options
+    ledger, arrive_ns = options["ledger"], round(host.arrive_ns * options["pace"].decode)
     random, least_ns, latest_ns = stream(seed, "fidelity.in"), round(host.in_ns.min()), 0
 
     async def pass_through() -> None:
@@ -82,6 +83,7 @@ def door(stage: Stage, host: HostCosts, seed: int) -> Callable[[], Awaitable[Non
         latest_ns = max(latest_ns, opens_ns)
         if latest_ns > now_ns:
             await clock.sleep(latest_ns - now_ns)
+        ledger.lengthen(clock.now_ns(), arrive_ns)
 
     return pass_through
 

@@ -11,7 +11,7 @@ from engine.execution.modelled import Durations
 from engine.execution.terms import TERMS, counts, counts_ahead, counts_of_prefill
 from engine.request import Stream
 from engine.settings import Architecture, EngineSettings, ExecutorSettings, ModelSettings
-from sim.fidelity.device import Shape, Step
+from sim.fidelity.steplog import Shape, Step
 from sim.least_squares import relative
 from sim.world import NOBODYS
 

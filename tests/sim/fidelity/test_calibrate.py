@@ -13,13 +13,10 @@ from sim.fidelity.calibrate import (
     Starts,
     door_of,
     foreseen_ns,
-    foreseen_starts_ns,
     host_costs,
     idle_delays,
     joined,
-    model_scales,
     pace_of,
-    predictions,
     residuals,
     starts_of,
     tier_waits,
@@ -27,20 +24,9 @@ from sim.fidelity.calibrate import (
     turns_of,
     waking_ns,
 )
-from sim.fidelity.device import (
-    NEIGHBOURS,
-    Crowds,
-    Door,
-    HostCosts,
-    Leaving,
-    Shape,
-    Spread,
-    Step,
-    StepLog,
-    kind_of,
-    make_inner,
-    shape_of,
-)
+from sim.fidelity.device import NEIGHBOURS, Door, HostCosts, Spread, make_inner
+from sim.fidelity.fitting import predictions
+from sim.fidelity.steplog import Leaving, Shape, Step, StepLog, shape_of
 from sim.fidelity.steps import batch_of, fitted
 from sim.world import SimClock
 
@@ -83,7 +69,8 @@ def test_costs_of_turns_are_found_again():
     costs = turn_costs(turns_of(*made_log()))
     assert costs.scale == pytest.approx(1.0, rel=1e-3)
     assert costs.step_ns == pytest.approx(200 * US, rel=1e-3)
-    assert costs.begin_ns == pytest.approx(150 * US, rel=1e-3)  # what its arrival has cost is in it
+    assert costs.begin_ns == pytest.approx(100 * US, rel=1e-3)
+    assert costs.arrive_ns == pytest.approx(50 * US, rel=1e-3)
     assert costs.leave_ns + 32 * costs.keep_ns == pytest.approx(300 * US + 32 * 20, rel=1e-3)
 
 
@@ -114,7 +101,24 @@ def test_what_is_left_to_do_in_the_turn_after_one_has_left_is_charged_to_leaving
     costs = turn_costs(turns_of(*stretched(*made_log(), lambda number: 250 * US * (number % 7 == 1))))
     assert costs.leave_ns + 32 * costs.keep_ns == pytest.approx(550 * US + 32 * 20, rel=1e-3)
     assert costs.step_ns == pytest.approx(200 * US, rel=1e-3)
-    assert costs.begin_ns == pytest.approx(150 * US, rel=1e-3)
+    assert costs.begin_ns == pytest.approx(100 * US, rel=1e-3)
+
+
+def test_what_the_first_token_of_a_beginner_takes_of_the_next_turn_is_found():
+    log, said, arrivals = stretched(*made_log(), lambda number: 170 * US * (number % 5 == 1))
+    turns = turns_of(log, said, arrivals)
+    costs = turn_costs(turns)
+    assert costs.after_ns == pytest.approx(170 * US, rel=1e-3)
+    assert costs.step_ns == pytest.approx(200 * US, rel=1e-3)
+    assert foreseen_ns(turns, costs) == pytest.approx(turns.took_ns, rel=0.01)
+    assert turn_costs(turns_of(*made_log())).after_ns == pytest.approx(0.0, abs=US)
+
+
+def test_who_comes_in_a_crowd_tells_nothing_of_what_one_costs_who_comes_alone():
+    log, said, arrivals = made_log()
+    crowd = np.full(300, log.steps[200].ended_ns + 1, dtype=float)  # it takes no time at all
+    costs = turn_costs(turns_of(log, said, np.concatenate([arrivals, crowd])))
+    assert costs.arrive_ns == pytest.approx(50 * US, rel=1e-3)
 
 
 def test_a_cost_model_that_says_half_is_scaled():
@@ -142,6 +146,9 @@ def test_what_a_step_takes_more_after_a_rest_is_found():
     costs, starts = turn_costs(turns_of(*made_log())), starts_of(*made)
     assert len(starts.took_ns) == 195
     assert waking_ns([starts], costs) == pytest.approx(2 * MS, rel=0.1)
+    starts.took_ns[::2] += 2 * MS  # the mean, but not of one that something else stopped
+    starts.took_ns[0] += 10_000 * MS
+    assert waking_ns([starts], costs) == pytest.approx(3 * MS, rel=0.1)
     starts.took_ns -= 100 * MS
     assert waking_ns([starts], costs) == -costs.step_ns - costs.begin_ns
     nobody = np.empty(0)
@@ -234,40 +241,6 @@ def test_a_calibration_run_of_a_few_steps_is_refused():
         host_costs([made_run(log, arrivals, arrivals)], engine, {})
 
 
-def test_each_model_has_a_scale_of_its_own_unless_it_had_few_steps():
-    engine = read(["scenario=steady", "executor=roofline", "fleet=reference_five"]).engine
-    names = [model.name for model in engine.fleet.models][:3]
-    one, other, rare = names
-    costs = [1e6] + [0.0] * (len(TERMS) - 1)
-    models = {name: ExecutorSettings(name="twin_steps", options={"costs_ns": costs}) for name in names}
-    steps = [Step(one, 0, 0, 0, 2 * MS, BEGINNER)] * 60 + [Step(other, 0, 0, 0, 3 * MS, BEGINNER)] * 60
-    steps += [Step(rare, 0, 0, 0, 9 * MS, BEGINNER)] * 3
-    scales = model_scales([StepLog(steps)], engine, models)
-    assert (scales[one], scales[other]) == (pytest.approx((2.0,) * 3), pytest.approx((3.0,) * 3))
-    assert scales[rare] == pytest.approx(((120 + 180 + 27) / 123,) * 3)
-    assert predictions(steps, engine, models, scales)[[0, 60]].tolist() == [2 * MS, 3 * MS]
-
-
-def test_steps_that_only_decode_have_another_scale_after_those_of_another_model():
-    engine = read(["scenario=steady", "executor=roofline", "fleet=reference_five"]).engine
-    one, other = [model.name for model in engine.fleet.models][:2]
-    costs = [1e6] + [0.0] * (len(TERMS) - 1)
-    models = {name: ExecutorSettings(name="twin_steps", options={"costs_ns": costs}) for name in (one, other)}
-    steps = [Step(one, 0, 0, 0, 4 * MS, BEGINNER)] * 60
-    for _ in range(60):  # one model's step after its own, after the other's, and the other's after it
-        steps += [Step(one, 0, 0, 0, took, DECODING) for took in (2 * MS, MS)]
-        steps += [Step(other, 0, 0, 0, 3 * MS, DECODING)]
-    scales = model_scales([StepLog(steps)], engine, models)
-    assert scales[one].prefill == pytest.approx(4.0)
-    assert scales[one].decode == pytest.approx((60 * 1 + 2) / 61)  # the first one follows its own prefill
-    assert scales[one].cold_decode == pytest.approx(2.0)
-    assert scales[other] == pytest.approx((3.0,) * 3)
-    said = predictions(steps, engine, models, scales)
-    assert said.sum() == pytest.approx(sum(step.duration_ns for step in steps))
-    kinds = ((BEGINNER, True), (BEGINNER, False), (DECODING, False), (DECODING, True))
-    assert [kind_of(shape, is_cold=is_cold) for shape, is_cold in kinds] == [0, 0, 1, 2]
-
-
 def test_what_a_step_after_another_models_takes_more_is_found():
     log, said, arrivals = made_log()
     names = ["m" if number % 4 < 2 else "n" for number in range(len(log.steps))]
@@ -316,32 +289,6 @@ def test_the_rank_of_a_ratio_leads_back_to_it():
     few = Spread([5.0], [2.0])
     assert few.ratio(9.0, few.rank(9.0, 2.0)) == few.ratio(0.0, 0.999) == 2.0
     assert 0 <= few.rank(9.0, 1.0) < few.rank(9.0, 3.0) < 1
-
-
-def test_a_crowd_has_the_factor_of_those_that_are_most_like_it():
-    crowds = Crowds({0: 0.5, 1: 0.7, 3: 0.9})
-    found = {decodes: crowds.factor(decodes) for decodes in (0, 1, 2, 3, 4, 7, 8, 500)}
-    assert found == {0: 0.5, 1: 0.7, 2: 0.7, 3: 0.7, 4: 0.9, 7: 0.9, 8: 0.9, 500: 0.9}
-    assert Crowds().factor(3) == 1.0
-
-
-def test_a_crowd_changes_nothing_of_what_is_said_of_a_few():
-    turns = turns_of(*made_log())
-    turns.decodes = np.where(np.arange(len(turns)) % 2 == 0, 2.0, 16.0)
-    is_crowd = turns.decodes > 2
-    turns.took_ns = turns.took_ns * np.where(is_crowd, 0.8, 1.0)
-    costs = turn_costs(turns)
-    foreseen = foreseen_ns(turns, costs)
-    for chosen in (is_crowd & turns.is_prefill, is_crowd, ~is_crowd & turns.is_prefill, ~is_crowd):
-        assert foreseen[chosen].sum() == pytest.approx(turns.took_ns[chosen].sum(), rel=0.02)
-    assert costs.prefill_crowds.factor(16) / costs.prefill_crowds.factor(2) == pytest.approx(0.8, abs=0.02)
-    turns.decodes = np.where(np.arange(len(turns)) < 10, 16.0, 2.0)  # too few: they are as the others
-    rests = starts_of(*made_log(rest_at=range(10, 400, 2)))
-    before = foreseen_starts_ns(rests, HostCosts(step_ns=5.0))
-    crowded = HostCosts(step_ns=5.0, prefill_crowds=Crowds({0: 3.0, 2: 9.0}))
-    assert foreseen_starts_ns(rests, crowded) == pytest.approx(3 * before)  # nobody decodes after a rest
-    few = turn_costs(turns)
-    assert set(few.prefill_crowds.factors) == set(few.decode_crowds.factors) == {2}
 
 
 def test_turns_have_their_ranks_in_the_order_in_which_they_came():

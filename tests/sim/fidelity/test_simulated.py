@@ -12,17 +12,16 @@ from sim.fidelity.device import (
     AS_SAID,
     STRETCH_TURNS,
     Course,
-    Crowds,
     Door,
     HostCosts,
     Ledger,
     Pace,
-    Scales,
     Spread,
-    StepLog,
 )
+from sim.fidelity.factors import ByCount, ModelFactors, Scales
 from sim.fidelity.server import WARM_UP_TOKENS, in_turns, warm_up
 from sim.fidelity.simulated import simulate, without_stores
+from sim.fidelity.steplog import StepLog
 
 PHASES = (("arrival_ns", "first_token_ns"), ("first_token_ns", "finished_ns"))
 
@@ -53,9 +52,45 @@ def test_what_the_host_takes_for_each_step_is_in_every_answer():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cost", [{"begin_ns": 3e6}, {"leave_ns": 3e6}, {"keep_ns": 3e4}, {"wake_ns": 3e6}])
+@pytest.mark.parametrize(
+    "cost",
+    [
+        {"begin_ns": 3e6},
+        {"after_ns": 3e6},
+        {"arrive_ns": 3e6},
+        {"leave_ns": 3e6},
+        {"keep_ns": 3e4},
+        {"wake_ns": 3e6},
+    ],
+)
 def test_each_other_cost_of_the_host_makes_answers_later(cost):
     assert e2e_ns(played(host=HostCosts(**cost))).mean() > e2e_ns(played()).mean()
+
+
+def test_a_request_that_comes_makes_the_turn_longer_that_is_under_way_and_no_other():
+    alone = {"count": 20, "rate": 0.001, "overrides": ["health.enabled=false"]}
+    host, slow = HostCosts(step_ns=5e6), HostCosts(step_ns=5e6, arrive_ns=2e6)
+    assert (
+        e2e_ns(played(host=slow, **alone)) == e2e_ns(played(host=host, **alone))
+    ).all()  # the machine rests
+    busy = {"count": 200, "rate": 0.5, "overrides": ["health.enabled=false"]}
+    plain, longer = (played(host=each, **busy).sort_values("request_id") for each in (host, slow))
+    later_ms = (longer["finished_ns"] - plain["finished_ns"]).to_numpy(float) / 1e6
+    others = later_ms / 2  # that came while it was there
+    whole = np.abs(others - np.rint(others)) < 0.001  # who is not is in another batch than before
+    assert whole.mean() > 0.8
+    assert 0.1 < (others[whole] > 0.5).mean() < 0.9
+
+
+def test_what_a_beginner_leaves_to_do_is_in_the_turn_after_its_first():
+    alone = {"count": 20, "rate": 0.001, "overrides": ["health.enabled=false"]}
+    plain, after = played(**alone), played(host=HostCosts(after_ns=2e6), **alone)
+    later_ns = (after["finished_ns"] - plain["finished_ns"]).to_numpy(float)
+    in_time = (after["first_token_ns"] == plain["first_token_ns"]).to_numpy()
+    assert in_time.mean() > 0.5  # the others have a prefill of several turns
+    several = (plain["output_tokens"] > 1).to_numpy()
+    assert set(later_ns[several].tolist()) == {2e6}
+    assert not later_ns[~several & in_time].any()
 
 
 def test_a_machine_that_rested_is_slower_and_one_that_did_not_is_not():
@@ -87,25 +122,40 @@ def test_steps_of_a_model_take_their_own_scale_by_what_they_do_and_by_what_was_b
     name = run_settings(CASES["poisson70"], 1, []).engine.fleet.models[0].name
     plain = played(**alone)
     for scales in (Scales(3.0, 1.0, 1.0), Scales(1.0, 2.0, 9.0)):
-        found = played(host=HostCosts(scales={name: scales}), **alone)
+        found = played(host=HostCosts(factors={name: ModelFactors(scales)}), **alone)
         for (begin, end), times in zip(PHASES, scales, strict=False):
             before, after = ((table[end] - table[begin]).to_numpy(float) for table in (plain, found))
             assert after == pytest.approx(before * times, rel=1e-5)
     crowd = {"count": 60, "rate": 1e6, "overrides": ["hardware=h200"]}
     names = [model.name for model in run_settings(CASES["five"], 1, []).engine.fleet.models]
-    cold = HostCosts(scales=dict.fromkeys(names, Scales(1.0, 1.0, 2.0)))
+    cold = HostCosts(factors=dict.fromkeys(names, ModelFactors(Scales(1.0, 1.0, 2.0))))
     longer, before = (played("five", host=host, **crowd)["finished_ns"].max() for host in (cold, None))
     assert longer > 1.1 * before
 
 
-def test_steps_take_the_factor_of_as_many_as_decode_in_them():
+def test_steps_take_the_factors_of_their_size_their_age_and_as_many_as_decode():
     alone = {"count": 20, "rate": 0.001, "overrides": ["health.enabled=false"]}
+    name = run_settings(CASES["poisson70"], 1, []).engine.fleet.models[0].name
     plain = played(**alone)
-    crowds = {"prefill_crowds": Crowds({0: 3.0, 2: 9.0}), "decode_crowds": Crowds({1: 2.0, 2: 9.0})}
-    found = played(host=HostCosts(**crowds), **alone)
-    for (begin, end), times in zip(PHASES, (3.0, 2.0), strict=True):
-        before, after = ((table[end] - table[begin]).to_numpy(float) for table in (plain, found))
-        assert after == pytest.approx(before * times, rel=1e-5)
+    sizes, ages, crowds = ByCount({0: 3.0}), ByCount({0: 7.0, 1: 1.0}), ByCount({1: 2.0, 2: 9.0})
+    for factors, times in (
+        ({"prefill_sizes": sizes}, (3.0, 1.0)),
+        ({"decode_crowds": crowds}, (1.0, 2.0)),
+        ({"prefill_sizes": sizes, "decode_crowds": crowds}, (3.0, 2.0)),
+    ):
+        found = played(host=HostCosts(factors={name: ModelFactors(**factors)}), **alone)
+        for (begin, end), each in zip(PHASES, times, strict=True):
+            before, after = ((table[end] - table[begin]).to_numpy(float) for table in (plain, found))
+            assert after == pytest.approx(before * each, rel=1e-5)
+    young = played(host=HostCosts(factors={name: ModelFactors(decode_ages=ages)}), **alone)
+    decoding, longer = (
+        (each["finished_ns"] - each["first_token_ns"]).to_numpy(float) for each in (plain, young)
+    )
+    steps = plain["output_tokens"].to_numpy(float) - 1
+    some = steps > 0
+    assert (longer - decoding)[some] == pytest.approx(
+        6 * (decoding / steps.clip(1))[some], rel=0.05
+    )  # the first
 
 
 def test_a_client_sees_what_is_on_the_way_and_the_engine_does_not():
@@ -152,9 +202,20 @@ def test_a_door_lets_in_before_the_end_of_the_turn_or_after_it():
 
 def test_a_turn_is_under_way_until_it_ends():
     ledger = Ledger()
-    ends = [ledger.turn(0, 10), ledger.turn(0, 10), ledger.book(0, 5)]
+    ends = [ledger.turn(0, 10).ends_ns, ledger.turn(0, 10).ends_ns, ledger.book(0, 5)]
     assert ends == [10, 20, 25]
     assert [ledger.turn_ends_ns(at) for at in (0, 9, 10, 19, 20, 30)] == [10, 10, 20, 20, 20, 30]
+
+
+def test_a_turn_that_is_lengthened_ends_later_and_so_do_those_behind_it():
+    ledger = Ledger()
+    first, second = ledger.turn(0, 10), ledger.turn(0, 10)
+    ledger.lengthen(4, 3)
+    assert (first.ends_ns, second.ends_ns, ledger.free_ns) == (13, 23, 23)
+    ledger.lengthen(13, 2)  # the first one is over
+    assert (first.ends_ns, second.ends_ns, ledger.free_ns) == (13, 25, 25)
+    ledger.lengthen(25, 9)  # nobody has a turn
+    assert (second.ends_ns, ledger.free_ns) == (25, 25)
 
 
 def test_the_spread_of_steps_depends_on_the_seed_alone():
