@@ -330,7 +330,7 @@ def simulated_round(
         turns_of(each.log, said_ns, each.arrivals_ns, each.reads_ns)
         for each, said_ns in zip(runs, said, strict=True)
     ]
-    pace = pace_of(turns[0], starts_of(live.log, said[0], live.tried_ns), host)
+    pace = pace_of(turns[0], starts_of(live.log, said[0], live.tried_ns, live.reads_ns), host)
     paced = [simulate(engine, trace, struck, models, host, seed, pace) for seed in seeds]
     return Round(
         host=host,

@@ -79,7 +79,8 @@ def host_costs(
     found = joined([turns_of(*each) for each in zip(logs, said, arrivals, reads, strict=True)])
     costs = turn_costs(found)
     costs.factors = factors
-    starts = [starts_of(*each) for each in zip(logs, said, [run.tried_ns for run in runs], strict=True)]
+    tried = [run.tried_ns for run in runs]
+    starts = [starts_of(*each) for each in zip(logs, said, tried, reads, strict=True)]
     costs.wake_ns = waking_ns(starts, costs)
     costs.in_ns = delays([idle_delays(run) for run in runs])
     costs.door = door_of(runs, float(costs.in_ns.min()))
@@ -130,16 +131,20 @@ def follows(before: Step, step: Step) -> bool:
     return step.asked_ns <= before.ended_ns or bool(shape.decodes) or shape.beginners < len(shape.chunks)
 
 
-def starts_of(log: StepLog, said_ns: Floats, tried_ns: Floats) -> Starts:
-    """The steps of a log that ended a rest, where the request is known that ended it."""
-    arrivals = np.sort(tried_ns)
+def starts_of(log: StepLog, said_ns: Floats, tried_ns: Floats, reads_ns: Floats = NEVER) -> Starts:
+    """The steps of a log that ended a rest, where the request is known that ended it.
+
+    Not those before which a prefix came from files: the wait for it is no cost of a start.
+    """
+    arrivals, reads = np.sort(tried_ns), np.sort(reads_ns)
     rows, took = [], []
     for number in range(1, len(log.steps)):
         before, step = log.steps[number - 1], log.steps[number]
         if follows(before, step):
             continue
         first = int(np.searchsorted(arrivals, before.ended_ns))
-        if first < len(arrivals) and arrivals[first] < step.asked_ns:
+        has_read = np.diff(np.searchsorted(reads, (before.ended_ns, step.ended_ns), side="right")).any()
+        if first < len(arrivals) and arrivals[first] < step.asked_ns and not has_read:
             rows.append(number)
             took.append(step.ended_ns - arrivals[first])
     return Starts(

@@ -146,6 +146,8 @@ def test_what_a_step_takes_more_after_a_rest_is_found():
     costs, starts = turn_costs(turns_of(*made_log())), starts_of(*made)
     assert len(starts.took_ns) == 195
     assert waking_ns([starts], costs) == pytest.approx(2 * MS, rel=0.1)
+    reads = np.array([step.asked_ns for step in made[0].steps[10:400:4]], dtype=float)
+    assert len(starts_of(*made, reads).took_ns) == 97  # who waited for files tells nothing
     starts.took_ns[::2] += 2 * MS  # the mean, but not of one that something else stopped
     starts.took_ns[0] += 10_000 * MS
     assert waking_ns([starts], costs) == pytest.approx(3 * MS, rel=0.1)
