@@ -145,6 +145,23 @@ def test_a_model_of_which_few_steps_are_alike_has_there_what_all_have_together(f
     assert theirs.factors.keys() == ours.factors.keys()
 
 
+def test_models_of_which_many_steps_are_alike_have_factors_of_their_own(five):
+    engine, (one, other, *_), models = five
+    took_ms = {one: (3.0, 1.0), other: (4.0, 8.0)}  # of short chunks and of long ones
+    steps = [
+        step(name, took * MS, prefill(tokens))
+        for name, both in took_ms.items()
+        for took, tokens in zip(both, (20, 600), strict=True)
+        for _ in range(100)
+    ]
+    found = step_factors([StepLog(steps)], engine, models)
+    cold = Before(is_switch=True, decoded=0)
+    for name, both in took_ms.items():
+        assert [found[name].of(prefill(tokens), cold) for tokens in (20, 600)] == pytest.approx(
+            both, rel=1e-6
+        )
+
+
 def test_no_steps_leave_everything_as_it_is_said(five):
     engine, names, models = five
     found = step_factors([StepLog()], engine, models)

@@ -289,6 +289,15 @@ def test_at_another_pace_turns_take_so_many_times_as_long():
     }  # nothing else takes time
     took, longer = (played(**leaving, pace=Pace(1.0, times))["finished_ns"].max() for times in (1.0, 2.0))
     assert longer / took == pytest.approx(2.0, rel=0.02)
+    coming = {"count": 40, "rate": 1e6, "overrides": ["health.enabled=false"]}
+    first = [
+        played(**coming, host=HostCosts(step_ns=1e6, arrive_ns=arrive_ns), pace=Pace(1.0, times))[
+            "first_token_ns"
+        ].min()
+        for arrive_ns, times in ((0.0, 1.0), (2e6, 1.0), (2e6, 2.0))
+    ]
+    assert first[1] - first[0] > 10e6  # the others come while the first one's prefill is under way
+    assert first[2] - first[0] == 2 * (first[1] - first[0])
     crowd = {"count": 40, "rate": 20.0, "host": host}
     assert (e2e_ns(played(**crowd, pace=Pace(1.5, 1.5))) / e2e_ns(played(**crowd))).mean() > 1.5
 
