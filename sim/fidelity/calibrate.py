@@ -12,12 +12,11 @@ import pandas as pd
 from engine.errors import BadSettings
 from engine.settings import EngineSettings, ExecutorSettings
 from sim.fidelity.device import Door, HostCosts, Pace, Spread
-from sim.fidelity.fitting import in_line, predictions, step_factors
+from sim.fidelity.fitting import FEWEST_STEPS, in_line, predictions, step_factors
 from sim.fidelity.live import LiveRun
 from sim.fidelity.steplog import Step, StepLog
 from sim.least_squares import Floats, non_negative
 
-FEWEST_STEPS = 50
 MOST_ARRIVALS = 8  # in a turn that tells of costs: who comes in a crowd costs less than who comes alone
 MOST_DELAYS = 4_096
 FEW_RESTS = 10
@@ -45,7 +44,6 @@ class Turns:
     reads: Floats  # prefixes that came from files
     is_prefill: Flags
     batch: Floats  # sequences in the step
-    decodes: Floats  # those of them that decode
 
     def __len__(self) -> int:
         return len(self.took_ns)
@@ -107,13 +105,13 @@ def turns_of(log: StepLog, said_ns: Floats, arrivals_ns: Floats, reads_ns: Float
     )
     shapes = [steps[number].shape for number in rows]
     before = np.array(rows, dtype=np.int64) - 1
-    began = np.array([step.shape.beginners for step in steps], dtype=np.float64)
+    found = in_line(steps)
     return Turns(
         took_ns=ended[rows] - ended[before],
         said_ns=said_ns[rows],
-        switches=np.array([each.is_switch for each in in_line(steps)], dtype=np.float64)[rows],
-        beginners=began[rows],
-        began_before=began[before],
+        switches=np.array([found[number].is_switch for number in rows], dtype=np.float64),
+        beginners=np.array([shape.beginners for shape in shapes], dtype=np.float64),
+        began_before=np.array([found[number].began for number in rows], dtype=np.float64),
         arrivals=(arrived[rows] - arrived[before]).astype(np.float64),
         leavers=left[rows].astype(np.float64),
         left_before=left[before].astype(np.float64),
@@ -121,7 +119,6 @@ def turns_of(log: StepLog, said_ns: Floats, arrivals_ns: Floats, reads_ns: Float
         reads=(read[rows] - read[before]).astype(np.float64),
         is_prefill=np.array([shape.has_prefill for shape in shapes], dtype=np.bool_),
         batch=np.array([len(shape.chunks) + len(shape.decodes) for shape in shapes], dtype=np.float64),
-        decodes=np.array([len(shape.decodes) for shape in shapes], dtype=np.float64),
     )
 
 
@@ -193,8 +190,8 @@ def turn_costs(turns: Turns) -> HostCosts:
     costs.decode_spread = spread(said_ns[~turns.is_prefill], ratios[~turns.is_prefill])
     costs.prefill_spread = spread(said_ns[turns.is_prefill], ratios[turns.is_prefill])
     costs.ranks = [
-        (costs.prefill_spread if is_prefill else costs.decode_spread).rank(said, ratio)
-        for said, ratio, is_prefill in zip(said_ns.tolist(), ratios.tolist(), turns.is_prefill, strict=True)
+        costs.spread_of(has_prefill=has_prefill).rank(said, ratio)
+        for said, ratio, has_prefill in zip(said_ns.tolist(), ratios.tolist(), turns.is_prefill, strict=True)
     ]
     return costs
 
@@ -210,10 +207,9 @@ def said_of(turns: Turns | Starts, costs: HostCosts) -> Floats:
 def foreseen_ns(turns: Turns, costs: HostCosts) -> Floats:
     """What the simulation takes for such turns, in the mean over chance."""
     said_ns = said_of(turns, costs)
-    spreads = (costs.prefill_spread, costs.decode_spread)
     means = [
-        spreads[0 if is_prefill else 1].mean(said)
-        for said, is_prefill in zip(said_ns, turns.is_prefill, strict=True)
+        costs.spread_of(has_prefill=has_prefill).mean(said)
+        for said, has_prefill in zip(said_ns.tolist(), turns.is_prefill, strict=True)
     ]
     besides_ns = (
         turns.arrivals * costs.arrive_ns

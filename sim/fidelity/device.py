@@ -255,6 +255,10 @@ class HostCosts:
     ranks: list[float] = field(default_factory=list)
     tier_ns: Ratios = field(default_factory=lambda: np.zeros(0))  # none where no prefix came from files
 
+    def spread_of(self, *, has_prefill: bool) -> Spread:
+        """Among which turns one finds its like."""
+        return self.prefill_spread if has_prefill else self.decode_spread
+
 
 class Pace(NamedTuple):
     """How many times as long as said turns take in all: those that prefill, and those that only decode."""
@@ -280,7 +284,6 @@ class Ledger:
     free_ns: int = 0
     turns: deque[Turn] = field(default_factory=deque)  # those that are not over
     line: Line = field(default_factory=Line)  # the steps that were booked
-    began: int = 0  # sequences whose first step was the last one of these
 
     def book(self, now_ns: int, duration_ns: int) -> int:
         """Take the device for so long as soon as it is free; until when."""
@@ -335,7 +338,7 @@ class SimulatedTurns(Delegating):
         super().__init__(make_inner(options.inner_of(machine.model), machine))
         self._modelled = cast("Modelled", self._inner)
         self._model = machine.model.name
-        self._factors = options.host.factors.get(self._model) or ModelFactors()
+        self._factors = options.host.factors.get(self._model, ModelFactors())
         self._options = options
         self._clock = machine.clock
 
@@ -346,18 +349,16 @@ class SimulatedTurns(Delegating):
         scale = host.scale * self._factors.of(shape, before)
         said_ns = self._modelled.duration_ns(batch) * scale + host.step_ns + host.begin_ns * shape.beginners
         if is_awake:  # what there is to do after a rest is in `wake_ns`
-            said_ns += host.switch_ns * before.is_switch + host.after_ns * ledger.began
-        ledger.began = shape.beginners
-        spread = host.prefill_spread if batch.chunks else host.decode_spread
+            said_ns += host.switch_ns * before.is_switch + host.after_ns * before.began
+        spread = host.spread_of(has_prefill=shape.has_prefill)
         turn_ns = said_ns * spread.ratio(said_ns, self._options.course.next())
         if not is_awake:
             turn_ns += host.wake_ns
         turn_ns *= self._options.pace.prefill if batch.chunks else self._options.pace.decode
         self._modelled.stepped(1)
         turn = ledger.turn(now_ns, max(1, round(turn_ns)))
-        while (
-            left_ns := turn.ends_ns - self._clock.now_ns()
-        ) > 0:  # requests that come meanwhile make it longer
+        # requests that come meanwhile make it longer
+        while (left_ns := turn.ends_ns - self._clock.now_ns()) > 0:
             await self._clock.sleep(left_ns)
         answer = self._modelled.answer
         return StepResult(

@@ -22,10 +22,11 @@ AS_MODELLED = Scales()
 
 
 class Before(NamedTuple):
-    """What a step finds: whose step was before it, and for how long nothing has filled the processor's caches."""
+    """What a step finds: whose step was before it, what that left to do, and for how long the caches are its own."""
 
     is_switch: bool  # the step before was another model's
     decoded: int  # steps of this model in a row before it that only decoded
+    began: int = 0  # sequences whose first step was the one before
 
 
 @dataclass(slots=True)
@@ -34,12 +35,14 @@ class Line:
 
     model: str = ""
     decoded: int = 0
+    began: int = 0
 
     def step(self, model: str, shape: Shape) -> Before:
         """Take the next one; what it finds. Of the first one nobody knows, so it is a switch."""
         is_switch = model != self.model
-        before = Before(is_switch, 0 if is_switch else self.decoded)
-        self.model, self.decoded = model, 0 if shape.has_prefill else before.decoded + 1
+        before = Before(is_switch, 0 if is_switch else self.decoded, self.began)
+        self.model, self.began = model, shape.beginners
+        self.decoded = 0 if shape.has_prefill else before.decoded + 1
         return before
 
 
