@@ -379,9 +379,9 @@ class PrefixCache:
         if pinned:
             last = pinned[-1]
             if self.table.ends[last] and not table.has_kids(last):
-                prefix.space.holder.reuse.read(tick - table.used[last])
+                prefix.space.holder.reuse.read(tick - table.links.used[last])
             for slot in pinned:
-                table.used[slot] = tick
+                table.links.used[slot] = tick
                 self.unpin(slot)
             table.ends[last] = 1
             table.reads[last] += 1
@@ -855,7 +855,7 @@ class PrefixCache:
 
     def _note_end(self, slot: int) -> None:
         """A request ends at this block."""
-        self.table.used[slot] = self._tick
+        self.table.links.used[slot] = self._tick
         self.table.ends[slot] = 1
 
     # moving
@@ -874,9 +874,10 @@ class PrefixCache:
         order, usual = source.order_of(holder), holder.block_bytes[source.rank]
         sizes = [source.sizes.get(slot, usual) for slot in run] if source.sizes else [usual] * len(run)
         total, needed = sum(sizes), holder.block_bytes[0] * len(run)
-        # who keeps places knows nothing of those who have none
-        for slot in filter(table.links.after.__getitem__, run) if order.keeps_place else run:
-            order.forget(slot)
+        after, has_all = table.links.after, not order.keeps_place
+        for slot in run:
+            if has_all or after[slot]:  # who keeps places knows nothing of those who have none
+                order.forget(slot)
         self._charge(source, space, -total)
         if not self._make_room(hot, holder, needed):
             if not self._make_room(source, holder, total):  # of those who left above, some may have come here
@@ -958,7 +959,7 @@ class PrefixCache:
         assert ring_below is not None
         table, pins, rank, below = self.table, self.pins, tier.rank, lower.rank
         head, head_below, copies = ring.head, ring_below.head, lower.copies
-        home, parents, spaces, used = table.home, table.parent, table.space, table.used
+        home, parents, spaces, used = table.home, table.parent, table.space, table.links.used
         kids = table.kids
         before, after = table.links.before, table.links.after
         while tier.used_bytes > most_bytes:
@@ -970,7 +971,8 @@ class PrefixCache:
                 continue
             space = spaces[tail]
             size, size_below = space.holder.block_bytes[rank], space.holder.block_bytes[below]
-            run, parent, left_bytes = [tail], parents[tail], tier.used_bytes - most_bytes - size
+            run: list[int] = [tail]
+            parent, left_bytes = parents[tail], tier.used_bytes - most_bytes - size
             while (
                 left_bytes > 0
                 and home[parent] == rank
@@ -998,10 +1000,8 @@ class PrefixCache:
                 continue
             previous, following = before[tail], after[tail]
             if parent:
-                read = used[tail]
-                seen: int = used[parent]
-                latest: int = read
-                if seen < latest:
+                read, seen = used[tail], used[parent]
+                if seen < read:
                     used[parent] = read
                 if (
                     home[parent] == rank
@@ -1225,11 +1225,9 @@ class PrefixCache:
         part = tier.parts[holder.index if tier.is_divided else 0]
         order, parent = part.order, table.parent[run[-1]]
         if parent:
-            used, rank = table.used, tier.rank
-            read = used[slot]
-            seen: int = used[parent]
-            latest: int = read
-            if seen < latest:
+            used, rank = table.links.used, tier.rank
+            read, seen = used[slot], used[parent]
+            if seen < read:
                 used[parent] = read
             is_last = CHILD <= table.kids[parent] < 2 * CHILD
             if is_last and table.home[parent] == rank and parent not in self.pins:
@@ -1259,7 +1257,7 @@ class PrefixCache:
         size_bytes = self._sizes_of(tier, run, space.holder)
         self._leave(tier, run, table.keys[run[0]] or b"", space.holder)
         self._charge(tier, space, -size_bytes)
-        ends, read = self.table.ends, table.used[run[0]]
+        ends, read = self.table.ends, table.links.used[run[0]]
         for slot in run:
             if ends[slot]:
                 ends[slot] = 0

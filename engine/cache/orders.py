@@ -19,6 +19,7 @@ from math import inf, log2
 from typing import ClassVar, Final, Protocol
 
 from engine.named import Named
+from engine.native import append, extend, i64, vec
 from engine.settings import at_least, require
 
 NOWHERE: Final = 0
@@ -28,23 +29,31 @@ class Links:
     """Doubly linked rings through slots. Slot 0 is nobody; a ring is known by its `head`, a slot of its own.
 
     `after[head]` is the first of a ring, `before[head]` its last. A slot is in one ring at most, and
-    `after[slot] == NOWHERE` when it is in none. Lists of numbers that exist anyway: columns of machine numbers would
-    take half the memory and twice the time.
+    `after[slot] == NOWHERE` when it is in none. `used[slot]` is when its block was last read, in ticks of the cache's
+    own. A column that grows is another one afterwards: nobody keeps one while slots may be taken.
     """
 
-    __slots__ = ("after", "before", "free")
+    __slots__ = ("after", "before", "free", "used")
 
     def __init__(self) -> None:
-        self.before = [NOWHERE]
-        self.after = [NOWHERE]
+        self.before = vec[i64]([NOWHERE])
+        self.after = vec[i64]([NOWHERE])
+        self.used = vec[i64]([0])
         self.free: list[int] = []
+
+    def grow(self, more: int) -> None:
+        """Have so many slots more, which are in no ring, and not given to anybody either."""
+        self.before = extend(self.before, [NOWHERE] * more)
+        self.after = extend(self.after, [NOWHERE] * more)
+        self.used = extend(self.used, [0] * more)
 
     def take(self) -> int:
         """A slot that nobody uses."""
         if self.free:
             return self.free.pop()
-        self.before.append(NOWHERE)
-        self.after.append(NOWHERE)
+        self.before = append(self.before, NOWHERE)
+        self.after = append(self.after, NOWHERE)
+        self.used = append(self.used, 0)
         return len(self.after) - 1
 
     def ring(self) -> int:
@@ -142,25 +151,23 @@ class LRU:
     """Least recently used first."""
 
     keeps_place = True
-    __slots__ = ("_after", "_before", "_busy", "_links", "_used", "head")
+    __slots__ = ("_busy", "_links", "head")
 
-    def __init__(self, links: Links, busy: Busy, used: list[int]) -> None:
-        """`used[slot]` is when the block was last read, in ticks of the cache's own."""
+    def __init__(self, links: Links, busy: Busy) -> None:
         self._links = links
-        self._before, self._after = links.before, links.after
         self._busy = busy
-        self._used = used
         self.head = links.ring()
 
     def add(self, slot: int, key: bytes, density: float) -> None:
-        before, after, head = self._before, self._after, self.head  # written out: a call costs as much again
+        links, head = self._links, self.head
+        before, after = links.before, links.after  # written out: a call costs as much again
         last = before[head]
         after[last] = before[head] = slot
         before[slot] = last
         after[slot] = head
 
     def touch(self, slot: int) -> None:
-        before, after, head = self._before, self._after, self.head
+        before, after, head = self._links.before, self._links.after, self.head
         following = after[slot]
         if following == head:
             return
@@ -174,7 +181,7 @@ class LRU:
         after[slot] = head
 
     def inherit(self, parent: int, child: int) -> None:
-        before, after = self._before, self._after
+        before, after = self._links.before, self._links.after
         if after[parent]:
             return
         following = after[child]
@@ -188,10 +195,10 @@ class LRU:
             self._links.insert(parent, after[self.head])
 
     def forget(self, slot: int) -> None:
-        after = self._after
+        after = self._links.after
         following = after[slot]
         if following:
-            before = self._before
+            before = self._links.before
             previous = before[slot]
             after[previous] = following
             before[following] = previous
@@ -201,7 +208,7 @@ class LRU:
         self.forget(slot)
 
     def victim(self) -> int:
-        after, head, busy = self._after, self.head, self._busy
+        after, head, busy = self._links.after, self.head, self._busy
         while (slot := after[head]) != head:
             if not busy(slot):
                 return slot
@@ -209,7 +216,8 @@ class LRU:
         return NOWHERE
 
     def worth(self, slot: int) -> float:
-        return self._used[slot]
+        read: int = self._links.used[slot]
+        return read
 
 
 class FIFO(LRU):
@@ -218,8 +226,8 @@ class FIFO(LRU):
     __slots__ = ()
 
     def touch(self, slot: int) -> None:
-        if not self._after[slot] and not self._busy(slot):
-            self._links.insert(slot, self._after[self.head])  # it was put aside as the oldest of all
+        if not self._links.after[slot] and not self._busy(slot):
+            self._links.insert(slot, self._links.after[self.head])  # it was put aside as the oldest of all
 
 
 class SIEVE(LRU):
@@ -233,22 +241,22 @@ class SIEVE(LRU):
     keeps_place = False
     __slots__ = ("_hand", "_read")
 
-    def __init__(self, links: Links, busy: Busy, used: list[int]) -> None:
-        super().__init__(links, busy, used)
+    def __init__(self, links: Links, busy: Busy) -> None:
+        super().__init__(links, busy)
         self._hand = self.head
         self._read = bytearray()
 
     def add(self, slot: int, key: bytes, density: float) -> None:
         if slot >= len(self._read):
             self._read.extend(bytes(slot + 1))
-        before, after, head = self._before, self._after, self.head
+        before, after, head = self._links.before, self._links.after, self.head
         last = before[head]
         after[last] = before[head] = slot
         before[slot] = last
         after[slot] = head
 
     def touch(self, slot: int) -> None:
-        if self._after[slot]:
+        if self._links.after[slot]:
             self._read[slot] = True
             return
         if slot >= len(self._read):
@@ -258,7 +266,7 @@ class SIEVE(LRU):
             self._links.insert(slot, self._hand)  # the hand has passed it
 
     def inherit(self, parent: int, child: int) -> None:
-        after = self._after
+        after = self._links.after
         if max(parent, child) >= len(self._read):
             self._read.extend(bytes(max(parent, child) + 1))
         self._read[parent] |= self._read[child]
@@ -268,7 +276,7 @@ class SIEVE(LRU):
                 self._hand = parent
 
     def forget(self, slot: int) -> None:
-        before, after = self._before, self._after
+        before, after = self._links.before, self._links.after
         following = after[slot]
         if following:
             if slot == self._hand:
@@ -281,7 +289,7 @@ class SIEVE(LRU):
             self._read[slot] = False
 
     def victim(self) -> int:
-        after, head, read, busy, hand = self._after, self.head, self._read, self._busy, self._hand
+        after, head, read, busy, hand = self._links.after, self.head, self._read, self._busy, self._hand
         while True:
             if hand == head:
                 hand = after[head]
@@ -314,25 +322,20 @@ class LFU:
 
     keeps_place = False
     __slots__ = (
-        "_after",
         "_age",
         "_ageing_every",
-        "_before",
         "_busy",
         "_counts",
         "_halved",
         "_links",
         "_rings",
         "_until_ageing",
-        "_used",
         "_uses",
     )
 
-    def __init__(self, links: Links, busy: Busy, used: list[int], ageing_every: int = 0) -> None:
+    def __init__(self, links: Links, busy: Busy, ageing_every: int = 0) -> None:
         self._links = links
-        self._before, self._after = links.before, links.after
         self._busy = busy
-        self._used = used
         self._uses = array("i")  # after the first
         self._halved = array("i")
         self._rings: dict[int, int] = {}
@@ -347,7 +350,7 @@ class LFU:
         self._stand(slot, 0)
 
     def touch(self, slot: int) -> None:
-        before, after, rings = self._before, self._after, self._rings
+        before, after, rings = self._links.before, self._links.after, self._rings
         if slot >= len(self._uses):
             self._grow(slot)
         uses = self._uses[slot] >> (self._age - self._halved[slot])
@@ -370,7 +373,7 @@ class LFU:
                 self._halve()
 
     def inherit(self, parent: int, child: int) -> None:
-        after = self._after
+        after = self._links.after
         if max(parent, child) >= len(self._uses):
             self._grow(max(parent, child))
         own, through_child = self._count(parent), self._count(child)
@@ -383,7 +386,7 @@ class LFU:
         )
 
     def forget(self, slot: int) -> None:
-        if self._after[slot]:
+        if self._links.after[slot]:
             self._take_out(slot, self._count(slot))
         if slot < len(self._uses):
             self._uses[slot] = 0
@@ -392,7 +395,7 @@ class LFU:
         self.forget(slot)
 
     def victim(self) -> int:
-        counts, rings, after, busy = self._counts, self._rings, self._after, self._busy
+        counts, rings, after, busy = self._counts, self._rings, self._links.after, self._busy
         while counts:
             slot = after[rings[counts[0]]]
             if not busy(slot):
@@ -401,7 +404,8 @@ class LFU:
         return NOWHERE
 
     def worth(self, slot: int) -> float:
-        return self._count(slot) + self._used[slot] * TICKS
+        read: int = self._links.used[slot]
+        return self._count(slot) + read * TICKS
 
     def _grow(self, slot: int) -> None:
         self._uses.frombytes(bytes(4 * (slot + 1)))
@@ -419,14 +423,14 @@ class LFU:
                 ring = self._rings[uses] = self._links.ring()
                 insort(self._counts, uses)
             next_slot = ring
-        before, after = self._before, self._after
+        before, after = self._links.before, self._links.after
         previous = before[next_slot]
         after[previous] = before[next_slot] = slot
         before[slot] = previous
         after[slot] = next_slot
 
     def _take_out(self, slot: int, uses: int) -> None:
-        before, after = self._before, self._after
+        before, after = self._links.before, self._links.after
         previous, following = before[slot], after[slot]
         after[previous] = following
         before[following] = previous
@@ -464,7 +468,6 @@ class S3FIFO:
 
     keeps_place = False
     __slots__ = (
-        "_after",
         "_busy",
         "_gone",
         "_held",
@@ -476,22 +479,18 @@ class S3FIFO:
         "_reads",
         "_small",
         "_state",
-        "_used",
     )
 
     def __init__(
         self,
         links: Links,
         busy: Busy,
-        used: list[int],
         small_share: float = 0.1,
         memory_share: float = 0.9,
         reads: int = 2,
     ) -> None:
         self._links = links
-        self._after = links.after
         self._busy = busy
-        self._used = used
         self._small, self._main = links.ring(), links.ring()
         self._held = self._held_main = 0
         self._state = bytearray()
@@ -521,13 +520,13 @@ class S3FIFO:
     def touch(self, slot: int) -> None:
         state = self._know(slot)
         self._state[slot] = END | (state + 1 if state & MOST_READS < MOST_READS else state)
-        if not self._after[slot] and not self._busy(slot):
+        if not self._links.after[slot] and not self._busy(slot):
             self._links.insert(
-                slot, self._after[self._queue(slot)]
+                slot, self._links.after[self._queue(slot)]
             )  # it was put aside as the first of its queue
 
     def inherit(self, parent: int, child: int) -> None:
-        after = self._after
+        after = self._links.after
         own, of_child = self._know(parent), self._know(child)
         reads = max(own & MOST_READS, of_child & MOST_READS)
         self._state[parent] = own & ~MOST_READS | of_child & MAIN | reads
@@ -550,11 +549,11 @@ class S3FIFO:
             self._held -= 1
             self._held_main -= self._state[slot] & MAIN == MAIN
             self._state[slot] = 0
-        if self._after[slot]:
+        if self._links.after[slot]:
             self._links.unlink(slot)
 
     def victim(self) -> int:
-        after, state, busy, links = self._after, self._state, self._busy, self._links
+        after, state, busy, links = self._links.after, self._state, self._busy, self._links
         small, main = self._small, self._main
         while True:
             first, oldest = after[small], after[main]
@@ -578,7 +577,8 @@ class S3FIFO:
                 return first
 
     def worth(self, slot: int) -> float:
-        return self._used[slot]
+        read: int = self._links.used[slot]
+        return read
 
     def _queue(self, slot: int) -> int:
         return self._main if self._state[slot] & MAIN else self._small
@@ -602,7 +602,6 @@ class ARC:
 
     keeps_place = False
     __slots__ = (
-        "_after",
         "_again",
         "_busy",
         "_gone_again",
@@ -613,14 +612,11 @@ class ARC:
         "_once",
         "_state",
         "_target",
-        "_used",
     )
 
-    def __init__(self, links: Links, busy: Busy, used: list[int]) -> None:
+    def __init__(self, links: Links, busy: Busy) -> None:
         self._links = links
-        self._after = links.after
         self._busy = busy
-        self._used = used
         self._once, self._again = links.ring(), links.ring()
         self._held = self._held_once = 0
         self._state = bytearray()
@@ -643,7 +639,7 @@ class ARC:
         self._links.move(slot, self._again)
 
     def inherit(self, parent: int, child: int) -> None:
-        after = self._after
+        after = self._links.after
         own, of_child = self._know(parent), self._know(child)
         is_moved = of_child & MAIN > own & MAIN
         if is_moved:
@@ -667,11 +663,11 @@ class ARC:
             self._held -= 1
             self._held_once -= self._state[slot] & MAIN == 0
             self._state[slot] = 0
-        if self._after[slot]:
+        if self._links.after[slot]:
             self._links.unlink(slot)
 
     def victim(self) -> int:
-        after, busy = self._after, self._busy
+        after, busy = self._links.after, self._busy
         while True:
             slot, oldest_again = after[self._once], after[self._again]
             if slot == self._once or (oldest_again != self._again and self._held_once <= self._target):
@@ -683,7 +679,8 @@ class ARC:
             self._links.unlink(slot)
 
     def worth(self, slot: int) -> float:
-        return self._used[slot]
+        read: int = self._links.used[slot]
+        return read
 
     def _list(self, slot: int) -> int:
         return self._again if self._state[slot] & MAIN else self._once
@@ -733,8 +730,6 @@ class GDSF:
 
     keeps_place = False
     __slots__ = (
-        "_after",
-        "_before",
         "_busy",
         "_class",
         "_density",
@@ -748,11 +743,8 @@ class GDSF:
         "_worth",
     )
 
-    def __init__(
-        self, links: Links, busy: Busy, used: list[int], level: "array[float] | None" = None
-    ) -> None:
+    def __init__(self, links: Links, busy: Busy, level: "array[float] | None" = None) -> None:
         self._links = links
-        self._before, self._after = links.before, links.after
         self._busy = busy
         self._level = array("d", [0.0]) if level is None else level
         self._worth = array("d")
@@ -785,7 +777,7 @@ class GDSF:
     def inherit(self, parent: int, child: int) -> None:
         if max(parent, child) >= len(self._worth):
             self._grow(max(parent, child))
-        after, uses, density, of_child = self._after, self._uses, self._density, self._class[child]
+        after, uses, density, of_child = self._links.after, self._uses, self._density, self._class[child]
         if after[parent] and not uses[child] and self._worth[parent] >= self._worth[child]:
             return
         density[parent] = density[parent] or density[child]
@@ -801,7 +793,7 @@ class GDSF:
         if slot == self._last_victim:
             self._level[0] = max(self._level[0], self._worth[slot])
             self._last_victim = NOWHERE
-        before, after = self._before, self._after
+        before, after = self._links.before, self._links.after
         following = after[slot]
         if following:
             previous = before[slot]
@@ -815,7 +807,7 @@ class GDSF:
         self.forget(slot)
 
     def victim(self) -> int:
-        firsts, after, busy = self._firsts, self._after, self._busy
+        firsts, after, busy = self._firsts, self._links.after, self._busy
         while firsts:
             at_least, class_of = firsts[0]
             ring = self._rings[class_of][0]
@@ -846,7 +838,7 @@ class GDSF:
         ring, value = self._rings.get(class_of) or self._open(class_of)
         worth = self._level[0] + value
         self._class[slot], self._worth[slot] = class_of, worth
-        before, after = self._before, self._after
+        before, after = self._links.before, self._links.after
         if (following := after[slot]) != NOWHERE:
             previous = before[slot]
             after[previous] = following
@@ -908,4 +900,4 @@ for _name, _order in (
 def check_order(name: str, options: dict[str, object]) -> None:
     """Raise UnknownName or BadSettings for an eviction policy that cannot be made."""
     links = Links()
-    orders.make(name, links, lambda _slot: False, [0], **options)
+    orders.make(name, links, lambda _slot: False, **options)

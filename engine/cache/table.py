@@ -6,10 +6,11 @@ for reads, and a mark of a byte. `tests/benchmarks/test_cache.py` measures the s
 """
 
 from array import array
-from typing import Any, Final
+from typing import Final
 
 from engine.cache.holders import NOBODY, Space
 from engine.cache.orders import NOWHERE, Links
+from engine.native import extend, i64, vec
 
 NO_TIER: Final = 255
 CHILD: Final = 2
@@ -42,7 +43,6 @@ class Table:
         "reads",
         "slots",
         "space",
-        "used",
     )
 
     def __init__(self, num_tiers: int) -> None:
@@ -51,25 +51,21 @@ class Table:
         self.slots: dict[bytes, int] = {}
         self.num_blocks = [0] * num_tiers  # by tier
         self.keys: list[bytes | None] = [None]
-        self.parent = [NOWHERE]
-        self.home = [NO_TIER]
-        self.kids = [0]
+        self.parent = vec[i64]([NOWHERE])
+        self.home = vec[i64]([NO_TIER])
+        self.kids = vec[i64]([0])
         self.elsewhere: dict[int, list[int]] = {}
         self.space: list[Space] = [NOBODY]
         self.ends = bytearray([0])  # whether a request ended here, rather than passed through
         self.reads = array("I", [0])  # by requests that ended here, or at a block after it that has left
-        # ticks of the last read of a request that ended here, as they came: compiled, a number of its own for each
-        # block that is told of the same read would be made otherwise
-        self.used: list[Any] = [0]
 
     def _grow(self, more: int) -> None:
         """Have columns for so many slots more."""
         self.keys += [None] * more
-        self.parent += [NOWHERE] * more
-        self.home += [NO_TIER] * more
-        self.kids += [0] * more
+        self.parent = extend(self.parent, [NOWHERE] * more)
+        self.home = extend(self.home, [NO_TIER] * more)
+        self.kids = extend(self.kids, [0] * more)
         self.space += [NOBODY] * more
-        self.used += [0] * more
         self.ends += bytes(more)
         self.reads.frombytes(bytes(4 * more))
 
@@ -80,8 +76,7 @@ class Table:
         if more > 0:
             more = max(more, min(len(links.after) >> 3, MOST_AHEAD))
             first = len(links.after)
-            links.before += [NOWHERE] * more
-            links.after += [NOWHERE] * more
+            links.grow(more)
             free[:0] = range(first + more - 1, first - 1, -1)  # who was used before is used first
         missing = len(links.after) - len(self.home)
         if missing > 0:
@@ -89,10 +84,10 @@ class Table:
 
     def extend(self, keys: list[bytes], parent: int, space: Space, tier: int = 0) -> int:
         """New blocks of a tier (one or more), one after the other behind `parent`; the slot of the last."""
-        slots, names, parents, spaces = self.slots, self.keys, self.parent, self.space
-        home, kids, count = self.home, self.kids, len(keys)
+        count = len(keys)
         self._reserve(count)
-        free = self.links.free
+        slots, names, parents, spaces = self.slots, self.keys, self.parent, self.space
+        home, kids, free = self.home, self.kids, self.links.free
         taken = free[: -count - 1 : -1]
         del free[-count:]
         self.num_blocks[tier] = self.num_blocks[tier] + count

@@ -65,7 +65,6 @@ class Tier:
         self.room_bytes: Callable[[], int] = endless  # how much may be sent here, beside what is on its way
         self.parts: list[Part] = []
         self._table = table
-        self._kids = table.kids
         self._pins = pins
         self._eviction = cache.eviction
         self._options = cache.options
@@ -131,7 +130,7 @@ class Tier:
 
     def busy(self, slot: int) -> bool:
         """Whether a block may not leave this tier: another one of this tier hangs on it, or somebody reads it."""
-        return self._kids[slot] >= CHILD or slot in self._pins
+        return self._table.kids[slot] >= CHILD or slot in self._pins
 
     def spare_blocks(self, holder: Holder) -> int:
         """How many blocks a model can give in one go before somebody else might have to, where it is divided."""
@@ -207,8 +206,8 @@ class Tier:
             if self._between is None
             else self._between(part.turns, holder.held_bytes[self.rank])
         )
-        age = tick - self._table.used[slot]
+        age = tick - self._table.links.used[slot]
         return self._allocation.rank(holder, self.rank, worth, age)
 
     def _make_order(self) -> Order:
-        return orders.make(self._eviction, self._table.links, self.busy, self._table.used, **self._options)
+        return orders.make(self._eviction, self._table.links, self.busy, **self._options)

@@ -34,14 +34,13 @@ def keys():
     return [number.to_bytes(16, "little") for number in range(100_001)]
 
 
-def make(name, entries):
+def make(name):
     links = Links()
-    used = [0] * (entries + 100_000)
-    return links, orders.make(name, links, lambda slot: False, used)
+    return links, orders.make(name, links, lambda slot: False)
 
 
 def play(name, capacity, keys, trace):
-    links, order = make(name, capacity)
+    links, order = make(name)
     touch, add, leave, victim, take = order.touch, order.add, order.leave, order.victim, links.take
     slots, key_of = {}, {}
     for number in trace:
@@ -116,7 +115,7 @@ def test_touch_insert_and_evict(report, pace, trace, keys, name, capacity):
 
 def turnover(name, entries, keys):
     """Operations on so many entries: of four, three reads, and one block that makes way for a new one."""
-    links, order = make(name, entries)
+    links, order = make(name)
     slots = [links.take() for _ in range(entries)]
     for slot in slots:
         order.add(slot, keys[0], 1.0)

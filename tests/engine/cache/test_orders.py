@@ -22,9 +22,8 @@ class Tree:
 
     def __init__(self, name, **options):
         self.links = Links()
-        self.used = [0] * 10_000
         self.asked = 0
-        self.order = orders.make(name, self.links, self.busy, self.used, **options)
+        self.order = orders.make(name, self.links, self.busy, **options)
         self.parent, self.kids, self.keys, self.pins = {}, {}, {}, set()
         self.num_made = 0
 
@@ -290,7 +289,8 @@ def test_a_parent_has_been_used_whenever_its_child_was():
 def test_of_equally_often_used_victims_the_oldest_is_worth_least():
     tree = Tree("lfu")
     old, young, loved = (tree.grow() for _ in range(3))
-    tree.used[old], tree.used[young] = 10, 11
+    used = tree.links.used
+    used[old], used[young] = 10, 11
     tree.read(loved)
     assert tree.order.worth(old) < tree.order.worth(young) < tree.order.worth(loved)
 

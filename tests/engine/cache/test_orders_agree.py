@@ -28,8 +28,8 @@ def zipf(requests, ids=IDS, alpha=1.0, seed=42):
 
 def play(name, trace, capacity, size=None, **options):
     """Which requests miss in a tier of so many bytes; a block takes one, or what `size` says, and costs the same."""
-    links, used = Links(), [0] * (len(trace) + 1)
-    order = orders.make(name, links, lambda slot: False, used, **options)
+    links = Links()
+    order = orders.make(name, links, lambda slot: False, **options)
     slots, ids, held, missed = {}, {}, 0, bytearray(len(trace))
     for step, number in enumerate(trace):
         slot = slots.get(number)

@@ -79,7 +79,8 @@ class World:
         cache, table = self.cache, self.cache.table
         names, after = table.keys, table.links.after
         blocks = {
-            key: (table.home[slot], table.used[slot], table.reads[slot]) for key, slot in table.slots.items()
+            key: (table.home[slot], table.links.used[slot], table.reads[slot])
+            for key, slot in table.slots.items()
         }
         lines = [[names[slot] for slot in ring(after, tier.ring.head)] for tier in cache.tiers]
         copies = [[(names[slot], size) for slot, size in tier.copies.items()] for tier in cache.tiers]
