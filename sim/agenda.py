@@ -4,13 +4,13 @@ Everything that a request asks of virtual time passes here, so `python -m engine
 own classes, which cannot, look at the same queue (`sim/world.py`).
 """
 
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sized
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any, ClassVar, Final
 
 from engine.timing import Clock, Signal
-from sim.heap import IS_PLAIN, Due, add, take
+from sim.heap import IS_PLAIN, Heap
 
 SOON: Final = 1
 """SimPy's own priority of what is due now, first come, first served."""
@@ -100,34 +100,41 @@ class Agenda(Clock):
         self.epoch_ns = 0
         self.running: dict[object, Coroutine[Any, Any, Any]] = {}  # by what runs it
         self.time_ns = 0
-        self.queue: list[Any] = []  # a heap of entries, or of `Due`s
+        self._heap = None if is_plain else Heap()
+        self._entries: list[Entry] = []  # a heap of `heapq`, where there is none of our own
         # of the numbers that break ties, in the order of coming
         self.next_number: Callable[[], int] = count().__next__
-        self._draw_number: Callable[[], int] | None = None  # where chance breaks them
         self._number = 0  # the latest one, where the queue is a heap of our own
         self.is_over = False  # whether what happens now is the last thing to happen
         self.late_ns = -1  # when a late call was made last
         self.late_priority = -1  # the highest of those that were made then
-        self._is_plain = is_plain
+
+    @property
+    def queue(self) -> Sized:
+        """All that is due."""
+        return self._entries if self._heap is None else self._heap
 
     def now_ns(self) -> int:
         return self.time_ns
 
     def advance(self, most: int) -> int:
         """Process up to `most` events, and say how many there were. SimPy's `step` for each, without its detours."""
-        queue, is_plain, pop = self.queue, self._is_plain, heappop
+        heap, entries, pop = self._heap, self._entries, heappop
         event: Any
         priority: int
         for done in range(most):
-            if not queue or self.is_over:
+            if self.is_over:
                 return done
-            if is_plain:
-                self.time_ns, priority, _, event = pop(queue)
+            if heap is not None:
+                if not heap.size:
+                    return done
+                event = heap.take()
+                self.time_ns = heap.time_ns
+                priority = heap.priority
+            elif entries:
+                self.time_ns, priority, _, event = pop(entries)
             else:
-                due = take(queue)
-                self.time_ns = due.time_ns
-                priority = due.priority
-                event = due.what
+                return done
             if type(event) is Call:
                 self._make(event, priority)
                 continue
@@ -143,21 +150,21 @@ class Agenda(Clock):
 
     def next_ns(self) -> int | None:
         """When something is due next; None where nothing is."""
-        if not self.queue:
-            return None
-        next_ns: int = self.queue[0][0] if self._is_plain else self.queue[0].time_ns
-        return next_ns
+        if self._heap is not None:
+            return self._heap.first_ns() if self._heap.size else None
+        return self._entries[0][0] if self._entries else None
 
     def make_call(self) -> Entry | None:
         """Process what is due next, where that is a callback of ours; where it is not, take it out, and give it back.
 
         Raises IndexError where nothing is due.
         """
-        if self._is_plain:
-            entry: Entry = heappop(self.queue)
+        heap = self._heap
+        if heap is None:
+            entry = heappop(self._entries)
         else:
-            due = take(self.queue)
-            entry = (due.time_ns, due.priority, due.number, due.what)
+            what = heap.take()
+            entry = (heap.time_ns, heap.priority, heap.number, what)
         time_ns, priority, _, event = entry
         if type(event) is not Call:
             return entry
@@ -169,20 +176,22 @@ class Agenda(Clock):
         """Have something called later."""
         call = Call()
         call.callback = callback
-        if self._is_plain:  # as `put` does, without a call for it
-            heappush(self.queue, (self.time_ns + delay_ns, SOON, self.next_number(), call))
+        if self._heap is None:  # as `put` does, without a call for it
+            heappush(self._entries, (self.time_ns + delay_ns, SOON, self.next_number(), call))
         else:
-            add(self.queue, Due(self.time_ns + delay_ns, SOON, self._next(), call))
+            self._number += 1
+            self._heap.add(self.time_ns + delay_ns, SOON, self._number, call)
         return call
 
     def call_last(self, delay_ns: int, callback: Callable[[], None], rank: int) -> Call:
         """Have something called later, after all else at that nanosecond."""
         call = Call()
         call.callback = callback
-        if self._is_plain:  # as `put` does, without a call for it
-            heappush(self.queue, (self.time_ns + delay_ns, LATE + rank, self.next_number(), call))
+        if self._heap is None:  # as `put` does, without a call for it
+            heappush(self._entries, (self.time_ns + delay_ns, LATE + rank, self.next_number(), call))
         else:
-            add(self.queue, Due(self.time_ns + delay_ns, LATE + rank, self._next(), call))
+            self._number += 1
+            self._heap.add(self.time_ns + delay_ns, LATE + rank, self._number, call)
         return call
 
     def is_past(self, rank: int) -> bool:
@@ -197,10 +206,11 @@ class Agenda(Clock):
 
     def put(self, event: Any, delay_ns: int, priority: int) -> None:
         """Let an event happen later, or what looks like one."""
-        if self._is_plain:
-            heappush(self.queue, (self.time_ns + delay_ns, priority, self.next_number(), event))
+        if self._heap is None:
+            heappush(self._entries, (self.time_ns + delay_ns, priority, self.next_number(), event))
         else:
-            add(self.queue, Due(self.time_ns + delay_ns, priority, self._next(), event))
+            self._number += 1
+            self._heap.add(self.time_ns + delay_ns, priority, self._number, event)
 
     def launch(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run `work` beside the caller, at once up to where it first waits. Nobody can wait for it."""
@@ -216,14 +226,17 @@ class Agenda(Clock):
         return SimSignal(self)
 
     def break_ties(self, draw_number: Callable[[], int]) -> None:
-        """From now on, let the numbers that this draws say what happens first at one nanosecond. None comes twice."""
-        self.next_number = self._draw_number = draw_number
+        """From now on, let the numbers that this draws say what happens first at one nanosecond. None comes twice.
 
-    def _next(self) -> int:
-        if self._draw_number is not None:
-            return self._draw_number()
-        self._number += 1
-        return self._number
+        They may be larger than what a heap of our own holds.
+        """
+        heap, self._heap = self._heap, None
+        while heap is not None and heap.size:
+            what = heap.take()
+            self._entries.append(
+                (heap.time_ns, heap.priority, heap.number, what)
+            )  # in order, which is a heap
+        self.next_number = draw_number
 
     def _happen(self, event: Happening) -> None:
         callbacks, event.callbacks = event.callbacks, None

@@ -40,7 +40,7 @@ class World(simpy.Environment):
 
     def step(self) -> None:
         """Process the next event. Raises EmptySchedule when there is none."""
-        if self.agenda.queue:
+        if self.agenda.next_ns() is not None:
             entry = self.agenda.make_call()
             if entry is None:
                 return

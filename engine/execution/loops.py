@@ -16,7 +16,7 @@ from typing import Final
 from engine.clock import Clock, Signal, Timer
 from engine.errors import ReplicaLost
 from engine.execution.executor import Batch, Executor, Sequence, StepResult
-from engine.execution.modelled import TICK_BITS, TICKS_PER_NS, Even, Modelled, spoken
+from engine.execution.modelled import TICK_BITS, TICKS_PER_NS, Even, Modelled, spoken, times
 from engine.execution.scheduler import NOBODY, Scheduler
 
 BELOW_NS: Final = TICKS_PER_NS - 1
@@ -395,8 +395,8 @@ class Leaping(Loop):
         """When so many of the steps ahead are over, in ticks from `_at_ns` on."""
         growth = self._growth
         if growth:
-            return self._at + steps * self._first + growth * (steps * (steps - 1) >> 1)
-        return self._at + steps * self._first
+            return self._at + times(steps, self._first) + times(steps * (steps - 1) >> 1, growth)
+        return self._at + times(steps, self._first)
 
     def _land(self) -> None:
         """The last step of the leap is over."""
@@ -477,7 +477,7 @@ class Leaping(Loop):
             else:
                 self._at = self._after(steps)
                 self._ends -= self._at & ~BELOW_NS
-                self._first += steps * self._growth
+                self._first += times(steps, self._growth)
             now_ns = self._at_ns + (self._at >> TICK_BITS)
             self._at &= BELOW_NS
         else:
@@ -540,9 +540,9 @@ class Leaping(Loop):
             # by floats, exact to a part of 10^15; who is on the edge is found out in whole numbers
             twice = float(2 * first - growth)
             over = int(4.0 * room / (twice + sqrt(twice * twice + 8.0 * growth * room)))
-            while over * first + growth * (over * (over - 1) >> 1) > room:
+            while times(over, first) + times(over * (over - 1) >> 1, growth) > room:
                 over -= 1
-            while (over + 1) * first + growth * (over * (over + 1) >> 1) <= room:
+            while times(over + 1, first) + times(over * (over + 1) >> 1, growth) <= room:
                 over += 1
         else:
             over = room // first

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from engine.clock import NS_PER_S
 from engine.errors import BadSettings
 from engine.execution.executor import Batch, KVBlock, Machine, Sequence, executors
-from engine.execution.modelled import TICK_BITS, TICKS_PER_NS, Even
+from engine.execution.modelled import TICK_BITS, TICKS_PER_NS, Even, times
 from engine.settings import Architecture, ModelSettings, at_least, require
 
 ENDLESS = 1 << 40  # steps
@@ -88,16 +88,19 @@ class RooflineExecutor(Even):
             kv_tokens += before + new
             if before == chunk.sequence.cached_tokens:
                 loaded_tokens += before
-        compute = tokens * self._token + pairs * self._pair
-        memory = self._weights + kv_tokens * self._kv_token
+        compute = times(tokens, self._token) + times(pairs, self._pair)
+        memory = self._weights + times(kv_tokens, self._kv_token)
         longer = compute if compute > memory else memory  # noqa: FURB136  max() costs eight times as much
-        return longer + loaded_tokens * self._link_token + self._owed + self._overhead
+        return longer + times(loaded_tokens, self._link_token) + self._owed + self._overhead
 
     def ramp(self, batch: Batch) -> tuple[int, int, int, int]:
         tokens = len(batch.decodes)
         context = batch.context_tokens() + tokens
-        compute, compute_growth = tokens * self._token + context * self._pair, tokens * self._pair
-        memory, memory_growth = self._weights + context * self._kv_token, tokens * self._kv_token
+        compute, compute_growth = (
+            times(tokens, self._token) + times(context, self._pair),
+            times(tokens, self._pair),
+        )
+        memory, memory_growth = self._weights + times(context, self._kv_token), times(tokens, self._kv_token)
         steps = ENDLESS
         if compute > memory:
             if memory_growth > compute_growth:  # the steps before the other line is the longer one
