@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from engine.engine import Engine
+from engine.native import append, vec
 
 Name = tuple[str, str]
 """Whose series it is, and what of it: a replica's `running`, a tier's `bytes`."""
@@ -21,34 +22,34 @@ class Points:
         self._who: tuple[object, ...] = ()
         self._names: tuple[Name, ...] = ()
 
-    def take(self) -> tuple[tuple[Name, ...], list[float]]:
+    def take(self) -> tuple[tuple[Name, ...], vec[float]]:
         """The names of all series and their values now, in the same order."""
         engine = self._engine
-        # as what they are kept as: to make a float of a number that stands in a box takes three times as long
-        router, cache, quotas, values = engine.router, engine.cache, engine.quotas, list[float]()
+        router, cache, quotas, values = engine.router, engine.cache, engine.quotas, vec[float]()
         for name, replica in engine.replicas.items():
-            values.append(float(replica.num_preemptions))
-            values.append(float(replica.num_running))
-            values.append(float(replica.num_waiting))
-            values.append(float(router.tokens_in_flight(name)))
-            values.append(1.0 if engine.is_available(name) else 0.0)
-        values.append(float(len(engine.fleet.homes)))
-        values.append(float(engine.lifecycle.used_bytes))
-        values.append(float(cache.used_bytes))
-        values.append(float(cache.capacity_bytes))
-        values.append(float(len(cache)))
+            values = append(values, float(replica.num_preemptions))
+            values = append(values, float(replica.num_running))
+            values = append(values, float(replica.num_waiting))
+            values = append(values, float(router.tokens_in_flight(name)))
+            values = append(values, 1.0 if engine.is_available(name) else 0.0)
+        values = append(values, float(len(engine.fleet.homes)))
+        values = append(values, float(engine.lifecycle.used_bytes))
+        values = append(values, float(cache.used_bytes))
+        values = append(values, float(cache.capacity_bytes))
+        values = append(values, float(len(cache)))
         for tier in cache.tiers:
             rank = tier.rank
-            values.append(float(tier.used_bytes))
-            values.append(float(tier.capacity_bytes))
+            values = append(values, float(tier.used_bytes))
+            values = append(values, float(tier.capacity_bytes))
             for holder in cache.holders:
-                values.append(float(holder.held_bytes[rank]))
+                values = append(values, float(holder.held_bytes[rank]))
         most = engine.settings.quotas.max_concurrent_requests
-        values.append(float(quotas.in_service))
-        values.append(float(quotas.num_waiting))
-        values.append(float(most))
+        values = append(values, float(quotas.in_service))
+        values = append(values, float(quotas.num_waiting))
+        values = append(values, float(most))
         used = quotas.used_ratios()
-        values += used.values()
+        for share in used.values():
+            values = append(values, share)
         who = (*engine.replicas, len(cache.holders), *used)
         if who != self._who:
             self._who, self._names = who, tuple(self._called(used))

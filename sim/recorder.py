@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from engine.native import vec
 from engine.telemetry import Ended, Event, HealthChanged, Routed
 from sim.faults import FaultStruck
 from sim.points import Name
@@ -215,7 +216,7 @@ class Series:
         self._latest: Sequence[Name] = ()
         self._number = 0  # of the latest names
 
-    def take(self, at_ns: int, names: Sequence[Name], values: Sequence[float]) -> None:
+    def take(self, at_ns: int, names: Sequence[Name], values: vec[float]) -> None:
         """A point of each of these series. Names are compared only when they are not the same object again."""
         if names is not self._latest:
             self._latest, self._number = names, self._known.setdefault(names, len(self._names))
@@ -223,7 +224,10 @@ class Series:
                 self._names.append(names)
         self._at_ns.append(at_ns)
         self._which.append(self._number)
-        self._values.frombytes(pack(f"{len(values)}d", *values))  # a fifth of what `extend` takes
+        if IS_PLAIN:
+            self._values.frombytes(pack(f"{len(values)}d", *values))  # a fifth of what `extend` takes
+        else:
+            self._values.frombytes(memoryview(values))
 
     def table(self) -> pd.DataFrame:
         which = np.array(self._which, dtype=np.intp)
@@ -355,9 +359,9 @@ class Recorder:
 
     def sample(self, at_ns: int, subject: str, metric: str, value: float) -> None:
         """A point of the time series: of a replica, of the cache, of the quota."""
-        self._series.take(at_ns, ((subject, str(metric)),), (value,))
+        self._series.take(at_ns, ((subject, str(metric)),), vec[float]([value]))
 
-    def sample_all(self, at_ns: int, names: tuple[Name, ...], values: Sequence[float]) -> None:
+    def sample_all(self, at_ns: int, names: tuple[Name, ...], values: vec[float]) -> None:
         """A point of each of these series. Cheap where `names` is the same object as the last time."""
         self._series.take(at_ns, names, values)
 
@@ -382,3 +386,7 @@ class Recorder:
         for name, column in self.columns.items():
             hasher.update(name.encode() + b"\0" + column.digest(order))
         return hasher.hexdigest()
+
+
+IS_PLAIN = hasattr(Series.take, "__code__")
+"""Whether this file runs as it is written."""

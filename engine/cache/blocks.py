@@ -10,12 +10,12 @@ Where a prompt says what it was drawn from, and no tensor is ever made of it, bl
 
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from itertools import accumulate, repeat
 from struct import pack
 from typing import Final, Protocol
 
 import numpy as np
 
+from engine.native import i64
 from engine.request import Stream, Tokens
 
 KEY_BYTES: Final = 16
@@ -25,10 +25,11 @@ TOKEN = np.dtype("<i4")
 NOTHING = blake2b(digest_size=KEY_BYTES)
 """The hash of nothing; copies of it go on."""
 
-_ALL_BITS: Final = (1 << 8 * KEY_BYTES) - 1
-_STEP: Final = (
-    0x9E3779B97F4A7C15F39CC0605CEDC835  # odd, 2^128 by the golden ratio: multiples of it spread evenly
-)
+_COUNTED_BYTES: Final = 7
+"""Of a name, that are counted on from block to block: what a machine number holds. The others are the line's."""
+
+_BITS: Final = (1 << 8 * _COUNTED_BYTES) - 1
+_STEP: Final = 0x9E3779B97F4A7D  # odd, 2^56 by the golden ratio: multiples of it spread evenly
 
 Origin = tuple[bytes, int]
 """A stretch of a prompt: what its tokens are the first of, and where it ends (exclusive), counted from the head."""
@@ -102,7 +103,7 @@ class BlockChain:
 
 
 MOST_NAMES = 1 << 14
-"""That are kept of lines: two megabytes at most."""
+"""That are kept of lines, and as many lines that follow others: some megabytes."""
 
 
 class LineNames:
@@ -112,13 +113,28 @@ class LineNames:
     them filled up is forgotten.
     """
 
-    __slots__ = ("_most", "_num_young", "_old", "_young")
+    __slots__ = ("_lines", "_most", "_num_young", "_old", "_old_lines", "_young")
 
     def __init__(self, capacity: int | None = None) -> None:
         self._most = max(1, (MOST_NAMES if capacity is None else capacity) // 2)
         self._num_young = 0
         self._young: dict[bytes, tuple[int, list[bytes]]] = {}
         self._old: dict[bytes, tuple[int, list[bytes]]] = {}
+        self._lines: dict[bytes, bytes] = {}  # by what they are called after
+        self._old_lines: dict[bytes, bytes] = {}
+
+    def line(self, before: bytes, begin: int, name: bytes) -> bytes:
+        """What the line is called that begins with token `begin`, behind all those before it."""
+        told = b"%s%d/%s" % (before, begin, name)
+        line = self._lines.get(told)
+        if line is None:
+            line = self._old_lines.get(told)
+            if line is None:
+                line = digest(before, told[KEY_BYTES:])
+            if len(self._lines) >= self._most:
+                self._old_lines, self._lines = self._lines, {}
+            self._lines[told] = line
+        return line
 
     def of(self, line: bytes, first: int, last: int) -> list[bytes]:
         """The names of the blocks `first` to `last` (exclusive) of a prompt, all in one line that begins there."""
@@ -163,7 +179,7 @@ class LineChain:
             if begin and 0 < (few := -begin % block_tokens) < prompt.telling_tokens and begin + few <= end:
                 # a block with few tokens of this line may be the same as another one's, and is called after them
                 self.keys.append(digest(line, prompt[begin : begin + few].astype("<i4").tobytes()))
-            line = digest(line, b"%d/%s" % (begin, name))
+            line = known.line(line, begin, name)
             first, last = len(self.keys), end // block_tokens
             if first < last:
                 self.keys += known.of(line, first, last)
@@ -181,11 +197,16 @@ class LineChain:
             self.keys += named(self._line, begin, end)
 
 
-def named(line: bytes, first: int, last: int) -> list[bytes]:
+def named(line: bytes, first: i64, last: i64) -> list[bytes]:
     """What the blocks `first` to `last` (exclusive) of a prompt are called, which end in that line."""
-    begin, steps = int.from_bytes(line, "big") + first * _STEP, repeat(_STEP, last - first - 1)
-    bits = _ALL_BITS
-    return [(name & bits).to_bytes(KEY_BYTES, "big") for name in accumulate(steps, initial=begin)]
+    rest, names = line[_COUNTED_BYTES:], []
+    begin: i64 = int.from_bytes(line[:_COUNTED_BYTES], "big")
+    count = begin + first * _STEP & _BITS  # whatever bits more a number has
+    for _ in range(last - first):
+        whole: int = count
+        names.append(whole.to_bytes(_COUNTED_BYTES, "big") + rest)
+        count = count + _STEP & _BITS
+    return names
 
 
 def digest(head: bytes, data: bytes) -> bytes:

@@ -26,6 +26,7 @@ from engine.cache.reuse import Reuse
 from engine.cache.table import CHILD, Table
 from engine.cache.tier import Tier
 from engine.clock import NS_PER_S
+from engine.native import i64, vec
 from engine.settings import CacheSettings
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ class Prefix:
 
     def slots(self) -> list[int]:
         """Its blocks, from the head. O(n): for those who carry payloads."""
-        return list(map(self._cache.table.slots.__getitem__, self.keys[: self.num_blocks]))
+        slots = self._cache.table.slots
+        return [slots[key] for key in self.keys[: self.num_blocks]]
 
     def cut(self, num_blocks: int) -> None:
         """Use only so many of its blocks, from the head."""
@@ -353,12 +355,12 @@ class PrefixCache:
 
     def lift(self, prefix: Prefix) -> list[tuple[int, list[int]]]:
         """See `Prefix.lift`. Blocks leave their tier before room is made above: the two may change places."""
-        find, space = self.table.slots.__getitem__, prefix.space
+        slots, space = self.table.slots, prefix.space
         lifted: list[tuple[int, list[int]]] = []
         start = 0
         for rank, count in enumerate(prefix.blocks_by_tier):
             if rank and count:
-                run = list(map(find, prefix.keys[start : start + count]))
+                run = [slots[key] for key in prefix.keys[start : start + count]]
                 if not self._raise(run, space):
                     run = run[: self._raise_some(run, space)]
                 if run:
@@ -512,7 +514,7 @@ class PrefixCache:
         Books(self.table, self.tiers, self.spaces.values()).check(self._stuck)
         for holder in self.holders:
             mine = [space.held_bytes for space in self.spaces.values() if space.holder is holder]
-            assert holder.held_bytes == [sum(column) for column in zip(*mine, strict=True)] or not mine
+            assert list(holder.held_bytes) == [sum(column) for column in zip(*mine, strict=True)] or not mine
         for rule in self.limits.rules:
             of_rule = [space for space in self.spaces.values() if rule in space.rules]
             assert rule.held_bytes == sum(space.held_bytes[rule.rank] for space in of_rule)
@@ -567,7 +569,7 @@ class PrefixCache:
 
     def _made(self, digest: bytes, holder: Holder, tenant: str) -> Space:
         count = len(self.tiers)
-        space = self.spaces[digest] = Space(digest, holder, tenant, [0] * count, Counts(count))
+        space = self.spaces[digest] = Space(digest, holder, tenant, vec[i64]([0] * count), Counts(count))
         return space
 
     def _forget_empty(self) -> None:
@@ -616,7 +618,7 @@ class PrefixCache:
         guest = tenant if self.limits.has_own_order(tenant) else ""
         holder = self._by_name.get((model, guest))
         if holder is None:
-            held = [0] * len(self.tiers)
+            held = vec[i64]([0] * len(self.tiers))
             holder = Holder(model, len(self.holders), block_bytes, value_bytes, held, self._reuse)
             holder.block_bytes = [holder.form_bytes(tier.settings.form) for tier in self.tiers]
             holder.is_guest = bool(guest)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.cache.reuse import Reuse
+from engine.native import i64, vec
 
 if TYPE_CHECKING:
     from engine.cache.limits import Rule
@@ -26,7 +27,7 @@ class Holder:
     index: int
     raw_bytes: int
     value_bytes: float
-    held_bytes: list[int]
+    held_bytes: vec[i64]
     reuse: Reuse
     block_bytes: list[int] = field(default_factory=list)
     recompute_ns: float = 1.0
@@ -61,7 +62,7 @@ class Space:
     digest: bytes
     holder: Holder
     tenant: str
-    held_bytes: list[int]
+    held_bytes: vec[i64]
     stats: "Counts"
     rules: "list[Rule]" = field(default_factory=list)
     is_known: bool = True
@@ -104,5 +105,5 @@ class Counts:
             mine[:] = map(sum, zip(mine, getattr(other, name), strict=True))
 
 
-NOBODY = Space(b"", Holder("", -1, 1, 2.0, [], Reuse()), "", [], Counts(0))
+NOBODY = Space(b"", Holder("", -1, 1, 2.0, vec[i64](), Reuse()), "", vec[i64](), Counts(0))
 """Whose the slots are that hold no block."""

@@ -43,7 +43,7 @@ class Books:
         self._check_names()
         held = [self._check_tier(tier, stuck) for tier in self._tiers]
         for number, space in enumerate(self._spaces):
-            assert space.held_bytes == [int(of_tier[number]) for of_tier in held]
+            assert list(space.held_bytes) == [int(of_tier[number]) for of_tier in held]
 
     def _check_names(self) -> None:
         """Each block is known by its name, and the one before it is resident and no colder."""

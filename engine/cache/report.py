@@ -149,7 +149,7 @@ def figures(cache: PrefixCache, carrier: Carrier) -> Iterator[Figure]:
     held: Values = {(each.key, tier.name): 0.0 for each in cache.holders for tier in cache.tiers}
     for each in cache.holders:
         for tier in cache.tiers:
-            held[each.key, tier.name] += each.held_bytes[tier.rank]
+            held[each.key, tier.name] += int(each.held_bytes[tier.rank])
     yield Figure("modelyard:cache_bytes", "What a model holds of a tier.", labels, dict(held), is_gauge=True)
     yield from _divided(cache)
     yield from _tiers(cache)
@@ -191,7 +191,7 @@ def _divided(cache: PrefixCache) -> Iterator[Figure]:
         for part in tier.parts:
             if part.holder is not None:
                 names = (part.holder.key, tier.name)
-                beyond = part.holder.held_bytes[tier.rank] - part.sure_bytes
+                beyond = int(part.holder.held_bytes[tier.rank]) - part.sure_bytes
                 sure[names] = sure.get(names, 0.0) + part.sure_bytes
                 borrowed[names] = borrowed.get(names, 0.0) + max(0, beyond)
     labels = ("model_name", "tier")

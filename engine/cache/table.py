@@ -137,7 +137,8 @@ class Table:
         home[tail] = tier
         if kids[tail]:
             self._recount(tail, source, tier, 0)
-        for slot in run[1:] if count > 1 else ():
+        for place in range(1, count):
+            slot = run[place]
             home[slot] = tier
             if kids[slot] != CHILD:  # more than the one that comes along
                 self._recount(slot, source, tier, 1)

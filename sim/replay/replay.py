@@ -49,6 +49,6 @@ def replay(chains: Chains, cache: PrefixCache, *, block_bytes: int = BLOCK_BYTES
 
 def _held(spaces: list[Space]) -> list[float]:
     """What part of all that is held is each model's."""
-    held = [sum(space.held_bytes) for space in spaces]
+    held = [int(sum(space.held_bytes)) for space in spaces]
     total = sum(held)
     return [part / total if total else 0.0 for part in held]

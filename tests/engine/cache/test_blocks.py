@@ -188,3 +188,4 @@ def test_what_is_remembered_of_names_has_a_bound():
         LineChain(START, 4, Prompt((b"%d" % number, 40)), known)
     lines_of_all = [*known._young.values(), *known._old.values()]
     assert 0 < sum(len(names) for _, names in lines_of_all) <= 110
+    assert 0 < len(known._lines) + len(known._old_lines) <= 110
