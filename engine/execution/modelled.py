@@ -4,7 +4,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +40,8 @@ def times(one: int, other: int) -> int:
     return one * other
 
 
-if not TYPE_CHECKING:  # as it is written: in plain Python, numbers know no better
-    times = operator.mul
+if hasattr(times, "__code__"):  # as it is written: in plain Python, numbers know no better
+    globals()["times"] = operator.mul
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
