@@ -227,7 +227,7 @@ class Series:
         if IS_PLAIN:
             self._values.frombytes(pack(f"{len(values)}d", *values))  # a fifth of what `extend` takes
         else:
-            self._values.frombytes(memoryview(values))
+            self._values.frombytes(memoryview(values).cast("B"))
 
     def table(self) -> pd.DataFrame:
         which = np.array(self._which, dtype=np.intp)
