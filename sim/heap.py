@@ -114,7 +114,7 @@ class Heap:
         """Have twice as many places."""
         begin = len(self._what)
         more = max(begin, FIRST_PLACES)
-        nothing = [0] * more
+        nothing = vec[i64]([0] * more)
         self._line = extend(self._line, range(begin, begin + more))
         self._times_ns = extend(self._times_ns, nothing)
         self._priorities = extend(self._priorities, nothing)

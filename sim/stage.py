@@ -68,7 +68,8 @@ class Followers:
 
     def of(self, number: int) -> list[int]:
         """The requests that wait for the end of that one."""
-        return self._order[self._ends[number] : self._ends[number + 1]].tolist()  # type: ignore[no-any-return]
+        ends = self._ends
+        return self._order[ends.item(number) : ends.item(number + 1)].tolist()  # type: ignore[no-any-return]
 
 
 def first_of(values: Lengths, count: int) -> Lengths:
@@ -196,7 +197,7 @@ class Stage:
     def _follow(self, number: int) -> None:
         """Let a request come that waited for the end of another one, after its time to think."""
         assert self.trace.think_ns is not None
-        self.clock.call_later(int(self.trace.think_ns[number]), partial(self._come, number))
+        self.clock.call_later(self.trace.think_ns.item(number), partial(self._come, number))
 
     def _come(self, number: int) -> None:
         request = self.trace.request(number)
@@ -225,4 +226,5 @@ class Stage:
     def sample(self) -> None:
         """Take a point of each time series, and look whether the books agree at this moment."""
         self.census.check(self.engine)
-        self.recorder.sample_all(self.clock.now_ns(), *self._points.take())
+        names, values = self._points.take()
+        self.recorder.sample_all(self.clock.now_ns(), names, values)

@@ -43,9 +43,9 @@ class Links:
 
     def grow(self, more: int) -> None:
         """Have so many slots more, which are in no ring, and not given to anybody either."""
-        self.before = extend(self.before, [NOWHERE] * more)
-        self.after = extend(self.after, [NOWHERE] * more)
-        self.used = extend(self.used, [0] * more)
+        self.before = extend(self.before, vec[i64]([NOWHERE] * more))
+        self.after = extend(self.after, vec[i64]([NOWHERE] * more))
+        self.used = extend(self.used, vec[i64]([0] * more))
 
     def take(self) -> int:
         """A slot that nobody uses."""

@@ -62,9 +62,9 @@ class Table:
     def _grow(self, more: int) -> None:
         """Have columns for so many slots more."""
         self.keys += [None] * more
-        self.parent = extend(self.parent, [NOWHERE] * more)
-        self.home = extend(self.home, [NO_TIER] * more)
-        self.kids = extend(self.kids, [0] * more)
+        self.parent = extend(self.parent, vec[i64]([NOWHERE] * more))
+        self.home = extend(self.home, vec[i64]([NO_TIER] * more))
+        self.kids = extend(self.kids, vec[i64]([0] * more))
         self.space += [NOBODY] * more
         self.ends += bytes(more)
         self.reads.frombytes(bytes(4 * more))

@@ -132,11 +132,12 @@ def compile_plane(root: Path, *, train: bool = False, say: Callable[[str], None]
     """
     say = say or _silent
     try:
+        import librt.vecs  # noqa: F401, PLC0415  columns of numbers, which mypy has had since 2.4
         import setuptools  # noqa: F401, PLC0415
         from mypyc.build import mypycify  # noqa: PLC0415  only who compiles needs them
     except ImportError as error:
         raise CannotCompile(
-            f"to compile takes mypy and setuptools (pip install mypy setuptools): {error}"
+            f"to compile takes mypy and setuptools (pip install 'mypy>=2.4' setuptools): {error}"
         ) from error
     if train:
         require_gcc()

@@ -112,13 +112,13 @@ class Trace:
             raise IndexError(f"there is no request {index} in a trace of {len(self)}")
         request = Request(  # by place: names cost more than the object
             index,
-            self.model if self.model_of is None else self.models[self.model_of[index]],
+            self.model if self.model_of is None else self.models[self.model_of.item(index)],
             cast("Tokens", Drawn(self, index, self.prompt_tokens.item(index))),
             self.output_tokens.item(index),
             self.arrival_ns.item(index),
-            self.tenant if self.tenant_of is None else self.tenants[self.tenant_of[index]],
-            None if self.session is None else self._session(int(self.session[index])),
-            0 if self.priority_of is None else int(self.priority_of[index]),
+            self.tenant if self.tenant_of is None else self.tenants[self.tenant_of.item(index)],
+            None if self.session is None else self._session(self.session.item(index)),
+            0 if self.priority_of is None else self.priority_of.item(index),
         )
         request.vocab = self.vocab
         return request

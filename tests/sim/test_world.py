@@ -139,10 +139,13 @@ def test_what_has_ended_is_not_kept(by_step):
     assert not clock.running
 
 
-def played(seed, *, is_plain, ties=None):
-    """What happens and when, where calls, sleeps and ties come by chance, and both loops process them by turns."""
+def played(seed, *, is_plain, ties=None, ties_from=0):
+    """What happens and when, where calls, sleeps and ties come by chance, and both loops process them by turns.
+
+    `ties`: chance breaks them, from the start or once so many things have happened.
+    """
     clock, draw, seen = SimClock(is_plain=is_plain), Random(seed), []  # noqa: S311
-    if ties is not None:
+    if ties is not None and not ties_from:
         shuffle(clock, ties)
 
     def note(number):
@@ -163,6 +166,9 @@ def played(seed, *, is_plain, ties=None):
     while len(seen) < 400 and clock.queue:
         assert clock.env.peek() >= clock.now_ns()
         draw.choice((partial(clock.advance, 3), clock.env.step))()
+        if 0 < ties_from <= len(seen):
+            ties_from = 0
+            shuffle(clock, ties)
     assert clock.queue or clock.env.peek() == float("inf")
     return seen
 
@@ -174,3 +180,7 @@ def test_both_queues_keep_the_same_order_and_simpy_sees_either(seed):
     assert len(ours) > 80
     by_chance = played(seed, is_plain=False, ties=7)
     assert by_chance == played(seed, is_plain=True, ties=7) != ours
+    later = played(seed, is_plain=False, ties=7, ties_from=20)
+    assert later == played(seed, is_plain=True, ties=7, ties_from=20)
+    assert later[:20] == ours[:20]
+    assert later != ours

@@ -41,6 +41,7 @@ TESTS = (
     "tests/engine/execution/test_scheduler.py",
     "tests/engine/test_engine.py",
     "tests/engine/test_engine_routing.py",
+    "tests/sim/test_heap.py",
     # whose requests, ledgers or books are stand-ins too
     "--ignore=tests/engine/quotas/test_concurrency.py",
     "--ignore=tests/engine/quotas/test_line.py",

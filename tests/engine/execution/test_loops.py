@@ -7,6 +7,7 @@ import pytest
 
 from engine.errors import EngineError
 from engine.execution import Machine, Replica, Scheduler, executors
+from engine.execution.modelled import times
 from engine.execution.replica import Work
 from engine.execution.roofline import RooflineOptions
 from engine.request import Stream
@@ -207,3 +208,21 @@ def test_a_look_in_mid_leap_and_a_dropped_caller_see_what_was_decoded_by_then():
         told.append((world.told, world.counts()))
     assert told[0] == told[1]
     assert any("deadline_passed" in event for event in told[0][0])
+
+
+@pytest.mark.parametrize(
+    "one", [0, 1, 3, 2**30 - 1, 2**30, 2**31 + 1, 2**46 + 5, 2**61, 2**62 - 1, 2**62, 2**80]
+)
+def test_products_of_ticks_are_exact_whatever_their_size(one):
+    """Compiled, they are of machine numbers as long as they fit; around each limit and far beyond."""
+    others = {
+        0,
+        1,
+        2,
+        10**6 + 3,
+        2**31 - 1,
+        2**63,
+        *(max(0, 2**62 // max(1, one) + more) for more in range(-3, 4)),
+    }
+    for other in sorted(others):
+        assert times(one, other) == times(other, one) == int(str(one)) * other
