@@ -26,7 +26,6 @@ from engine.cache.reuse import Reuse
 from engine.cache.table import CHILD, Table
 from engine.cache.tier import Tier
 from engine.clock import NS_PER_S
-from engine.native import i64, vec
 from engine.settings import CacheSettings
 
 if TYPE_CHECKING:
@@ -569,7 +568,7 @@ class PrefixCache:
 
     def _made(self, digest: bytes, holder: Holder, tenant: str) -> Space:
         count = len(self.tiers)
-        space = self.spaces[digest] = Space(digest, holder, tenant, vec[i64]([0] * count), Counts(count))
+        space = self.spaces[digest] = Space(digest, holder, tenant, Counts(count))
         return space
 
     def _forget_empty(self) -> None:
@@ -618,8 +617,8 @@ class PrefixCache:
         guest = tenant if self.limits.has_own_order(tenant) else ""
         holder = self._by_name.get((model, guest))
         if holder is None:
-            held = vec[i64]([0] * len(self.tiers))
-            holder = Holder(model, len(self.holders), block_bytes, value_bytes, held, self._reuse)
+            count = len(self.tiers)
+            holder = Holder(model, len(self.holders), block_bytes, value_bytes, count, self._reuse)
             holder.block_bytes = [holder.form_bytes(tier.settings.form) for tier in self.tiers]
             holder.is_guest = bool(guest)
             self._by_name[model, guest] = holder

@@ -27,13 +27,17 @@ class Holder:
     index: int
     raw_bytes: int
     value_bytes: float
-    held_bytes: vec[i64]
+    num_tiers: int
     reuse: Reuse
+    held_bytes: vec[i64] = field(init=False)
     block_bytes: list[int] = field(default_factory=list)
     recompute_ns: float = 1.0
     demand_bytes: float = 0.0
     is_guess: bool = False  # known from a store only: what its blocks weigh is not known yet
     is_guest: bool = False  # a tenant's own part of a model, because it has a limit: sure of nothing
+
+    def __post_init__(self) -> None:
+        self.held_bytes = vec[i64]([0] * self.num_tiers)
 
     def form_bytes(self, form: str) -> int:
         """What a block takes in that form: as it is made, or as so many bytes a number, scales included."""
@@ -62,10 +66,13 @@ class Space:
     digest: bytes
     holder: Holder
     tenant: str
-    held_bytes: vec[i64]
     stats: "Counts"
+    held_bytes: vec[i64] = field(init=False)  # by tier
     rules: "list[Rule]" = field(default_factory=list)
     is_known: bool = True
+
+    def __post_init__(self) -> None:
+        self.held_bytes = vec[i64]([0] * self.stats.num_tiers)
 
 
 COUNTED = ("requests", "request_hits", "prompt_tokens", "prompt_blocks", "inserted_blocks", "refused_blocks")
@@ -105,5 +112,5 @@ class Counts:
             mine[:] = map(sum, zip(mine, getattr(other, name), strict=True))
 
 
-NOBODY = Space(b"", Holder("", -1, 1, 2.0, vec[i64](), Reuse()), "", vec[i64](), Counts(0))
+NOBODY = Space(b"", Holder("", -1, 1, 2.0, 0, Reuse()), "", Counts(0))
 """Whose the slots are that hold no block."""

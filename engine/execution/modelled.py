@@ -34,7 +34,7 @@ def times(one: int, other: int) -> int:
     Compiled, numbers of more than 30 bits are multiplied by a library for numbers of any length, in ten times as
     long, though nearly all such products fit a machine number.
     """
-    if float(one) * float(other) < MACHINE:
+    if (float(one) + 1.0) * (float(other) + 1.0) < MACHINE:  # so that both of them fit, too, where one is 0
         factor: i64 = one
         return factor * i64(other)
     return one * other

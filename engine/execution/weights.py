@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from engine.settings import Architecture
 
@@ -16,6 +16,13 @@ HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 LARGE_PRODUCT = 2**20
 """Multiplications from which oneDNN's product is the faster one: 8 x 128 x 1024 take 30 us either way."""
+
+ROWS_A_DOUBLING_BITS = 3
+"""Of the numbers of rows that oneDNN is asked for, between one power of two and the next there are 2^3.
+
+For each number of rows it makes a program of its own, which takes as long as some products and half a megabyte, and
+keeps the latest 1,024: prompts of all lengths never let it finish. Rows that are added take a sixteenth, in the mean.
+"""
 
 MOST_INT8_ROWS = 16
 """Rows of activations up to which the int8 kernel is the faster one: it has no tiles, so its time grows with them.
@@ -97,10 +104,20 @@ def product(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
         return out if bias is None else out.add_(bias)
     is_large = x.numel() * len(matrix) >= LARGE_PRODUCT
     if HAS_ONEDNN and is_large and x.dtype is torch.float32 and x.device.type == "cpu":
+        rows = len(x)
+        added = usual_rows(rows) - rows if x.dim() == 2 else 0  # noqa: PLR2004  rows of one sequence, or of a batch
+        if added:
+            x = pad(x, (0, 0, 0, added))
         out = torch.ops.mkldnn._linear_pointwise(x, matrix, bias, "none", [], "")  # noqa: SLF001  it has no other name
         assert isinstance(out, Tensor)
-        return out
+        return out[:rows] if added else out
     return linear(x, matrix, bias)
+
+
+def usual_rows(rows: int) -> int:
+    """The next number of rows that oneDNN is asked for: itself up to 16, and at most an eighth more beyond."""
+    bits = max(0, (rows - 1).bit_length() - ROWS_A_DOUBLING_BITS - 1)
+    return -(-rows >> bits) << bits
 
 
 def quantised(weights: Weights) -> Weights:

@@ -198,7 +198,7 @@ def test_an_allocation_that_does_not_exist_is_named_with_those_that_do():
 )
 def test_nobody_is_promised_what_is_not_there(name, models, capacity, demand):
     holders = [
-        Holder(f"m{n}@1.0.0", n, SIZE, 2.0, [0], Reuse(), demand_bytes=demand * n) for n in range(models)
+        Holder(f"m{n}@1.0.0", n, SIZE, 2.0, 1, Reuse(), demand_bytes=demand * n) for n in range(models)
     ]
     sure = allocation.make(name).sure_bytes(capacity, holders, 0)
     assert len(sure) == models

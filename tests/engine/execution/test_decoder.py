@@ -18,6 +18,7 @@ from engine.execution.weights import (
     product,
     quantised,
     seeded_weights,
+    usual_rows,
 )
 from engine.settings import Architecture
 
@@ -267,6 +268,28 @@ def test_the_same_pass_gives_the_same_bits(model, tokens):
     one, other = (prefilled(model, tokens, chunk=9) for _ in range(2))
     assert torch.equal(one[0], other[0])
     assert torch.equal(one[1], other[1])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 31, 33, 64, 65, 129, 300])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_large_product_is_right_for_any_number_of_rows(rows, has_bias):
+    random = torch.Generator().manual_seed(rows)
+    x, matrix = torch.randn(rows, 256, generator=random), torch.randn(4_097, 256, generator=random)
+    bias = torch.randn(4_097, generator=random) if has_bias else None
+    out, exact = product(x, matrix, bias), x.double() @ matrix.double().T
+    assert out.shape == exact.shape
+    assert out.is_contiguous()
+    assert (out - (exact if bias is None else exact + bias)).abs().max() < 1e-4
+
+
+def test_programs_are_made_for_few_numbers_of_rows():
+    """Each takes half a megabyte and as long as some products: prompts have all lengths."""
+    asked = {rows: usual_rows(rows) for rows in range(1, 4_097)}
+    assert all(rows <= usual <= 1.125 * rows for rows, usual in asked.items())
+    assert all(asked[rows] == rows for rows in range(1, 17))
+    assert all(asked[usual] == usual for usual in asked.values())
+    assert len({asked[rows] for rows in range(1, 513)}) == 16 + 5 * 8
 
 
 @torch.inference_mode()
