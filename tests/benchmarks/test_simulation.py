@@ -56,7 +56,7 @@ SPEED = {  # the load, its goal in requests a second, and how far from it fails
         25_000,
         4.0,
     ),  # up to twice off in plain Python, and twice that fails
-    "mix_b_five_models_five_tiers": (MIX_B, 8_000, 7.0),  # three times off still: see docs/benchmarks.md
+    "mix_b_five_models_five_tiers": (MIX_B, 8_000, 7.0),  # up to three times off in plain Python
 }
 
 MEMORY = """
