@@ -62,7 +62,7 @@ def test_all_of_them_do_on_full_caches_of_500_gb(play):
 def test_twin_that_evicts_by_another_policy_is_seen(play, monkeypatch, policy):
     other = orders.classes[OTHER[policy]]
     taken = signature(orders.classes[policy]).parameters.keys() - signature(other).parameters.keys()
-    make = (lambda links, busy, used, **_: other(links, busy, used)) if taken else other
+    make = (lambda links, busy, **_: other(links, busy)) if taken else other
     monkeypatch.setitem(orders.classes, policy, make)
     assert f"evictions of another document than the next by {policy}" in failed(
         play(*FEW, f"eviction={policy}")
@@ -70,7 +70,7 @@ def test_twin_that_evicts_by_another_policy_is_seen(play, monkeypatch, policy):
 
 
 def test_twin_that_evicts_the_newest_is_seen_in_all_ways(play, monkeypatch):
-    monkeypatch.setattr(LRU, "victim", lambda self: self._before[self.head])
+    monkeypatch.setattr(LRU, "victim", lambda self: self._links.before[self.head])
     assert failed(play(*FEW)) == [
         "evictions of another document than the next by lru",
         "evictions from another model than its",
