@@ -1,17 +1,23 @@
 """Class D: microseconds of this machine, beside figures that were published of other machines.
 
 Only what misses one threefold blocks: another machine may be that much slower, and the published figures are of
-compiled code. Beating one says something of this machine, whose name stands beside.
+compiled code. Beating one says something of this machine, whose name stands beside. Of a machine that is slower
+still, for good or for a minute, nothing can be said where only that makes a miss: a plain loop beside it tells.
 """
 
 from collections.abc import Iterator, Sequence
 
 from sim.gate.child import measured
 from sim.gate.environment import python_key
-from sim.gate.kinds import Measured, command_of, share
+from sim.gate.kinds import Measured, command_of, share, undecided
 from sim.gate.rows import FAIL, PASS, WARN, Figure, Row
 
 ROOM = 3.0
+TURN_NS = 70.0
+"""A turn of the loop of `sim.gate.timing` on two quiet cores of an AMD EPYC, where all rows pass.
+
+Of what was measured there: routing by `cache_aware` takes 1.2 to 1.35 us, and 17 to 19 turns.
+"""
 ROUTING = {"mean_us": 0.8, "p99_us": 3.2}
 PUBLISHED: dict[str, dict[str, float]] = {
     "route_round_robin": ROUTING,
@@ -61,13 +67,20 @@ class Absolute:
                 name = f"D/{told['name']}/{figure}"
                 if name in wanted:
                     digits = 0 if figure == MORE_IS_BETTER else 3
-                    yield Measured(name, round(figures[figure], digits))
+                    yield Measured(name, round(figures[figure], digits), {"turn_ns": told["turn_ns"]})
 
     def judge(self, base: Figure, head: Measured) -> Row:
         published, found = float(base), float(head.value)
         more_is_better = head.name.endswith(f"/{MORE_IS_BETTER}")
         times = published / max(found, 1e-9) if more_is_better else found / published
         verdict = FAIL if times > ROOM else WARN if times > 1 else PASS
+        turn_ns = head.details.get("turn_ns", TURN_NS)
+        if verdict == FAIL and times * TURN_NS / turn_ns <= ROOM:
+            note = (
+                f"a turn of a plain loop takes {turn_ns:.0f} ns here, and {TURN_NS:.0f} where this passes: the "
+                "machine is too slow, or too busy, to say"
+            )
+            return undecided(head.name, note, base, head.value)
         bound = published / ROOM if more_is_better else published * ROOM
         return Row(
             name=head.name,

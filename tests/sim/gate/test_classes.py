@@ -72,6 +72,26 @@ def test_published_figures_block_at_three_times_only(name, head, verdict):
     assert kind.judge(kind.base(name, None), Measured(name, head)).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("name", "head", "turn_ns", "verdict"),
+    [
+        ("D/quota_check/mean_us", 6.4, 70.0, FAIL),
+        ("D/quota_check/mean_us", 6.4, 60.0, FAIL),
+        ("D/quota_check/mean_us", 6.4, 75.0, INCONCLUSIVE),
+        ("D/quota_check/mean_us", 13.0, 140.0, FAIL),  # beyond what so slow a machine makes of it
+        ("D/quota_check/mean_us", 12.0, 140.0, INCONCLUSIVE),
+        ("D/quota_check/mean_us", 6.2, 140.0, WARN),
+        ("D/route_least_loaded/per_s", 3_000.0, 140.0, INCONCLUSIVE),
+        ("D/route_least_loaded/per_s", 1_600.0, 140.0, FAIL),
+    ],
+)
+def test_a_slow_machine_alone_makes_no_published_figure_block(name, head, turn_ns, verdict):
+    kind = Absolute()
+    row = kind.judge(kind.base(name, None), Measured(name, head, {"turn_ns": turn_ns}))
+    assert row.verdict == verdict
+    assert ("a turn of a plain loop takes" in row.note) == (verdict == INCONCLUSIVE)
+
+
 def test_the_interval_of_a_median_holds_it_and_is_narrow_where_values_agree():
     middle, (low, high) = median_interval([1.0, 1.1, 1.2, 1.3, 50.0])
     assert middle == 1.2
