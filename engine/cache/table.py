@@ -26,9 +26,9 @@ MOST_AHEAD: Final = 4_096
 class Table:
     """All resident blocks. Slot 0 is nobody, and the parent of every first block, whose children nobody counts.
 
-    What changes with every move is in lists of small numbers: columns of machine numbers take an eighth of the memory
-    and ten times as long. So a block's children are one number, whatever tiers they lie in: twice those in its own
-    tier, which is where nearly all are, and one more where others lie elsewhere (`elsewhere`, by tier, and in all).
+    What changes with every move is in columns that grow with the table: whoever wants one asks for it anew. A block's
+    children are one number, whatever tiers they lie in: twice those in its own tier, which is where nearly all are,
+    and one more where others lie elsewhere (`elsewhere`, by tier, and in all). It stays small, as Python likes it.
     """
 
     __slots__ = (

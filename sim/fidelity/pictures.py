@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from sim.fidelity.bench import CaseResult
 from sim.fidelity.compare import LATENCIES
 from sim.plots import COLOURS, DPI
+from sim.plots.frame import logarithmic_if_possible
 from sim.plots.generic import draw_agreement, draw_residuals
 
 CAPTIONS = {
@@ -98,7 +99,8 @@ def distributions(result: CaseResult) -> Figure:
             label = str(side) if number == 0 else None
             heights = np.arange(1, len(values) + 1) / max(1, len(values))
             axes.plot(values, heights, color=colour, linewidth=0.9, label=label)
-        axes.set(xscale="log", xlabel=f"{metric}, ms", ylim=(0, 1))
+        axes.set(xlabel=f"{metric}, ms", ylim=(0, 1))
+        logarithmic_if_possible(axes.xaxis, result.points[metric].dropna().to_numpy() * 1_000)
         explain(axes)
     return figure
 
@@ -183,7 +185,7 @@ def residuals(result: CaseResult) -> Figure:
             foreseen_ms, took_ms = (rows[name].to_numpy() / 1e6 for name in ("foreseen_ns", "took_ns"))
             draw_residuals(axes, foreseen_ms, took_ms, name=kind, index=position)
         axes.set(xlabel="foreseen, ms", ylabel="took / foreseen", ylim=(0, 3), title=source)
-        if source in set(result.residuals["source"]):
-            axes.set_xscale("log")
+        foreseen_ns = result.residuals.loc[result.residuals["source"] == source, "foreseen_ns"]
+        logarithmic_if_possible(axes.xaxis, foreseen_ns.to_numpy() / 1e6)
         explain(axes)
     return figure
