@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from engine.clock import NS_PER_S
+from engine.clock import NS_PER_S, to_ns
 from engine.settings import EngineSettings
 from sim.config import RunSettings
 from sim.fidelity.calibrate import host_costs, pace_of, residuals, starts_of, turns_of
@@ -54,6 +54,7 @@ from sim.fidelity.server import LiveJob
 from sim.fidelity.settings import FidelitySettings, Protocol
 from sim.fidelity.simulated import SimulatedRun, simulate
 from sim.fidelity.steps import fitted, models_of
+from sim.fidelity.track import standard_ns, track_of
 from sim.traffic import Trace
 
 CALIBRATION_LOAD = 0.6
@@ -75,6 +76,7 @@ COST_NAMES = (
     "leave_ns",
     "keep_ns",
     "read_ns",
+    "yard_ns",
 )
 DELAY_NAMES = ("in_ns", "first_ns", "end_ns")
 
@@ -112,6 +114,8 @@ class CaseResult:
     paced: list[Cell]  # the same cells, each run simulated at its own pace; judged by nobody
     paces: list[Pace]  # of the real runs
     core_share: float  # of its core, the least that the server got just before a run
+    yard_share: float  # of the time of the compared runs, what the yardstick took
+    speeds: list[float]  # for each run, how much longer it took than in the calibrations around
     voids: list[str]  # why nothing of it counts
     real_s: float
     simulated_s: float
@@ -150,6 +154,13 @@ class Round:
     pace: Pace  # of the real run
     paced: list[SimulatedRun]  # at that pace, with the same chances
     compared: pd.DataFrame  # turns of the real run: nothing was fitted to them
+    standard_ns: float  # what the yardstick took in the calibration runs; 0 where it was not taken
+
+    @property
+    def speed(self) -> float | None:
+        """How many times as long as in the calibration runs the yardstick took in the real run."""
+        own_ns = standard_ns([self.real.log])
+        return own_ns / self.standard_ns if own_ns and self.standard_ns else None
 
     @property
     def turns(self) -> float:
@@ -213,7 +224,8 @@ class Workbench:
     def live(self, run: RunSettings, trace: Trace, struck: list[Any]) -> LiveRun:
         """One real run, with a store of its own where the ssd tier has none."""
         store = self._folder / "store"
-        job = LiveJob(settings=with_store(run.engine, store), faults=struck)
+        every_ns = to_ns(self._protocol.yard_every_s) or None
+        job = LiveJob(settings=with_store(run.engine, store), yard_every_ns=every_ns, faults=struck)
         try:
             return self._machine.run(job, trace)
         finally:
@@ -321,17 +333,18 @@ def simulated_round(
     And as often at the real run's own pace, two numbers that its turns tell: what is off by less then was the
     machine's, which was faster or slower than in the calibration.
     """
+    runs, standard = (live, *around), standard_ns(each.log for each in around)
+    tracks = [track_of(each.log.readings, standard) for each in runs]
     models = models or fitted([step for each in around for step in each.log.steps], models_of(engine))
-    host = host_costs(around, engine, models)
-    simulated = [simulate(engine, trace, struck, models, host, seed) for seed in seeds]
-    runs = (live, *around)
+    host = host_costs(around, engine, models, tracks[1:])
+    simulated = [simulate(engine, trace, struck, models, host, seed, track=tracks[0]) for seed in seeds]
     said = [predictions(each.log.steps, engine, models, host.factors) for each in runs]
     turns = [
-        turns_of(each.log, said_ns, each.arrivals_ns, each.reads_ns)
-        for each, said_ns in zip(runs, said, strict=True)
+        turns_of(each.log, said_ns, each.arrivals_ns, each.reads_ns, track)
+        for each, said_ns, track in zip(runs, said, tracks, strict=True)
     ]
-    pace = pace_of(turns[0], starts_of(live.log, said[0], live.tried_ns, live.reads_ns), host)
-    paced = [simulate(engine, trace, struck, models, host, seed, pace) for seed in seeds]
+    pace = pace_of(turns[0], starts_of(live.log, said[0], live.tried_ns, live.reads_ns, tracks[0]), host)
+    paced = [simulate(engine, trace, struck, models, host, seed, pace, tracks[0]) for seed in seeds]
     return Round(
         host=host,
         calibration=pd.concat([residuals(each, host, "calibration") for each in turns[1:]]),
@@ -340,6 +353,7 @@ def simulated_round(
         pace=pace,
         paced=paced,
         compared=residuals(turns[0], host, "compared"),
+        standard_ns=standard,
     )
 
 
@@ -369,6 +383,8 @@ def result(
         paces=[each.pace for each in rounds],
         paced=cells(ours, [run.seen for each in rounds for run in each.paced], None, settings.max_floor),
         core_share=min(run.tables.core_share for run in real),
+        yard_share=float(np.mean([yard_share(run) for run in real])),
+        speeds=[each.speed for each in rounds if each.speed is not None],
         voids=voids(late, settings.max_schedule_delay),
         real_s=float(np.mean([run.wall_s for run in real])),
         simulated_s=float(np.mean([run.wall_s for run in simulated])),
@@ -423,6 +439,12 @@ def schedule_delay(run: LiveRun) -> float:
     client = run.client.dropna()
     latency_s = (client["last_ns"] - client["intended_ns"]).astype("float64").mean() / NS_PER_S
     return float(run.schedule_delay_s.quantile(0.99) / latency_s)
+
+
+def yard_share(run: LiveRun) -> float:
+    """The share of a run's time in which the yardstick had the machine."""
+    taken_ns = sum(each.ended_ns - each.begun_ns for each in run.log.readings)
+    return taken_ns / NS_PER_S / run.wall_s
 
 
 def mean_scale(host: HostCosts) -> float:

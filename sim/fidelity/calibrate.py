@@ -15,12 +15,14 @@ from sim.fidelity.device import Door, HostCosts, Pace, Spread
 from sim.fidelity.fitting import FEWEST_STEPS, in_line, predictions, step_factors
 from sim.fidelity.live import LiveRun
 from sim.fidelity.steplog import Step, StepLog
+from sim.fidelity.track import Track, track_of
 from sim.least_squares import Floats, non_negative
 
 MOST_ARRIVALS = 8  # in a turn that tells of costs: who comes in a crowd costs less than who comes alone
 MOST_DELAYS = 4_096
 FEW_RESTS = 10
 NEVER: Floats = np.empty(0)
+UNMEASURED = Track()
 
 Flags = npt.NDArray[np.bool_]
 
@@ -29,10 +31,13 @@ Flags = npt.NDArray[np.bool_]
 class Turns:
     """The turns of a machine that never was without work between them, a row each, in ns and counts.
 
-    A turn lasts from the end of one step to the end of the next: the host's work for both lies in it.
+    A turn lasts from the end of one step to the end of the next: the host's work for both lies in it. What the
+    yardstick took of it does not.
     """
 
     took_ns: Floats
+    pace: Floats  # of the machine, as the yardstick says
+    yards: Floats  # how often it was taken
     said_ns: Floats  # by the cost model, of the step alone
     switches: Floats  # 1 where the step before was another model's
     beginners: Floats
@@ -54,16 +59,20 @@ class Starts:
     """Steps before which the machine had nothing to do: a row each."""
 
     took_ns: Floats  # from when the request that ended the rest was let in to the end of the step
+    pace: Floats
     said_ns: Floats
     beginners: Floats
 
 
 def host_costs(
-    runs: Listing[LiveRun], settings: EngineSettings, models: dict[str, ExecutorSettings]
+    runs: Listing[LiveRun],
+    settings: EngineSettings,
+    models: dict[str, ExecutorSettings],
+    tracks: Listing[Track] = (),
 ) -> HostCosts:
     """Costs that make turns by the cost models those of the logs of `runs`, in the mean and in their spread.
 
-    Raises BadSettings when there are too few steps to tell.
+    `tracks`: the machine's pace in each of these runs. Raises BadSettings when there are too few steps to tell.
     """
     logs = [run.log for run in runs]
     count = sum(len(log.steps) for log in logs)
@@ -71,14 +80,15 @@ def host_costs(
         raise BadSettings(
             f"calibration saw {count} steps, but needs at least {FEWEST_STEPS}: give it more requests"
         )
-    factors = step_factors(logs, settings, models)
+    tracks = tracks or [UNMEASURED] * len(runs)
+    factors = step_factors(logs, settings, models, tracks)
     said = [predictions(log.steps, settings, models, factors) for log in logs]
     arrivals, reads = [run.arrivals_ns for run in runs], [run.reads_ns for run in runs]
-    found = joined([turns_of(*each) for each in zip(logs, said, arrivals, reads, strict=True)])
+    found = joined([turns_of(*each) for each in zip(logs, said, arrivals, reads, tracks, strict=True)])
     costs = turn_costs(found)
     costs.factors = factors
     tried = [run.tried_ns for run in runs]
-    starts = [starts_of(*each) for each in zip(logs, said, tried, reads, strict=True)]
+    starts = [starts_of(*each) for each in zip(logs, said, tried, reads, tracks, strict=True)]
     costs.wake_ns = waking_ns(starts, costs)
     costs.in_ns = delays([idle_delays(run) for run in runs])
     costs.door = door_of(runs, float(costs.in_ns.min()))
@@ -88,7 +98,13 @@ def host_costs(
     return costs
 
 
-def turns_of(log: StepLog, said_ns: Floats, arrivals_ns: Floats, reads_ns: Floats = NEVER) -> Turns:
+def turns_of(
+    log: StepLog,
+    said_ns: Floats,
+    arrivals_ns: Floats,
+    reads_ns: Floats = NEVER,
+    track: Track = UNMEASURED,
+) -> Turns:
     """The turns of a log; `said_ns` is what a cost model says of each of its steps.
 
     The machine had work all the time when the step is asked for before the one before it ends, or does something for
@@ -105,9 +121,11 @@ def turns_of(log: StepLog, said_ns: Floats, arrivals_ns: Floats, reads_ns: Float
     )
     shapes = [steps[number].shape for number in rows]
     before = np.array(rows, dtype=np.int64) - 1
-    found = in_line(steps)
+    found, begins_ns, ends_ns = in_line(steps), ended[before], ended[rows]
     return Turns(
-        took_ns=ended[rows] - ended[before],
+        took_ns=ends_ns - begins_ns - track.taken_ns(begins_ns, ends_ns),
+        pace=track.over(begins_ns),
+        yards=track.count(begins_ns, ends_ns),
         said_ns=said_ns[rows],
         switches=np.array([found[number].is_switch for number in rows], dtype=np.float64),
         beginners=np.array([shape.beginners for shape in shapes], dtype=np.float64),
@@ -128,13 +146,19 @@ def follows(before: Step, step: Step) -> bool:
     return step.asked_ns <= before.ended_ns or bool(shape.decodes) or shape.beginners < len(shape.chunks)
 
 
-def starts_of(log: StepLog, said_ns: Floats, tried_ns: Floats, reads_ns: Floats = NEVER) -> Starts:
+def starts_of(
+    log: StepLog,
+    said_ns: Floats,
+    tried_ns: Floats,
+    reads_ns: Floats = NEVER,
+    track: Track = UNMEASURED,
+) -> Starts:
     """The steps of a log that ended a rest, where the request is known that ended it.
 
     Not those before which a prefix came from files: the wait for it is no cost of a start.
     """
     arrivals, reads = np.sort(tried_ns), np.sort(reads_ns)
-    rows, took = [], []
+    rows, begins = [], []
     for number in range(1, len(log.steps)):
         before, step = log.steps[number - 1], log.steps[number]
         if follows(before, step):
@@ -143,9 +167,12 @@ def starts_of(log: StepLog, said_ns: Floats, tried_ns: Floats, reads_ns: Floats 
         has_read = np.diff(np.searchsorted(reads, (before.ended_ns, step.ended_ns), side="right")).any()
         if first < len(arrivals) and arrivals[first] < step.asked_ns and not has_read:
             rows.append(number)
-            took.append(step.ended_ns - arrivals[first])
+            begins.append(arrivals[first])
+    begins_ns = np.array(begins, dtype=np.float64)
+    ends_ns = np.array([log.steps[number].ended_ns for number in rows], dtype=np.float64)
     return Starts(
-        took_ns=np.array(took, dtype=np.float64),
+        took_ns=ends_ns - begins_ns - track.taken_ns(begins_ns, ends_ns),
+        pace=track.over(begins_ns),
         said_ns=said_ns[rows],
         beginners=np.array([log.steps[number].shape.beginners for number in rows], dtype=np.float64),
     )
@@ -175,15 +202,16 @@ def turn_costs(turns: Turns) -> HostCosts:
         turns.left_before,
         turns.kept_tokens,
         turns.reads,
+        turns.yards,
     )
-    rows = np.stack(columns, axis=1)
-    weights = (turns.arrivals <= MOST_ARRIVALS) / np.sqrt(np.maximum(turns.said_ns, 1.0))
+    rows = np.stack(columns, axis=1) * turns.pace[:, None]
+    weights = (turns.arrivals <= MOST_ARRIVALS) / np.sqrt(np.maximum(turns.said_ns * turns.pace, 1.0))
     found = non_negative(rows * weights[:, None], turns.took_ns * weights)
     found[0] = found[0] or 1.0
-    scale, step, switch, begin, after, arrive, leave, later, keep, read = found.tolist()
+    scale, step, switch, begin, after, arrive, leave, later, keep, read, yard = found.tolist()
     costs = HostCosts(scale=scale, step_ns=step, begin_ns=begin, leave_ns=leave + later)
     costs.switch_ns, costs.after_ns, costs.arrive_ns = switch, after, arrive
-    costs.keep_ns, costs.read_ns = keep, read
+    costs.keep_ns, costs.read_ns, costs.yard_ns = keep, read, yard
     whole_ns = rows @ found
     ratios = turns.took_ns / np.maximum(whole_ns, 1.0)
     said_ns = said_of(turns, costs)
@@ -216,17 +244,17 @@ def foreseen_ns(turns: Turns, costs: HostCosts) -> Floats:
         + turns.leavers * costs.leave_ns
         + turns.kept_tokens * costs.keep_ns
         + turns.reads * costs.read_ns
+        + turns.yards * costs.yard_ns
     )
-    foreseen: Floats = said_ns * np.array(means) + besides_ns
+    foreseen: Floats = (said_ns * np.array(means) + besides_ns) * turns.pace
     return foreseen
 
 
 def foreseen_starts_ns(starts: Starts, costs: HostCosts) -> Floats:
     """What the simulation takes for steps that end a rest, in the mean over chance."""
     said_ns = said_of(starts, costs)
-    foreseen: Floats = (
-        said_ns * np.array([costs.prefill_spread.mean(said) for said in said_ns]) + costs.wake_ns
-    )
+    means = np.array([costs.prefill_spread.mean(said) for said in said_ns])
+    foreseen: Floats = (said_ns * means + costs.wake_ns) * starts.pace
     return foreseen
 
 
@@ -253,7 +281,7 @@ def waking_ns(starts: Listing[Starts], costs: HostCosts) -> float:
     The mean without the 2 % at either end, drawn towards 0 where rests are few: it stands beside the whole prefill of
     the request that ended one.
     """
-    all_ns = np.concatenate([each.took_ns - foreseen_starts_ns(each, costs) for each in starts])
+    all_ns = np.concatenate([(each.took_ns - foreseen_starts_ns(each, costs)) / each.pace for each in starts])
     if not len(all_ns):
         return 0.0
     cut = len(all_ns) // 50  # 2 %
@@ -279,7 +307,10 @@ def from_files(table: pd.DataFrame) -> Floats:
 
 
 def door_of(runs: Listing[LiveRun], least_ns: float) -> Door:
-    """How calm requests were let in that came to a busy machine, `least_ns` after their intended time."""
+    """How calm requests were let in that came to a busy machine, `least_ns` after their intended time.
+
+    Not those that came while the yardstick had it: these wait for its end.
+    """
     found = sorted(entry for run in runs for entry in comers(run, least_ns))
     return Door(*map(list, zip(*found, strict=True))) if found else Door()
 
@@ -294,8 +325,10 @@ def comers(run: LiveRun, least_ns: float) -> Iterator[tuple[float, float, bool]]
     ended = np.array([step.ended_ns for step in steps], dtype=np.float64)
     came = table["intended_ns"].to_numpy(dtype=np.float64) + least_ns
     tried = table["tried_ns"].to_numpy(dtype=np.float64)
-    for at_ns, let_in_ns, turn in zip(came, tried, np.searchsorted(ended, came, side="right"), strict=True):
-        if turn == len(steps):
+    is_measured = track_of(run.log.readings, 1.0).has_at(came)
+    turns = np.searchsorted(ended, came, side="right")
+    for at_ns, let_in_ns, turn, is_out in zip(came, tried, turns, is_measured, strict=True):
+        if turn == len(steps) or is_out:
             continue
         ends_ns, begins_ns = ended[turn], ended[turn - 1] if goes_on[turn] else steps[turn].asked_ns
         if begins_ns > at_ns:
@@ -334,7 +367,7 @@ def idle_delays(run: LiveRun) -> Floats:
         return late
     begins, ends = np.array(rests, dtype=np.float64).T
     rest = np.searchsorted(begins, intended) - 1
-    is_idle = (rest >= 0) & (intended < ends[rest])
+    is_idle = (rest >= 0) & (intended < ends[rest]) & ~track_of(run.log.readings, 1.0).has_at(intended)
     return late[is_idle] if is_idle.any() else late
 
 

@@ -3,7 +3,9 @@
 Errors are signed: positive where the simulation says more than the real system. The noise floor of a figure is how
 far two real runs of the same load lie apart, in the mean over all pairs, as a share of the figure itself. An error
 passes up to its mark, or up to two noise floors where that is more; a floor of many marks lets nothing
-pass: what is not further off than two such floors is not decided.
+pass: what is not further off than two such floors is not decided. Unless rounds agree where runs do not: a simulation
+that is told how fast the machine was follows it, and the errors of single rounds lie closer together than the runs.
+Then these decide, by the mark or twice their spread.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -52,6 +54,7 @@ class Cell:
     verdict: str
     n: int
     interval: tuple[float, float] | None = None
+    spread: float | None = None  # how far the errors of two rounds lie apart, in the mean over pairs
 
     @property
     def name(self) -> str:
@@ -156,6 +159,7 @@ def figure(
     if cell.real:
         cell.error = cell.simulated / cell.real - 1
         cell.floor = noise_floor(ours)
+        cell.spread = spread_of(ours, theirs)
     return cell
 
 
@@ -168,9 +172,18 @@ def judged(cell: Cell, mark: float | None, max_floor: float = 2.0) -> Cell:
         cell.verdict = INCONCLUSIVE
     elif abs(cell.error) > max(mark, FLOORS * cell.floor):
         cell.verdict = FAIL
+    elif cell.floor <= max_floor * mark or is_followed(cell, mark, max_floor):
+        cell.verdict = PASS
     else:
-        cell.verdict = PASS if cell.floor <= max_floor * mark else INCONCLUSIVE
+        cell.verdict = INCONCLUSIVE
     return cell
+
+
+def is_followed(cell: Cell, mark: float, max_floor: float) -> bool:
+    """Whether rounds agree on an error that is within the mark, or within twice what they differ."""
+    if cell.error is None or cell.spread is None or cell.spread > max_floor * mark:
+        return False
+    return abs(cell.error) <= max(mark, FLOORS * cell.spread)
 
 
 def marked(marks: Marks | None, statistic: str) -> float | None:
@@ -185,7 +198,23 @@ def noise_floor(values: Sequence[float]) -> float | None:
     if len(values) < 2:  # noqa: PLR2004  a pair
         return None
     mean = float(np.mean(values))
-    return float(np.mean([abs(a - b) for a, b in combinations(values, 2)])) / mean if mean else 0.0
+    return _apart(values) / mean if mean else 0.0
+
+
+def spread_of(real: Sequence[float], simulated: Sequence[float]) -> float | None:
+    """How far the errors of two rounds lie apart, in the mean over all pairs; None for one alone, or without errors.
+
+    Each real value has as many simulated ones in a row, of which the mean counts.
+    """
+    if len(real) < 2 or not all(real):  # noqa: PLR2004  a pair
+        return None
+    means = np.asarray(simulated).reshape(len(real), -1).mean(axis=1)
+    return _apart((means / np.asarray(real)).tolist())
+
+
+def _apart(values: Sequence[float]) -> float:
+    """How far two of these lie apart, in the mean over all pairs."""
+    return float(np.mean([abs(a - b) for a, b in combinations(values, 2)]))
 
 
 def stat(values: Floats, q: float | None) -> float | None:

@@ -29,6 +29,7 @@ from engine.execution import (
 from engine.settings import ExecutorSettings, ModelSettings
 from sim.fidelity.factors import Line, ModelFactors
 from sim.fidelity.steplog import Leaving, Step, StepLog, shape_of
+from sim.fidelity.track import Track
 
 LIVE, SIMULATED = "twin_live", "twin_simulated"
 """What the two sides' executors are called."""
@@ -230,9 +231,10 @@ class HostCosts:
     `decode_spread` or `prefill_spread`, by the `ranks` that turns had one after the other. Besides, `arrive_ns` with
     each request that is let in while it lasts, `leave_ns` with each sequence that has left since the step before,
     `keep_ns` a token of KV that was copied out for it, and `read_ns` with each prefix that is brought up from files,
-    which takes one of `tier_ns`. Between the load and a machine that rests, a request is on its way for one of
-    `in_ns`; to a busy one for the least of these, and then it passes the `door`. The news of its first token takes
-    one of `first_ns`, and those of its end, after its last token, one of `end_ns`.
+    which takes one of `tier_ns`. All that is as many times as long as the track says. The yardstick takes `yard_ns`
+    more. Between the load and a machine that rests, a request is on its way for one of `in_ns`; to a busy one for the
+    least of these, and then it passes the `door`, which is shut while the yardstick is taken. The news of its first
+    token takes one of `first_ns`, and those of its end, after its last token, one of `end_ns`.
     """
 
     scale: float = 1.0
@@ -246,6 +248,7 @@ class HostCosts:
     leave_ns: float = 0.0
     keep_ns: float = 0.0
     read_ns: float = 0.0
+    yard_ns: float = 0.0
     in_ns: Ratios = field(default_factory=lambda: np.zeros(1))
     door: Door = field(default_factory=Door)
     first_ns: Ratios = field(default_factory=lambda: np.zeros(1))
@@ -279,16 +282,37 @@ class Turn:
 
 @dataclass(slots=True)
 class Ledger:
-    """When the one device of a simulated machine is free again."""
+    """When the one device of a simulated machine is free again: who asks first has it first.
+
+    `yards`: when the yardstick is due and for how long it takes the device, the next one last.
+    """
 
     free_ns: int = 0
+    worked_ns: int = 0  # until when it is taken by others than the yardstick
     turns: deque[Turn] = field(default_factory=deque)  # those that are not over
     line: Line = field(default_factory=Line)  # the steps that were booked
+    yards: list[tuple[int, int]] = field(default_factory=list)
+    yard: tuple[int, int] = (0, 0)  # from when to when it had the device last
+
+    def begins_ns(self, now_ns: int) -> int:
+        """From when on who asks now has the device."""
+        while self.yards and self.yards[-1][0] <= now_ns:
+            due_ns, duration_ns = self.yards.pop()
+            begins_ns = max(due_ns, self.free_ns)
+            self.free_ns = begins_ns + duration_ns
+            self.yard = (begins_ns, self.free_ns)
+        return max(now_ns, self.free_ns)
 
     def book(self, now_ns: int, duration_ns: int) -> int:
         """Take the device for so long as soon as it is free; until when."""
-        self.free_ns = max(now_ns, self.free_ns) + duration_ns
+        self.free_ns = self.worked_ns = self.begins_ns(now_ns) + duration_ns
         return self.free_ns
+
+    def yard_ends_ns(self, now_ns: int) -> int | None:
+        """When the yardstick leaves the device that has it now; None where it has not."""
+        self.begins_ns(now_ns)
+        begins_ns, ends_ns = self.yard
+        return ends_ns if begins_ns <= now_ns < ends_ns else None
 
     def turn(self, now_ns: int, duration_ns: int) -> Turn:
         """The same for a turn, which may yet be lengthened."""
@@ -306,20 +330,23 @@ class Ledger:
     def lengthen(self, now_ns: int, duration_ns: int) -> None:
         """Let the turn that is under way end so much later, and those behind it; nothing where none is."""
         if self.turn_ends_ns(now_ns) > now_ns:
+            self.begins_ns(now_ns)
             self.free_ns += duration_ns
+            self.worked_ns += duration_ns
             for turn in self.turns:
                 turn.ends_ns += duration_ns
 
 
 @dataclass(slots=True, kw_only=True)
 class SimulatedOptions:
-    """The cost models by their model's name, the host's costs, and the machine's ledger, course and pace."""
+    """The cost models by their model's name, the host's costs, and the machine's ledger, course, pace and track."""
 
     models: dict[str, ExecutorSettings]
     host: HostCosts
     ledger: Ledger
     course: Course
     pace: Pace = AS_SAID
+    track: Track = field(default_factory=Track)
 
     def inner_of(self, model: ModelSettings) -> ExecutorSettings:
         """The cost model of a model; of one without a replica any, as nobody runs it."""
@@ -344,7 +371,8 @@ class SimulatedTurns(Delegating):
 
     async def step(self, batch: Batch) -> StepResult:
         now_ns, host, ledger = self._clock.now_ns(), self._options.host, self._options.ledger
-        shape, is_awake = shape_of(batch), ledger.free_ns >= now_ns
+        shape, begins_ns = shape_of(batch), ledger.begins_ns(now_ns)
+        is_awake = ledger.worked_ns >= now_ns
         before = ledger.line.step(self._model, shape)
         scale = host.scale * self._factors.of(shape, before)
         said_ns = self._modelled.duration_ns(batch) * scale + host.step_ns + host.begin_ns * shape.beginners
@@ -355,6 +383,7 @@ class SimulatedTurns(Delegating):
         if not is_awake:
             turn_ns += host.wake_ns
         turn_ns *= self._options.pace.prefill if batch.chunks else self._options.pace.decode
+        turn_ns *= self._options.track.at(begins_ns)
         self._modelled.stepped(1)
         turn = ledger.turn(now_ns, max(1, round(turn_ns)))
         # requests that come meanwhile make it longer
@@ -368,11 +397,10 @@ class SimulatedTurns(Delegating):
         )
 
     def retire(self, sequence: Sequence, first: int, last: int, block_tokens: int) -> list[KVBlock]:
-        host = self._options.host
-        cost_ns = round(
-            self._options.pace.decode * (host.leave_ns + host.keep_ns * (last - first) * block_tokens)
-        )
-        self._options.ledger.book(self._clock.now_ns(), cost_ns)
+        host, now_ns = self._options.host, self._clock.now_ns()
+        times = self._options.pace.decode * self._options.track.at(now_ns)
+        cost_ns = host.leave_ns + host.keep_ns * (last - first) * block_tokens
+        self._options.ledger.book(now_ns, round(times * cost_ns))
         return super().retire(sequence, first, last, block_tokens)
 
 

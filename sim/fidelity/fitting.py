@@ -1,6 +1,5 @@
 """Fitting: how much longer the steps of calibration runs took than cost models say of them."""
 
-from collections.abc import Iterable
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from sim.fidelity.device import make_inner
 from sim.fidelity.factors import Before, ByCount, Line, ModelFactors, Scales, class_of
 from sim.fidelity.steplog import Step, StepLog
 from sim.fidelity.steps import batch_of
+from sim.fidelity.track import Track
 from sim.least_squares import Floats
 from sim.world import SimClock
 
@@ -31,7 +31,7 @@ class Seen:
     """Steps as they were seen, a row each."""
 
     took_ns: Floats
-    said_ns: Floats  # by the cost model
+    said_ns: Floats  # by the cost model, at the machine's pace
     model: Counts  # its number
     kind: Counts  # the place among `Scales`
     chunk_tokens: Counts
@@ -40,14 +40,19 @@ class Seen:
 
 
 def step_factors(
-    logs: Iterable[StepLog], settings: EngineSettings, models: dict[str, ExecutorSettings]
+    logs: Listing[StepLog],
+    settings: EngineSettings,
+    models: dict[str, ExecutorSettings],
+    tracks: Listing[Track] = (),
 ) -> dict[str, ModelFactors]:
     """The factors by which cost models meet the sums of all steps that are alike in one way, by the model's name.
+
+    Each log is at the pace of its track, where there are any.
 
     Iterative proportional fitting (Deming and Stephan, 1940): each kind of factor in turn to what the others leave.
     A model of which few steps are alike has there the factor that all models have together.
     """
-    seen = steps_seen(logs, settings, models)
+    seen = steps_seen(logs, settings, models, tracks or [Track()] * len(logs))
     one = np.ones(len(seen.took_ns))
     ways: dict[str, tuple[Flags, Counts]] = {
         "prefill_sizes": (seen.kind == PREFILL, seen.chunk_tokens),
@@ -80,13 +85,17 @@ def product(said_ns: Floats, factors: dict[str, Floats], but: str) -> Floats:
 
 
 def steps_seen(
-    logs: Iterable[StepLog], settings: EngineSettings, models: dict[str, ExecutorSettings]
+    logs: Listing[StepLog],
+    settings: EngineSettings,
+    models: dict[str, ExecutorSettings],
+    tracks: Listing[Track],
 ) -> Seen:
-    """The steps of some logs."""
+    """The steps of some logs, each with its track."""
     number_of = {name: number for number, name in enumerate(models)}
     rows, said = [], []
-    for log in logs:
-        said.append(predictions(log.steps, settings, models))
+    for log, track in zip(logs, tracks, strict=True):
+        begun_ns = np.array([step.begun_ns for step in log.steps], dtype=np.float64)
+        said.append(predictions(log.steps, settings, models) * track.over(begun_ns))
         for step, before in zip(log.steps, in_line(log.steps), strict=True):
             cold = COLD_DECODE if before.is_switch else DECODE
             place, shape = PREFILL if step.shape.has_prefill else cold, step.shape

@@ -18,7 +18,7 @@ from sim.fidelity.pictures import CAPTIONS, kind_of
 from sim.fidelity.settings import FidelitySettings, Protocol
 from sim.report import STYLE
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 PUBLISHED: tuple[tuple[str, str, str], ...] = (
     ("Vidur", "request latency below 9 %, worst near capacity", "arXiv 2405.05465"),
@@ -37,8 +37,9 @@ LEGEND = (
     "Times are a client's, in another process: from the intended time of the request to the news of its first token "
     "and of its end. Errors are signed: positive where the simulation says more. The noise floor is how far two real "
     "runs of the same load lie apart, in the mean over pairs. An error may be its mark, or two floors where that is "
-    "more; where the floor is above so many marks as max_floor says, nothing passes. The last column: where the "
-    "error of the p99 lies in 95 of 100 resamples of the requests, where a run has fewer than 5,000."
+    "more; where the floor is above so many marks as max_floor says, nothing passes, unless the errors of single "
+    "rounds lie so close together (spread), and the error is within the mark or twice that. The last column: where "
+    "the error of the p99 lies in 95 of 100 resamples of the requests, where a run has fewer than 5,000."
 )
 NOT_HERE = (
     "Not here: whether configurations come in the same order in both worlds (python -m sim.fidelity rank)."
@@ -88,6 +89,7 @@ CELL_HEADS = (
     "error",
     "floor",
     "floors",
+    "spread",
     "mark",
     "limit",
     "n",
@@ -116,6 +118,7 @@ def cell_rows(cells: Sequence[Cell]) -> Rows:
                 percent(cell.error),
                 percent(cell.floor, sign=""),
                 "" if cell.floors is None else f"{cell.floors:.1f}",
+                percent(cell.spread, sign=""),
                 percent(cell.mark, sign=""),
                 percent(cell.limit, sign=""),
                 f"{cell.n:,}",
@@ -183,6 +186,7 @@ def notes(result: CaseResult) -> list[str]:
         *apart,
         engine_line(result),
         turns_line(result),
+        *yard_lines(result),
         host_line(result),
         way_line(result),
         *voids(result),
@@ -212,18 +216,31 @@ def turns_line(result: CaseResult) -> str:
     )
 
 
+def yard_lines(result: CaseResult) -> list[str]:
+    """How fast the machine was, by its yardstick, which the simulation was told; nothing where it was not taken."""
+    if not result.speeds:
+        return []
+    each = ", ".join(percent(pace - 1) for pace in result.speeds)
+    line = (
+        f"by the yardstick, which took {100 * result.yard_share:.1f} % of the time, runs took longer than their "
+        f"calibrations by {each}: that is told to the simulation, moment by moment"
+    )
+    return [line]
+
+
 def host_line(result: CaseResult) -> str:
     """The constants that the simulation was given, in one line."""
     host = result.host
-    unknown = ("read_ns", "switch_ns", "arrive_ns", "after_ns")  # to folders of before
-    read_ns, switch_ns, arrive_ns, after_ns = (host.get(name, 0.0) for name in unknown)
+    unknown = ("read_ns", "switch_ns", "arrive_ns", "after_ns", "yard_ns")  # to folders of before
+    read_ns, switch_ns, arrive_ns, after_ns, yard_ns = (host.get(name, 0.0) for name in unknown)
     return (
         f"measured around each run: {host['step_ns'] / 1e3:.0f} us of the host a step, "
         f"{switch_ns / 1e3:.0f} us more after one of another model, {arrive_ns / 1e3:.0f} us a request that comes, "
         f"{host['begin_ns'] / 1e3:.0f} us one that begins and {after_ns / 1e3:.0f} us more in the turn after that, "
         f"{host['wake_ns'] / 1e3:+.0f} us after a rest, "
         f"{host['leave_ns'] / 1e3:.0f} us one that leaves and {host['keep_ns']:.0f} ns a token kept of it, "
-        f"{host['tier_wait_s'] * 1e3:.2f} ms for a prefix on ssd and {read_ns / 1e3:.0f} us more of turns; "
+        f"{host['tier_wait_s'] * 1e3:.2f} ms for a prefix on ssd and {read_ns / 1e3:.0f} us more of turns, "
+        f"{yard_ns / 1e3:.0f} us besides each time the yardstick is taken; "
         f"steps take {host['scale']:.3f} times what the cost model says"
     )
 
@@ -438,10 +455,16 @@ PLAIN = (
     "host",
     "turns",
     "core_share",
+    "yard_share",
+    "speeds",
     "voids",
     "real_s",
     "simulated_s",
 )
+
+
+OF_BEFORE: dict[str, Any] = {"yard_share": 0.0, "speeds": ()}
+"""What folders of before there was a yardstick do not have."""
 
 
 def from_json(values: dict[str, Any]) -> CaseResult:
@@ -453,7 +476,7 @@ def from_json(values: dict[str, Any]) -> CaseResult:
     shares = [Share(**each) for each in values["shares"]]
     spread = [Distance(**each) for each in values["distances"]]
     return CaseResult(
-        **{name: values[name] for name in PLAIN},
+        **{name: values.get(name, OF_BEFORE[name]) if name in OF_BEFORE else values[name] for name in PLAIN},
         cells=cells,
         paced=paced,
         paces=[Pace(*each) for each in values.get("paces", ())],

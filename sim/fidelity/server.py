@@ -24,6 +24,7 @@ from sim.config import TimedFault
 from sim.fidelity.device import LIVE
 from sim.fidelity.steplog import StepLog
 from sim.fidelity.wire import END, FIRST, HEAD, news, request_of
+from sim.fidelity.yardstick import Yardstick
 from sim.recorder import Recorder
 
 WARM_UP_TOKENS = (1, 48, 300)
@@ -33,9 +34,13 @@ LOOK_NS = 200_000_000  # how long a core is looked at
 
 @dataclass(slots=True, kw_only=True)
 class LiveJob:
-    """One run of the real engine. Faults strike at their time after the load's start."""
+    """One run of the real engine. Faults strike at their time after the load's start.
+
+    The yardstick is taken each `yard_every_ns`, or not at all.
+    """
 
     settings: EngineSettings
+    yard_every_ns: int | None = None
     faults: list[TimedFault] = field(default_factory=list)
 
 
@@ -102,12 +107,17 @@ async def serve(job: LiveJob, pipe: Connection) -> LiveTables:
     try:
         engine.start()
         await warm_up(engine.replicas.values())
+        yardstick = None if job.yard_every_ns is None else Yardstick(job.settings)
         recorder = fresh_recorder(engine)
         log.clear()
         garbage.settle()
         session, share = Session(engine, job), core_share()
         listener = await asyncio.start_server(session.talk, "127.0.0.1", 0)
         pipe.send(listener.sockets[0].getsockname()[1])
+        await session.begun.wait()
+        if yardstick is not None and job.yard_every_ns is not None:
+            turns = settings.executor.options["turns"]
+            await yardstick.note(log.readings, job.yard_every_ns, session.start_ns, turns, session.over)
         await session.over.wait()
         listener.close()
     finally:
@@ -169,7 +179,7 @@ class Session:
     """The talk with one load: who sends everything, and is told of everything."""
 
     def __init__(self, engine: Engine, job: LiveJob) -> None:
-        self.over = asyncio.Event()
+        self.begun, self.over = asyncio.Event(), asyncio.Event()
         self.zero_ns = 0  # the load's start, by the engine's clock
         self.start_ns = 0  # and by the stopwatch
         self.last_ns: dict[int, int] = {}  # of each request's tokens
@@ -188,6 +198,7 @@ class Session:
         await asyncio.gather(*self._tasks)
         writer.close()
         self.over.set()
+        self.begun.set()
 
     def _take(self, columns: dict[str, Any], tokens: bytes, writer: asyncio.StreamWriter) -> None:
         clock = self._engine.clock
@@ -196,6 +207,7 @@ class Session:
             self.zero_ns = clock.now_ns() + columns["start_ns"] - stopwatch_ns()
             for fault in self._job.faults:
                 self._spawn(self._strike(fault))
+            self.begun.set()
             return
         request = request_of(columns, tokens, clock.now_ns())
         self._spawn(self._serve(request, writer))

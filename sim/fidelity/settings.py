@@ -12,6 +12,8 @@ from engine.settings import above, at_least, require
 from sim.config import typed
 from sim.fidelity.cases import CASES
 
+LEAST_YARD_S = 0.02  # more often it would take more of the machine than what it measures
+
 QUICK = {
     "cases": ["poisson70"],
     "requests": 150,
@@ -32,7 +34,8 @@ class Protocol:
     it has: a shorter one would tell less of the machine than is asked of it. Each real run is simulated `draws`
     times, with chances of its own: what is compared is the mean of these. `simulated` is the executor of the
     simulated side. `profile` is a file that `python -m sim.profile` has written; without one, each model is measured
-    for `profile_s` first. `overrides` are lines as `python -m sim` takes them, and hold for both sides.
+    for `profile_s` first. Each `yard_every_s` the yardstick is taken, which tells the simulation how fast the machine
+    is. `overrides` are lines as `python -m sim` takes them, and hold for both sides.
     """
 
     minutes: float = 20.0
@@ -44,6 +47,7 @@ class Protocol:
     simulated: str = "profile"
     profile: str | None = None
     profile_s: float = 20.0
+    yard_every_s: float = 0.1  # 0: never
     max_schedule_delay: float = 0.02  # its p99, as a share of the mean latency
     folder: str = "fidelity"
     resume: str | None = None
@@ -53,6 +57,8 @@ class Protocol:
     def __post_init__(self) -> None:
         for name in ("minutes", "profile_s", "max_schedule_delay"):
             above(name, getattr(self, name), 0)
+        is_rare = self.yard_every_s == 0 or self.yard_every_s >= LEAST_YARD_S
+        require("yard_every_s", self.yard_every_s, is_rare, f"0, or at least {LEAST_YARD_S:g}")
         at_least("repeats", self.repeats, 2)
         at_least("draws", self.draws, 1)
         if self.requests is not None:

@@ -13,6 +13,8 @@ from engine.engine import Engine
 from engine.settings import CacheSettings, EngineSettings, ExecutorSettings
 from sim.config import TimedFault
 from sim.fidelity.device import AS_SAID, SIMULATED, Course, HostCosts, Ledger, Pace
+from sim.fidelity.steplog import Reading
+from sim.fidelity.track import Track
 from sim.stage import Stage
 from sim.streams import stream
 from sim.traffic import Trace
@@ -40,13 +42,16 @@ def simulate(
     host: HostCosts,
     seed: int,
     pace: Pace = AS_SAID,
+    track: Track | None = None,
 ) -> SimulatedRun:
     """One run. `seed` draws the spread of the steps and all delays, nothing else. Raises BadSettings.
 
-    `pace`: turns take so many times what `host` and `models` say.
+    `pace`: turns take so many times what `host` and `models` say; `track`: and so many more or less, by the time.
     """
     begun_ns = stopwatch_ns()
-    stage = Stage(twin(settings, models, host, seed, pace), on_the_way(trace, host), SAMPLE_EVERY_S)
+    stage = Stage(
+        twin(settings, models, host, seed, pace, track or Track()), on_the_way(trace, host), SAMPLE_EVERY_S
+    )
     try:
         stage.door = door(stage, host, seed)
         slow_down(stage.engine, host, seed)
@@ -69,21 +74,24 @@ def on_the_way(trace: Trace, host: HostCosts) -> Trace:
 def door(stage: Stage, host: HostCosts, seed: int) -> Callable[[], Awaitable[None]]:
     """What lets requests in when the real engine would; on one line nobody overtakes."""
     clock, options = stage.clock, stage.engine.settings.executor.options
-    ledger, arrive_ns = options["ledger"], round(host.arrive_ns * options["pace"].decode)
+    ledger, track, arrive_ns = options["ledger"], options["track"], host.arrive_ns * options["pace"].decode
     random, least_ns, latest_ns = stream(seed, "fidelity.in"), round(host.in_ns.min()), 0
 
     async def pass_through() -> None:
         nonlocal latest_ns
         now_ns = clock.now_ns()
         ends_ns = ledger.turn_ends_ns(now_ns)
-        if ends_ns > now_ns:
+        if (yard_ends_ns := ledger.yard_ends_ns(now_ns)) is not None:
+            opens_ns = yard_ends_ns
+        elif ends_ns > now_ns:
             opens_ns = host.door.opens_ns(now_ns, ends_ns, random)
         else:
             opens_ns = now_ns + round(random.choice(host.in_ns)) - least_ns
         latest_ns = max(latest_ns, opens_ns)
         if latest_ns > now_ns:
             await clock.sleep(latest_ns - now_ns)
-        ledger.lengthen(clock.now_ns(), arrive_ns)
+        now_ns = clock.now_ns()
+        ledger.lengthen(now_ns, round(arrive_ns * track.at(now_ns)))
 
     return pass_through
 
@@ -108,13 +116,24 @@ def drawn(delays: "npt.NDArray[np.float64]", count: int, seed: int, name: str) -
 
 
 def twin(
-    settings: EngineSettings, models: dict[str, ExecutorSettings], host: HostCosts, seed: int, pace: Pace
+    settings: EngineSettings,
+    models: dict[str, ExecutorSettings],
+    host: HostCosts,
+    seed: int,
+    pace: Pace,
+    track: Track,
 ) -> EngineSettings:
     """The same engine with cost models for executors, and tiers that are only sizes and times."""
     course = Course(host.ranks, stream(seed, "fidelity.turns"))
-    options = {"models": models, "host": host, "ledger": Ledger(), "course": course, "pace": pace}
-    executor = ExecutorSettings(name=SIMULATED, options=options)
+    options = {"models": models, "host": host, "course": course, "pace": pace, "track": track}
+    ledger = Ledger(yards=[(each.due_ns, yard_ns(each, host, track)) for each in reversed(track.readings)])
+    executor = ExecutorSettings(name=SIMULATED, options=options | {"ledger": ledger})
     return replace(settings, executor=executor, cache=without_stores(settings.cache, host))
+
+
+def yard_ns(reading: Reading, host: HostCosts, track: Track) -> int:
+    """How long the yardstick took the machine, with what its turn among others took besides."""
+    return reading.ended_ns - reading.begun_ns + round(host.yard_ns * track.at(reading.begun_ns))
 
 
 def without_stores(cache: CacheSettings, host: HostCosts) -> CacheSettings:
@@ -130,10 +149,11 @@ def slow_down(engine: Engine, host: HostCosts, seed: int) -> None:
     if not len(host.tier_ns):
         return
     waits, random = host.tier_ns.tolist(), stream(seed, f"fidelity.{FILES}")
-    ledger, share_ns = engine.settings.executor.options["ledger"], round(host.read_ns)
+    ledger, track = (engine.settings.executor.options[name] for name in ("ledger", "track"))
 
     def read_ns(_size_bytes: int) -> float:
-        ledger.book(engine.clock.now_ns(), share_ns)
+        now_ns = engine.clock.now_ns()
+        ledger.book(now_ns, round(host.read_ns * track.at(now_ns)))
         return float(waits[int(random.integers(len(waits)))])
 
     for tier, way in zip(engine.cache.tiers, engine.carrier.ways, strict=True):

@@ -38,6 +38,15 @@ class Step(NamedTuple):
     shape: Shape
 
 
+class Reading(NamedTuple):
+    """The yardstick, taken once: when it was due, got and left the machine, by the stopwatch, and what it took."""
+
+    due_ns: int
+    begun_ns: int
+    ended_ns: int
+    took_ns: int
+
+
 class Leaving(NamedTuple):
     """A sequence that left: how many steps were over, and how many tokens' KV was copied out for it."""
 
@@ -47,15 +56,17 @@ class Leaving(NamedTuple):
 
 @dataclass(slots=True)
 class StepLog:
-    """The steps of a live run and the sequences that left after them, as they came."""
+    """The steps of a live run, the sequences that left after them, and the yardstick's, as they came."""
 
     steps: list[Step] = field(default_factory=list)
     left: list[Leaving] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list)  # of the yardstick
 
     def clear(self) -> None:
         """Forget what was before."""
         self.steps.clear()
         self.left.clear()
+        self.readings.clear()
 
     def since(self, zero_ns: int) -> "StepLog":
         """The same log, its times counted from that reading of the stopwatch."""
@@ -67,7 +78,15 @@ class StepLog:
             )
             for each in self.steps
         ]
-        return StepLog(steps, list(self.left))
+        readings = [
+            each._replace(
+                due_ns=each.due_ns - zero_ns,
+                begun_ns=each.begun_ns - zero_ns,
+                ended_ns=each.ended_ns - zero_ns,
+            )
+            for each in self.readings
+        ]
+        return StepLog(steps, list(self.left), readings)
 
 
 def shape_of(batch: Batch) -> Shape:

@@ -76,6 +76,8 @@ def made_case(run, name="poisson70", factor=1.0, real_factor=1.0, voids=()):
         paced=cells(real, [slower(run, 1.01)] * 2, None),
         paces=[Pace(0.98, 1.02), Pace(1.01, 1.03)],
         core_share=0.98,
+        yard_share=0.03,
+        speeds=[1.04, 0.97],
         voids=list(voids),
         real_s=10.0,
         simulated_s=0.1,

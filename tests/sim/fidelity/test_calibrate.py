@@ -154,7 +154,7 @@ def test_what_a_step_takes_more_after_a_rest_is_found():
     starts.took_ns -= 100 * MS
     assert waking_ns([starts], costs) == -costs.step_ns - costs.begin_ns
     nobody = np.empty(0)
-    assert waking_ns([Starts(took_ns=nobody, said_ns=nobody, beginners=nobody)], costs) == 0.0
+    assert waking_ns([Starts(took_ns=nobody, pace=nobody, said_ns=nobody, beginners=nobody)], costs) == 0.0
 
 
 def test_a_replica_that_waited_for_its_turn_makes_a_turn_of_the_machine():

@@ -1,0 +1,68 @@
+"""The yardstick: a small step that is always the same, taken now and then, tells how fast the machine is.
+
+What a machine does for others makes it slower for some seconds, and no calibration foresees when. So the server takes
+a step that has nothing to do with its load, every so often, at its turn among all others. How long these steps took
+is the machine's, as the times of requests are the load's: the simulation is told both.
+"""
+
+import asyncio
+from typing import cast
+
+import numpy as np
+
+from engine.clock import NS_PER_S, stopwatch_ns
+from engine.execution import Batch, Chunk, Machine, Sequence, StepResult, executors
+from engine.request import Stream
+from engine.settings import EngineSettings
+from sim.fidelity.device import made_options, make_inner
+from sim.fidelity.steplog import Reading
+from sim.world import NOBODYS, SimClock
+
+YARD_TOKENS = 16
+WARM_UPS = 20
+TAKES = 2  # of which the shorter one counts: what stops one for a moment is not the machine's speed
+
+
+class Yardstick:
+    """An executor of its own with the fleet's smallest model, which has one prompt to prefill each time.
+
+    On a virtual clock it computes at once, in the thread that asks: nobody else runs meanwhile.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._clock = SimClock()
+        executor, options = settings.executor, made_options(settings.executor)
+        sizes = {
+            model.name: executors.find(executor.name).weights_bytes(model, options)
+            for model in settings.fleet.models
+        }
+        model = min(settings.fleet.models, key=lambda each: sizes[each.name])
+        machine = Machine(model, settings.hardware, self._clock, 1, settings.seed)
+        self._executor = make_inner(executor, machine)
+        self._taken = 0
+        for _ in range(WARM_UPS):
+            self.take()
+
+    def take(self) -> int:
+        """Its step, once; what it took, in ns."""
+        self._taken += 1
+        tokens = np.arange(YARD_TOKENS, dtype=np.int32)
+        sequence = Sequence(self._taken, tokens, 1, Stream(), NOBODYS)
+        step = self._clock.spawn(self._executor.step(Batch([Chunk(sequence, YARD_TOKENS)])))
+        result = cast("StepResult", self._clock.env.run(until=step))
+        self._executor.release(sequence)
+        return result.duration_ns
+
+    async def note(
+        self, readings: list[Reading], every_ns: int, start_ns: int, turns: asyncio.Lock, over: asyncio.Event
+    ) -> None:
+        """Take it at these times after `start_ns`, by the stopwatch, when its turn has come, until it is `over`."""
+        due_ns = start_ns
+        while not over.is_set():
+            now_ns = stopwatch_ns()
+            due_ns += every_ns * max(1, -((due_ns - now_ns) // every_ns))  # what is missed is not made up for
+            await asyncio.sleep((due_ns - now_ns) / NS_PER_S)
+            async with turns:
+                begun_ns = stopwatch_ns()
+                took_ns = min(self.take() for _ in range(TAKES))
+                readings.append(Reading(due_ns, begun_ns, stopwatch_ns(), took_ns))
