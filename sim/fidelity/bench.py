@@ -53,8 +53,9 @@ from sim.fidelity.profiles import PROFILE, Models, cost_models
 from sim.fidelity.server import LiveJob
 from sim.fidelity.settings import FidelitySettings, Protocol
 from sim.fidelity.simulated import SimulatedRun, simulate
+from sim.fidelity.steplog import Step
 from sim.fidelity.steps import fitted, models_of
-from sim.fidelity.track import standard_ns, track_of
+from sim.fidelity.track import Track, standard_ns, track_of
 from sim.traffic import Trace
 
 CALIBRATION_LOAD = 0.6
@@ -335,7 +336,10 @@ def simulated_round(
     """
     runs, standard = (live, *around), standard_ns(each.log for each in around)
     tracks = [track_of(each.log.readings, standard) for each in runs]
-    models = models or fitted([step for each in around for step in each.log.steps], models_of(engine))
+    models = models or fitted(
+        [step for each in zip(around, tracks[1:], strict=True) for step in steps_at_standard(*each)],
+        models_of(engine),
+    )
     host = host_costs(around, engine, models, tracks[1:])
     simulated = [simulate(engine, trace, struck, models, host, seed, track=tracks[0]) for seed in seeds]
     said = [predictions(each.log.steps, engine, models, host.factors) for each in runs]
@@ -355,6 +359,13 @@ def simulated_round(
         compared=residuals(turns[0], host, "compared"),
         standard_ns=standard,
     )
+
+
+def steps_at_standard(run: LiveRun, track: Track) -> list[Step]:
+    """The steps of a run, each as long as it would have been at the standard pace."""
+    return [
+        step._replace(duration_ns=round(step.duration_ns / track.at(step.begun_ns))) for step in run.log.steps
+    ]
 
 
 def result(

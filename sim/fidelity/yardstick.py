@@ -37,6 +37,7 @@ class Yardstick:
             for model in settings.fleet.models
         }
         model = min(settings.fleet.models, key=lambda each: sizes[each.name])
+        self.model = model.name
         machine = Machine(model, settings.hardware, self._clock, 1, settings.seed)
         self._executor = make_inner(executor, machine)
         self._taken = 0

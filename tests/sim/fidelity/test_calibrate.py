@@ -26,7 +26,7 @@ from sim.fidelity.calibrate import (
 )
 from sim.fidelity.device import NEIGHBOURS, Door, HostCosts, Spread, make_inner
 from sim.fidelity.fitting import predictions
-from sim.fidelity.steplog import Leaving, Shape, Step, StepLog, shape_of
+from sim.fidelity.steplog import Leaving, Reading, Shape, Step, StepLog, shape_of
 from sim.fidelity.steps import batch_of, fitted
 from sim.world import SimClock
 
@@ -187,6 +187,18 @@ def test_the_way_to_the_engine_is_measured_on_requests_that_find_it_resting():
     assert idle_delays(run).tolist() == [30.0]
     busy = made_run(StepLog(steps[:1]), [20, 30], [10, 10])
     assert idle_delays(busy).tolist() == [10.0, 20.0]
+
+
+def test_who_came_while_the_yardstick_was_taken_tells_nothing_of_the_way_or_the_door():
+    steps = [Step("m", at, at, at + 50, 50, BEGINNER) for at in (0, 200, 400)]
+    log = StepLog(steps, [], [Reading(95, 95, 125, 15)])
+    run = made_run(log, [130, 160, 230], [100, 150, 220])
+    run.both["last_ns"] = 200
+    assert idle_delays(run).tolist() == [10.0]
+    assert len(door_of([run], 2.0).left_ns) == 1
+    log.readings = [Reading(205, 205, 225, 10)]
+    assert idle_delays(run).tolist() == [30.0, 10.0]
+    assert door_of([run], 2.0) == Door()
 
 
 def test_the_pace_of_a_run_is_that_of_its_turns_with_prefill_and_of_those_without():

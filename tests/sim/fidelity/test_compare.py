@@ -10,6 +10,7 @@ from sim.fidelity.compare import (
     error_interval,
     noise_floor,
     shares,
+    spread_of,
     wasserstein,
 )
 
@@ -71,6 +72,29 @@ def test_a_noise_floor_that_is_too_large_passes_nothing_however_small_the_error(
     assert found["throughput"].verdict == "pass"
     found = by_name(cells([run, slower(run, 1.3)], [slower(run, 1.15)] * 2, TIGHT, 20.0))
     assert found["E2E mean"].verdict == "pass"
+
+
+def test_rounds_that_agree_decide_where_runs_do_not(run, slower):
+    noisy = [run, slower(run, 1.3)]
+    for factors, verdict in (
+        ((1.01, 1.01), "pass"),  # the simulation knows how slow the machine was
+        ((1.05, 1.05), "inconclusive"),  # and is off by more than the mark, and less than the runs
+        ((0.995, 1.025), "pass"),
+        ((1.02, 1.04), "pass"),  # within twice what rounds differ
+        ((0.97, 1.05), "inconclusive"),  # they do not agree
+        ((2.0, 2.0), "fail"),
+    ):
+        followed = [slower(each, factor) for each, factor in zip(noisy, factors, strict=True)]
+        cell = by_name(cells(noisy, followed, TIGHT))["E2E mean"]
+        assert cell.spread == pytest.approx(factors[1] - factors[0], abs=1e-3)
+        assert cell.floor > 2 * cell.mark
+        assert (factors, cell.verdict) == (factors, verdict)
+
+
+def test_the_spread_of_errors_is_over_rounds_and_not_over_draws():
+    assert spread_of([10.0, 20.0], [11.0, 13.0, 20.0, 24.0]) == pytest.approx(0.1)
+    assert spread_of([10.0], [11.0]) is None
+    assert spread_of([0.0, 1.0], [1.0, 1.0]) is None
 
 
 def test_an_error_beyond_twice_a_large_noise_floor_fails(run, slower):

@@ -7,6 +7,7 @@ from sim.config import read
 from sim.fidelity.factors import Before, ByCount, Line, ModelFactors, Scales, class_of
 from sim.fidelity.fitting import in_line, predictions, step_factors
 from sim.fidelity.steplog import Shape, Step, StepLog
+from sim.fidelity.track import Track
 
 MS = 1_000_000
 BEGINNER = Shape(((0, 0, 64, 64),), ())
@@ -44,6 +45,15 @@ def test_each_model_has_a_scale_of_its_own_unless_it_had_few_steps(five):
     assert factors[other].scales == pytest.approx((3.0,) * 3)
     assert factors[rare].scales == pytest.approx(((120 + 180 + 27) / 123,) * 3, rel=0.005)
     assert predictions(steps, engine, models, factors)[[0, 60]] == pytest.approx([2 * MS, 3 * MS])
+
+
+def test_steps_are_fitted_at_the_pace_that_the_machine_had(five):
+    engine, (one, *_), models = five
+    steps = [step(one, 2 * MS, BEGINNER)] * 60 + [step(one, 6 * MS, BEGINNER)._replace(begun_ns=100)] * 60
+    slow = Track([50], [1.0, 3.0])
+    (told, untold) = (step_factors([StepLog(steps)], engine, models, tracks) for tracks in ([slow], ()))
+    assert told[one].scales.prefill == pytest.approx(2.0)
+    assert untold[one].scales.prefill == pytest.approx(4.0)
 
 
 def test_steps_that_only_decode_have_another_scale_after_those_of_another_model(five):

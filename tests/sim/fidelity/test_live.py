@@ -214,6 +214,9 @@ def test_a_comparison_runs_both_worlds_is_interrupted_and_goes_on(tmp_path, caps
     assert [cell["metric"] for cell in poisson["paced"]] == [cell["metric"] for cell in poisson["cells"]]
     assert poisson["host"]["step_ns"] + poisson["host"]["scale"] > 0
     assert 0 < poisson["core_share"] <= 1
+    assert 0 < poisson["yard_share"] < 0.5
+    assert len(poisson["speeds"]) == 2
+    assert all(0.2 < pace < 5 for pace in poisson["speeds"])
     assert poisson["speed_up"] > 1
     assert "| E2E mean, ms |" in (folder / "report.md").read_text()
     assert main([*given, f"resume={folder}"]) == exit_code

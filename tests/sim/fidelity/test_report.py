@@ -14,6 +14,7 @@ from sim.fidelity.report import (
     from_json,
     html,
     markdown,
+    notes,
     percent,
     summary_rows,
     tables,
@@ -56,7 +57,29 @@ def test_every_cell_stands_there_with_sign_absolute_error_floor_mark_and_limit(m
     assert (floor, mark, limit, n, verdict) == ("3.92 %", "4.00 %", "7.84 %", "400", "pass")
     assert float(floors) == pytest.approx(abs(float(error[:-2])) / 3.92, abs=0.1)
     assert " to " in interval
+    assert spread == "3.65 %"  # the simulated runs are alike, the real ones are not
     assert by_name["throughput, /s"][-2] == "pass"
+
+
+def test_how_fast_the_machine_was_is_said_where_somebody_measured(make_case):
+    case = make_case()
+    assert (
+        "took 3.0 % of the time, runs took longer than their calibrations by +4.00 %, -3.00 %"
+        in "\n".join(notes(case))
+    )
+    case.speeds = []
+    assert "yardstick, which" not in "\n".join(notes(case))
+
+
+def test_folders_of_before_there_was_a_yardstick_can_be_read(make_case):
+    values = as_json(make_case())
+    for name in ("yard_share", "speeds"):
+        del values[name]
+    for cell in values["cells"]:
+        del cell["spread"]
+    found = from_json(values)
+    assert (found.yard_share, list(found.speeds)) == (0.0, [])
+    assert {cell.spread for cell in found.cells} == {None}
 
 
 def test_a_case_without_marks_is_shown_whole_and_held_against_nothing(make_case):

@@ -14,6 +14,11 @@ def test_settings_of_ours_and_overrides_of_the_run_are_told_apart():
     assert read([]).cases == list(CASES)
 
 
+def test_the_yardstick_may_be_left_out():
+    assert read(["yard_every_s=0"]).yard_every_s == 0
+    assert read([]).yard_every_s >= 0.02
+
+
 def test_quick_fills_in_what_is_not_given():
     settings = read(["--quick", "repeats=3"])
     assert (settings.repeats, settings.requests) == (3, QUICK["requests"])
@@ -31,6 +36,8 @@ def test_quick_fills_in_what_is_not_given():
         (["requests=0"], "requests is 0"),
         (["poisson"], "'poisson' is no setting"),
         (["max_floor=nan"], "max_floor is nan"),
+        (["yard_every_s=0.001"], "yard_every_s is 0.001, but must be 0, or at least 0.02"),
+        (["yard_every_s=-1"], "yard_every_s is -1.0, but must be 0, or at least 0.02"),
     ],
 )
 def test_settings_that_are_no_good_are_named(arguments, said):

@@ -21,19 +21,20 @@ from sim.fidelity.device import (
 from sim.fidelity.factors import ByCount, ModelFactors, Scales
 from sim.fidelity.server import WARM_UP_TOKENS, in_turns, warm_up
 from sim.fidelity.simulated import simulate, without_stores
-from sim.fidelity.steplog import StepLog
+from sim.fidelity.steplog import Reading, StepLog
+from sim.fidelity.track import Track
 
 PHASES = (("arrival_ns", "first_token_ns"), ("first_token_ns", "finished_ns"))
 
 
-def run_of(case="poisson70", host=None, seed=1, overrides=(), count=40, rate=20.0, pace=AS_SAID):
+def run_of(case="poisson70", host=None, seed=1, overrides=(), count=40, rate=20.0, pace=AS_SAID, track=None):
     case = CASES[case]
     run = run_settings(case, count, overrides)
     names = [model.name for model in run.engine.fleet.models]
     models = {name: ExecutorSettings(name="roofline") for name in names}
     trace = traffic(case, run, count, rate, run.seed)
     struck = faults(case, run, trace)
-    return simulate(run.engine, trace, struck, models, host or HostCosts(), seed, pace)
+    return simulate(run.engine, trace, struck, models, host or HostCosts(), seed, pace, track)
 
 
 def played(*given, **settings):
@@ -298,6 +299,43 @@ def test_at_another_pace_turns_take_so_many_times_as_long():
     assert first[2] - first[0] == 2 * (first[1] - first[0])
     crowd = {"count": 40, "rate": 20.0, "host": host}
     assert (e2e_ns(played(**crowd, pace=Pace(1.5, 1.5))) / e2e_ns(played(**crowd))).mean() > 1.5
+
+
+def test_turns_take_so_many_times_as_long_as_the_track_says_at_their_time():
+    alone = {"count": 40, "rate": 0.001, "overrides": ["health.enabled=false"]}
+    host = HostCosts(step_ns=5e6, leave_ns=1e6, wake_ns=2e6, begin_ns=1e6)
+    plain = played(**alone, host=host).sort_values("request_id")
+    half_ns = int(plain["arrival_ns"].iloc[20]) - 1
+    slow = played(**alone, host=host, track=Track([half_ns], [1.0, 1.5])).sort_values("request_id")
+    ratios = e2e_ns(slow) / e2e_ns(plain)
+    assert (ratios[:20] == 1.0).all()
+    assert ratios[20:] == pytest.approx(1.5, rel=1e-5)
+
+
+def test_what_who_comes_and_who_leaves_takes_is_at_the_pace_of_the_track():
+    crowd = {"count": 40, "rate": 1e6, "overrides": ["health.enabled=false"]}
+    slow = Track([], [2.0])
+    for costs in (HostCosts(scale=0.0, leave_ns=5e6), HostCosts(scale=0.0, keep_ns=1e5)):
+        took, longer = (played(**crowd, host=costs, track=each)["finished_ns"].max() for each in (None, slow))
+        assert longer / took == pytest.approx(2.0, rel=0.02)
+    first = [
+        played(**crowd, host=HostCosts(step_ns=1e6, arrive_ns=arrive_ns), track=track)["first_token_ns"].min()
+        for arrive_ns, track in ((0.0, None), (2e6, None), (0.0, slow), (2e6, slow))
+    ]
+    assert first[3] - first[2] == 2 * (first[1] - first[0]) > 20e6
+
+
+def test_the_yardstick_takes_the_machine_and_lets_nobody_in_meanwhile():
+    takes = [Reading(at * 50_000_000, 0, 20_000_000, 2_000_000) for at in range(8_000)]
+    load = {"count": 200, "rate": 0.5, "overrides": ["health.enabled=false"]}
+    plain, beside = (run_of(**load, track=track).requests for track in (None, Track(readings=takes)))
+    later_ns = e2e_ns(beside) - e2e_ns(plain)
+    assert later_ns.mean() > 4e6
+    meanwhile, otherwise = ((each["tried_ns"] % 50_000_000 < 20_000_000).mean() for each in (beside, plain))
+    assert 0.3 < otherwise < 0.5
+    assert meanwhile < 0.05  # the yardstick has yet to wait for the end of a turn
+    dearer = e2e_ns(run_of(**load, host=HostCosts(yard_ns=2e6), track=Track(readings=takes)).requests)
+    assert dearer.mean() > e2e_ns(beside).mean()
 
 
 def test_three_replicas_are_no_faster_than_the_one_machine_that_they_share():
