@@ -326,8 +326,8 @@ def test_what_who_comes_and_who_leaves_takes_is_at_the_pace_of_the_track():
 
 
 def test_the_yardstick_takes_the_machine_and_lets_nobody_in_meanwhile():
-    takes = [Reading(at * 50_000_000, 0, 20_000_000, 2_000_000) for at in range(8_000)]
-    load = {"count": 200, "rate": 0.5, "overrides": ["health.enabled=false"]}
+    takes = [Reading(at * 50_000_000, 0, 20_000_000, 2_000_000) for at in range(60_000)]
+    load = {"count": 60, "rate": 0.03, "overrides": ["health.enabled=false"]}
     plain, beside = (run_of(**load, track=track).requests for track in (None, Track(readings=takes)))
     later_ns = e2e_ns(beside) - e2e_ns(plain)
     assert later_ns.mean() > 4e6
