@@ -335,7 +335,7 @@ def simulated_round(
     machine's, which was faster or slower than in the calibration.
     """
     runs, standard = (live, *around), standard_ns(each.log for each in around)
-    tracks = [track_of(each.log.readings, standard) for each in runs]
+    tracks = [track_of(each.log, standard) for each in runs]
     models = models or fitted(
         [step for each in zip(around, tracks[1:], strict=True) for step in steps_at_standard(*each)],
         models_of(engine),

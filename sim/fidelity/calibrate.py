@@ -15,7 +15,7 @@ from sim.fidelity.device import Door, HostCosts, Pace, Spread
 from sim.fidelity.fitting import FEWEST_STEPS, in_line, predictions, step_factors
 from sim.fidelity.live import LiveRun
 from sim.fidelity.steplog import Step, StepLog
-from sim.fidelity.track import Track, track_of
+from sim.fidelity.track import Track
 from sim.least_squares import Floats, non_negative
 
 MOST_ARRIVALS = 8  # in a turn that tells of costs: who comes in a crowd costs less than who comes alone
@@ -325,7 +325,7 @@ def comers(run: LiveRun, least_ns: float) -> Iterator[tuple[float, float, bool]]
     ended = np.array([step.ended_ns for step in steps], dtype=np.float64)
     came = table["intended_ns"].to_numpy(dtype=np.float64) + least_ns
     tried = table["tried_ns"].to_numpy(dtype=np.float64)
-    is_measured = track_of(run.log.readings, 1.0).has_at(came)
+    is_measured = Track(readings=run.log.readings).has_at(came)
     turns = np.searchsorted(ended, came, side="right")
     for at_ns, let_in_ns, turn, is_out in zip(came, tried, turns, is_measured, strict=True):
         if turn == len(steps) or is_out:
@@ -367,7 +367,7 @@ def idle_delays(run: LiveRun) -> Floats:
         return late
     begins, ends = np.array(rests, dtype=np.float64).T
     rest = np.searchsorted(begins, intended) - 1
-    is_idle = (rest >= 0) & (intended < ends[rest]) & ~track_of(run.log.readings, 1.0).has_at(intended)
+    is_idle = (rest >= 0) & (intended < ends[rest]) & ~Track(readings=run.log.readings).has_at(intended)
     return late[is_idle] if is_idle.any() else late
 
 

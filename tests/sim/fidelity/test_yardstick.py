@@ -16,11 +16,12 @@ US, MS, S = 1_000, 1_000_000, 1_000_000_000
 
 
 def readings(took_ms, every_ms=100):
-    """One each `every_ms`, of two takes each."""
-    return [
+    """A log with one each `every_ms`, of two takes each, and no steps."""
+    found = [
         Reading(due, due + MS, due + MS + round(2 * took * MS), round(took * MS))
         for due, took in zip(range(0, len(took_ms) * every_ms * MS, every_ms * MS), took_ms, strict=True)
     ]
+    return StepLog(readings=found)
 
 
 def test_a_machine_that_is_as_fast_as_in_the_calibration_has_a_pace_of_one():
@@ -28,7 +29,7 @@ def test_a_machine_that_is_as_fast_as_in_the_calibration_has_a_pace_of_one():
     assert track.at(-5) == track.at(0.7 * S) == track.at(100 * S) == pytest.approx(1.0)
     assert Track().at(3) == 1.0
     assert Track().over(np.array([1.0, 2.0])).tolist() == [1.0, 1.0]
-    assert track_of([], 2.0 * MS) == track_of(readings([2.0]), 0.0) == Track()
+    assert track_of(StepLog(), 2.0 * MS) == track_of(readings([2.0]), 0.0) == Track()
 
 
 def test_a_machine_that_becomes_slower_has_another_pace_from_then_on():
@@ -47,7 +48,7 @@ def test_one_take_that_something_stopped_moves_the_pace_by_its_fifth_root():
 
 
 def test_a_standard_is_the_geometric_mean_over_all_runs():
-    logs = [StepLog(readings=readings([1.0, 4.0])), StepLog(readings=readings([2.0] * 2))]
+    logs = [readings([1.0, 4.0]), readings([2.0] * 2)]
     assert standard_ns(logs) == pytest.approx(2.0 * MS)
     assert standard_ns([StepLog()]) == 0.0
 
@@ -60,6 +61,21 @@ def test_a_track_knows_when_the_yardstick_had_the_machine_and_for_how_long():
     times = np.array([0.5, 1.0, 4.9, 5.0, 100.0, 106.9, 107.0]) * MS
     assert track.has_at(times).tolist() == [False, True, True, False, False, True, False]
     assert not Track().has_at(times).any()
+
+
+def test_a_reading_after_a_longer_rest_tells_nothing_of_a_machine_at_work_unless_there_are_no_others():
+    log = readings([2.0, 5.0] * 10)
+    ended = [
+        each.begun_ns - (3 * MS if number % 2 == 0 else 30 * MS) for number, each in enumerate(log.readings)
+    ]
+    log.steps = [Step("m", at, at, at, 1, Shape((), ())) for at in ended]
+    track = track_of(log, 2.0 * MS)
+    assert track.paces == pytest.approx([1.0] * 11)
+    assert standard_ns([log]) == pytest.approx(2.0 * MS)
+    assert track.readings == log.readings  # all of them took the machine
+    log.steps = log.steps[1::2]
+    assert standard_ns([log]) == pytest.approx(np.sqrt(10.0) * MS)
+    assert len(track_of(log, 2.0 * MS).paces) == 21
 
 
 def test_times_of_readings_are_counted_from_the_start_of_the_load_as_those_of_steps():
@@ -100,7 +116,7 @@ def slow_log(yards_ms=4.0, host_us=300, yard_us=200, rest_at=()):
 
 def test_what_turns_cost_is_found_whatever_the_pace_was_and_whatever_the_yardstick_took():
     log, said, nobody = slow_log()
-    track = track_of(log.readings, 2.0 * MS)
+    track = track_of(log, 2.0 * MS)
     turns = turns_of(log, said, nobody, track=track)
     assert turns.yards.sum() == len(log.readings) == 60
     costs = turn_costs(turns)
@@ -118,7 +134,7 @@ def test_what_turns_cost_is_found_whatever_the_pace_was_and_whatever_the_yardsti
 def test_what_a_start_takes_more_is_found_whatever_the_pace_was():
     rests = range(12, 600, 10)
     log, said, comes = slow_log(rest_at=rests)
-    track = track_of(log.readings, 2.0 * MS)
+    track = track_of(log, 2.0 * MS)
     starts, costs = (
         starts_of(log, said, comes, track=track),
         turn_costs(turns_of(log, said, comes, track=track)),
@@ -130,7 +146,7 @@ def test_what_a_start_takes_more_is_found_whatever_the_pace_was():
     late = StepLog(
         log.steps, log.left, [Reading(int(comes[0]), int(comes[0]) + 1, int(comes[0]) + MS + 1, MS)]
     )
-    alone = starts_of(late, said, comes, track=track_of(late.readings, float(MS)))
+    alone = starts_of(late, said, comes, track=track_of(late, float(MS)))
     assert starts_of(log, said, comes).took_ns[0] - alone.took_ns[0] == MS
 
 
