@@ -1,11 +1,21 @@
 import asyncio
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from engine.clock import stopwatch_ns
-from sim.fidelity.calibrate import foreseen_ns, starts_of, turn_costs, turns_of, waking_ns
+from sim.fidelity.bench import steps_at_standard
+from sim.fidelity.calibrate import (
+    FEW_RESTS,
+    foreseen_ns,
+    foreseen_starts_ns,
+    starts_of,
+    turn_costs,
+    turns_of,
+    waking_ns,
+)
 from sim.fidelity.cases import CASES, run_settings
 from sim.fidelity.device import Ledger
 from sim.fidelity.steplog import Reading, Shape, Step, StepLog
@@ -150,6 +160,28 @@ def test_what_a_start_takes_more_is_found_whatever_the_pace_was():
     assert starts_of(log, said, comes).took_ns[0] - alone.took_ns[0] == MS
 
 
+def test_a_start_on_a_slow_machine_tells_what_it_would_take_more_at_the_standard():
+    rests = range(232, 372, 10)
+    log, said, comes = slow_log(rest_at=rests)
+    track = track_of(log, 2.0 * MS)
+    starts, costs = (
+        starts_of(log, said, comes, track=track),
+        turn_costs(turns_of(log, said, comes, track=track)),
+    )
+    costs.prefill_spread = costs.decode_spread
+    assert starts.pace.min() > 1.5
+    drawn_to_none = len(rests) / (len(rests) + FEW_RESTS)
+    assert waking_ns([starts], costs) == pytest.approx(2 * MS * drawn_to_none, rel=0.15)
+    costs.wake_ns = 2 * MS
+    assert foreseen_starts_ns(starts, costs) == pytest.approx(starts.took_ns, rel=0.1)
+
+
+def test_steps_are_as_long_as_they_would_have_been_at_the_standard():
+    steps = [Step("m", at, at, at + 90, 90, Shape((), ())) for at in (0, 100)]
+    found = steps_at_standard(SimpleNamespace(log=StepLog(steps)), Track([50], [1.0, 3.0]))
+    assert [step.duration_ns for step in found] == [90, 30]
+
+
 def test_who_asks_first_has_the_device_first_and_the_yardstick_is_one_of_them():
     ledger = Ledger(yards=[(100, 20), (5, 4)])
     first, second = ledger.turn(0, 10), ledger.turn(1, 10)
@@ -166,6 +198,7 @@ def test_a_turn_that_is_lengthened_moves_the_yardstick_behind_it():
     ledger = Ledger(yards=[(5, 4)])
     ledger.turn(0, 10)
     ledger.lengthen(6, 3)
+    assert (ledger.worked_ns, ledger.free_ns) == (13, 17)
     assert ledger.turn(7, 1).ends_ns == 18
     assert ledger.worked_ns == 18
 
