@@ -476,7 +476,7 @@ def from_json(values: dict[str, Any]) -> CaseResult:
     shares = [Share(**each) for each in values["shares"]]
     spread = [Distance(**each) for each in values["distances"]]
     return CaseResult(
-        **{name: values.get(name, OF_BEFORE[name]) if name in OF_BEFORE else values[name] for name in PLAIN},
+        **{name: (OF_BEFORE | values)[name] for name in PLAIN},
         cells=cells,
         paced=paced,
         paces=[Pace(*each) for each in values.get("paces", ())],

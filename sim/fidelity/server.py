@@ -107,7 +107,7 @@ async def serve(job: LiveJob, pipe: Connection) -> LiveTables:
     try:
         engine.start()
         await warm_up(engine.replicas.values())
-        yardstick = None if job.yard_every_ns is None else Yardstick(job.settings)
+        yardstick = None if job.yard_every_ns is None else Yardstick(job.settings, job.yard_every_ns)
         recorder = fresh_recorder(engine)
         log.clear()
         garbage.settle()
@@ -115,9 +115,9 @@ async def serve(job: LiveJob, pipe: Connection) -> LiveTables:
         listener = await asyncio.start_server(session.talk, "127.0.0.1", 0)
         pipe.send(listener.sockets[0].getsockname()[1])
         await session.begun.wait()
-        if yardstick is not None and job.yard_every_ns is not None:
+        if yardstick is not None:
             turns = settings.executor.options["turns"]
-            await yardstick.note(log.readings, job.yard_every_ns, session.start_ns, turns, session.over)
+            await yardstick.note(log.readings, session.start_ns, turns, session.over)
         await session.over.wait()
         listener.close()
     finally:

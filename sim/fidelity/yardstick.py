@@ -8,17 +8,16 @@ is the machine's, as the times of requests are the load's: the simulation is tol
 import asyncio
 from typing import cast
 
-import numpy as np
-
 from engine.clock import NS_PER_S, stopwatch_ns
-from engine.execution import Batch, Chunk, Machine, Sequence, StepResult, executors
-from engine.request import Stream
+from engine.execution import Machine, StepResult, executors
 from engine.settings import EngineSettings
 from sim.fidelity.device import made_options, make_inner
-from sim.fidelity.steplog import Reading
-from sim.world import NOBODYS, SimClock
+from sim.fidelity.steplog import Reading, Shape
+from sim.fidelity.steps import batch_of
+from sim.world import SimClock
 
-YARD_TOKENS = 16
+YARD = Shape(((0, 0, 16, 16),), ())
+"""A short prompt."""
 WARM_UPS = 20
 TAKES = 2  # of which the shorter one counts: what stops one for a moment is not the machine's speed
 
@@ -29,7 +28,9 @@ class Yardstick:
     On a virtual clock it computes at once, in the thread that asks: nobody else runs meanwhile.
     """
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: EngineSettings, every_ns: int) -> None:
+        """It is to be taken each `every_ns`."""
+        self._every_ns = every_ns
         self._clock = SimClock()
         executor, options = settings.executor, made_options(settings.executor)
         sizes = {
@@ -40,28 +41,27 @@ class Yardstick:
         self.model = model.name
         machine = Machine(model, settings.hardware, self._clock, 1, settings.seed)
         self._executor = make_inner(executor, machine)
-        self._taken = 0
         for _ in range(WARM_UPS):
             self.take()
 
     def take(self) -> int:
         """Its step, once; what it took, in ns."""
-        self._taken += 1
-        tokens = np.arange(YARD_TOKENS, dtype=np.int32)
-        sequence = Sequence(self._taken, tokens, 1, Stream(), NOBODYS)
-        step = self._clock.spawn(self._executor.step(Batch([Chunk(sequence, YARD_TOKENS)])))
+        batch = batch_of(YARD)
+        step = self._clock.spawn(self._executor.step(batch))
         result = cast("StepResult", self._clock.env.run(until=step))
-        self._executor.release(sequence)
+        self._executor.release(batch.chunks[0].sequence)
         return result.duration_ns
 
     async def note(
-        self, readings: list[Reading], every_ns: int, start_ns: int, turns: asyncio.Lock, over: asyncio.Event
+        self, readings: list[Reading], start_ns: int, turns: asyncio.Lock, over: asyncio.Event
     ) -> None:
-        """Take it at these times after `start_ns`, by the stopwatch, when its turn has come, until it is `over`."""
+        """Take it at its times after `start_ns`, by the stopwatch, when its turn has come, until it is `over`."""
         due_ns = start_ns
         while not over.is_set():
             now_ns = stopwatch_ns()
-            due_ns += every_ns * max(1, -((due_ns - now_ns) // every_ns))  # what is missed is not made up for
+            due_ns += self._every_ns * max(
+                1, -((due_ns - now_ns) // self._every_ns)
+            )  # what is missed is not made up for
             await asyncio.sleep((due_ns - now_ns) / NS_PER_S)
             async with turns:
                 begun_ns = stopwatch_ns()

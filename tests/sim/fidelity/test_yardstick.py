@@ -205,7 +205,7 @@ def test_a_turn_that_is_lengthened_moves_the_yardstick_behind_it():
 
 @pytest.fixture
 def yardstick():
-    return Yardstick(run_settings(CASES["five"], 1, []).engine)
+    return Yardstick(run_settings(CASES["five"], 1, []).engine, 20 * MS)
 
 
 @pytest.mark.torch
@@ -232,7 +232,7 @@ def test_the_yardstick_has_its_turn_at_its_times_until_the_run_is_over(yardstick
                     spans.append((begun_ns, stopwatch_ns()))
             over.set()
 
-        await asyncio.gather(yardstick.note(found, 20 * MS, start_ns, turns, over), work())
+        await asyncio.gather(yardstick.note(found, start_ns, turns, over), work())
         return start_ns
 
     start_ns = asyncio.run(live())
