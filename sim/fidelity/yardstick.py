@@ -59,9 +59,8 @@ class Yardstick:
         due_ns = start_ns
         while not over.is_set():
             now_ns = stopwatch_ns()
-            due_ns += self._every_ns * max(
-                1, -((due_ns - now_ns) // self._every_ns)
-            )  # what is missed is not made up for
+            passed = -((due_ns - now_ns) // self._every_ns)  # what was missed is not made up for
+            due_ns += self._every_ns * max(1, passed)
             await asyncio.sleep((due_ns - now_ns) / NS_PER_S)
             async with turns:
                 begun_ns = stopwatch_ns()
