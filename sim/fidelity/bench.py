@@ -19,7 +19,7 @@ import pandas as pd
 from engine.clock import NS_PER_S, to_ns
 from engine.settings import EngineSettings
 from sim.config import RunSettings
-from sim.fidelity.calibrate import host_costs, pace_of, residuals, starts_of, turns_of
+from sim.fidelity.calibrate import host_costs, residuals, turns_of
 from sim.fidelity.cases import (
     CASES,
     MOST_CROWDED,
@@ -46,7 +46,7 @@ from sim.fidelity.compare import (
     done,
     shares,
 )
-from sim.fidelity.device import HostCosts, Pace
+from sim.fidelity.device import HostCosts
 from sim.fidelity.fitting import predictions
 from sim.fidelity.live import LiveRun, Machine
 from sim.fidelity.profiles import PROFILE, Models, cost_models
@@ -112,8 +112,7 @@ class CaseResult:
     schedule_delay: float  # p99, of the mean latency
     host: dict[str, float]  # constants that the simulation was given; means over the runs
     turns: list[float]  # for each run, what the simulation takes for the real one's, over what they took
-    paced: list[Cell]  # the same cells, each run simulated at its own pace; judged by nobody
-    paces: list[Pace]  # of the real runs
+    untold: list[Cell]  # the same cells, simulated without what the yardstick says; judged by nobody
     core_share: float  # of its core, the least that the server got just before a run
     yard_share: float  # of the time of the compared runs, what the yardstick took
     speeds: list[float]  # for each run, how much longer it took than in the calibrations around
@@ -144,6 +143,35 @@ class CaseResult:
         return self.real_s / self.simulated_s
 
 
+@dataclass(frozen=True, slots=True)
+class Play:
+    """What is simulated of a real run: its system, its load, what strikes it, and with which chances."""
+
+    engine: EngineSettings
+    trace: Trace
+    struck: list[Any]
+    models: Models  # none where steps are fitted
+    seeds: Sequence[int]  # of the simulations
+
+    def simulated(
+        self, around: Sequence[LiveRun], tracks: Sequence[Track]
+    ) -> tuple[Models, HostCosts, list[SimulatedRun]]:
+        """What is made of the calibration runs `around`, and the simulations by it.
+
+        `tracks`: the real run's, then those of the calibration runs.
+        """
+        track, *beside = tracks
+        models = self.models or fitted(
+            [step for each in zip(around, beside, strict=True) for step in steps_at_standard(*each)],
+            models_of(self.engine),
+        )
+        host = host_costs(around, self.engine, models, beside)
+        runs = [
+            simulate(self.engine, self.trace, self.struck, models, host, seed, track) for seed in self.seeds
+        ]
+        return models, host, runs
+
+
 @dataclass(slots=True, kw_only=True)
 class Round:
     """One of the repetitions of a case."""
@@ -152,10 +180,9 @@ class Round:
     calibration: pd.DataFrame  # turns of the calibration runs, and what is said of them
     real: LiveRun
     simulated: list[SimulatedRun]  # of the same requests, each with chances of its own
-    pace: Pace  # of the real run
-    paced: list[SimulatedRun]  # at that pace, with the same chances
     compared: pd.DataFrame  # turns of the real run: nothing was fitted to them
     standard_ns: float  # what the yardstick took in the calibration runs; 0 where it was not taken
+    untold: list[SimulatedRun] = field(default_factory=list)  # without what it says, with the same chances
 
     @property
     def speed(self) -> float | None:
@@ -272,7 +299,8 @@ class Bench(Workbench):
         for number, (live, around) in enumerate(zip(real, pairwise(calibrations), strict=True)):
             self.told(f"{name}: simulations {number + 1} of {settings.repeats}")
             seeds = seeds_of(run.seed, number, settings.draws)
-            rounds.append(simulated_round(run.engine, trace, struck, system.models, live, around, seeds))
+            play = Play(run.engine, trace, struck, system.models, seeds)
+            rounds.append(replace(simulated_round(play, live, around), untold=untold(play, live, around)))
         return result(name, case, rate, rounds, settings)
 
     def count(self, rate: float, case: Case, system: System) -> int:
@@ -320,45 +348,35 @@ def seeds_of(seed: int, number: int, draws: int) -> list[int]:
     return [seed + number * draws + draw for draw in range(draws)]
 
 
-def simulated_round(
-    engine: EngineSettings,
-    trace: Trace,
-    struck: list[Any],
-    models: Models,
-    live: LiveRun,
-    around: Sequence[LiveRun],
-    seeds: Sequence[int],
-) -> Round:
-    """The simulations of a real run, one for each seed, from nothing but the calibration runs `around` it.
-
-    And as often at the real run's own pace, two numbers that its turns tell: what is off by less then was the
-    machine's, which was faster or slower than in the calibration.
-    """
+def simulated_round(play: Play, live: LiveRun, around: Sequence[LiveRun]) -> Round:
+    """The simulations of a real run, one for each seed, from the calibration runs `around` it and its yardstick."""
     runs, standard = (live, *around), standard_ns(each.log for each in around)
     tracks = [track_of(each.log, standard) for each in runs]
-    models = models or fitted(
-        [step for each in zip(around, tracks[1:], strict=True) for step in steps_at_standard(*each)],
-        models_of(engine),
-    )
-    host = host_costs(around, engine, models, tracks[1:])
-    simulated = [simulate(engine, trace, struck, models, host, seed, track=tracks[0]) for seed in seeds]
-    said = [predictions(each.log.steps, engine, models, host.factors) for each in runs]
+    models, host, simulated = play.simulated(around, tracks)
+    said = [predictions(each.log.steps, play.engine, models, host.factors) for each in runs]
     turns = [
         turns_of(each.log, said_ns, each.arrivals_ns, each.reads_ns, track)
         for each, said_ns, track in zip(runs, said, tracks, strict=True)
     ]
-    pace = pace_of(turns[0], starts_of(live.log, said[0], live.tried_ns, live.reads_ns, tracks[0]), host)
-    paced = [simulate(engine, trace, struck, models, host, seed, pace, tracks[0]) for seed in seeds]
     return Round(
         host=host,
         calibration=pd.concat([residuals(each, host, "calibration") for each in turns[1:]]),
         real=live,
         simulated=simulated,
-        pace=pace,
-        paced=paced,
         compared=residuals(turns[0], host, "compared"),
         standard_ns=standard,
     )
+
+
+def untold(play: Play, live: LiveRun, around: Sequence[LiveRun]) -> list[SimulatedRun]:
+    """The same simulations where nobody tells how fast the machine was; none where nobody knows.
+
+    The yardstick takes the machine as often and as long: what differs is what it says.
+    """
+    if not live.log.readings:
+        return []
+    tracks = [Track(readings=each.log.readings) for each in (live, *around)]
+    return play.simulated(around, tracks)[-1]
 
 
 def steps_at_standard(run: LiveRun, track: Track) -> list[Step]:
@@ -391,8 +409,7 @@ def result(
         schedule_delay=late,
         host=host_figures(rounds),
         turns=[each.turns for each in rounds],
-        paces=[each.pace for each in rounds],
-        paced=cells(ours, [run.seen for each in rounds for run in each.paced], None, settings.max_floor),
+        untold=untold_cells(ours, rounds),
         core_share=min(run.tables.core_share for run in real),
         yard_share=float(np.mean([yard_share(run) for run in real])),
         speeds=[each.speed for each in rounds if each.speed is not None],
@@ -407,6 +424,12 @@ def result(
             ]
         ),
     )
+
+
+def untold_cells(real: list[pd.DataFrame], rounds: Sequence[Round]) -> list[Cell]:
+    """The cells of simulations that were not told how fast the machine was; none where nobody knows."""
+    runs = [run.seen for each in rounds for run in each.untold]
+    return cells(real, runs, None) if runs else []
 
 
 def thinned(rows: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from engine.errors import BadSettings
 from engine.settings import EngineSettings, ExecutorSettings
-from sim.fidelity.device import Door, HostCosts, Pace, Spread
+from sim.fidelity.device import Door, HostCosts, Spread
 from sim.fidelity.fitting import FEWEST_STEPS, in_line, predictions, step_factors
 from sim.fidelity.live import LiveRun
 from sim.fidelity.steplog import Step, StepLog
@@ -256,17 +256,6 @@ def foreseen_starts_ns(starts: Starts, costs: HostCosts) -> Floats:
     means = np.array([costs.prefill_spread.mean(said) for said in said_ns])
     foreseen: Floats = (said_ns * means + costs.wake_ns) * starts.pace
     return foreseen
-
-
-def pace_of(turns: Turns, starts: Starts, costs: HostCosts) -> Pace:
-    """How many times as long as the simulation takes for them turns took in all; 1 of those that there were not."""
-    foreseen, decodes = foreseen_ns(turns, costs), ~turns.is_prefill
-    prefill_ns = turns.took_ns[turns.is_prefill].sum() + starts.took_ns.sum()
-    said_ns = foreseen[turns.is_prefill].sum() + foreseen_starts_ns(starts, costs).sum()
-    return Pace(
-        prefill=float(prefill_ns / said_ns) if said_ns else 1.0,
-        decode=float(turns.took_ns[decodes].sum() / foreseen[decodes].sum()) if decodes.any() else 1.0,
-    )
 
 
 def spread(said_ns: Floats, ratios: Floats) -> Spread:

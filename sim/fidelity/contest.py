@@ -24,6 +24,7 @@ from engine.settings import above, require
 from sim.config import RunSettings, choices, typed
 from sim.fidelity import report
 from sim.fidelity.bench import (
+    Play,
     System,
     Workbench,
     calibration_s,
@@ -154,7 +155,8 @@ class Contest(Workbench):
         real_s = simulated_s = 0.0
         for name, live in real.items():
             run, seeds = runs[name], seeds_of(runs[name].seed, number, settings.draws)
-            each = simulated_round(run.engine, traces[name], [], system.models, live, around, seeds)
+            play = Play(run.engine, traces[name], [], system.models, seeds)
+            each = simulated_round(play, live, around)
             for side, seen in (("real", [live.seen]), ("simulated", [draw.seen for draw in each.simulated])):
                 for metric, mean_s in means_of(pd.concat(seen)).items():
                     means[side][metric][name] = mean_s

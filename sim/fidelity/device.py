@@ -9,7 +9,7 @@ import asyncio
 from bisect import bisect_left, bisect_right
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -263,16 +263,6 @@ class HostCosts:
         return self.prefill_spread if has_prefill else self.decode_spread
 
 
-class Pace(NamedTuple):
-    """How many times as long as said turns take in all: those that prefill, and those that only decode."""
-
-    prefill: float = 1.0
-    decode: float = 1.0
-
-
-AS_SAID = Pace()
-
-
 @dataclass(slots=True)
 class Turn:
     """A turn that was booked."""
@@ -339,13 +329,12 @@ class Ledger:
 
 @dataclass(slots=True, kw_only=True)
 class SimulatedOptions:
-    """The cost models by their model's name, the host's costs, and the machine's ledger, course, pace and track."""
+    """The cost models by their model's name, the host's costs, and the machine's ledger, course and track."""
 
     models: dict[str, ExecutorSettings]
     host: HostCosts
     ledger: Ledger
     course: Course
-    pace: Pace = AS_SAID
     track: Track = field(default_factory=Track)
 
     def inner_of(self, model: ModelSettings) -> ExecutorSettings:
@@ -382,7 +371,6 @@ class SimulatedTurns(Delegating):
         turn_ns = said_ns * spread.ratio(said_ns, self._options.course.next())
         if not is_awake:
             turn_ns += host.wake_ns
-        turn_ns *= self._options.pace.prefill if batch.chunks else self._options.pace.decode
         turn_ns *= self._options.track.at(begins_ns)
         self._modelled.stepped(1)
         turn = ledger.turn(now_ns, max(1, round(turn_ns)))
@@ -398,9 +386,8 @@ class SimulatedTurns(Delegating):
 
     def retire(self, sequence: Sequence, first: int, last: int, block_tokens: int) -> list[KVBlock]:
         host, now_ns = self._options.host, self._clock.now_ns()
-        times = self._options.pace.decode * self._options.track.at(now_ns)
         cost_ns = host.leave_ns + host.keep_ns * (last - first) * block_tokens
-        self._options.ledger.book(now_ns, round(times * cost_ns))
+        self._options.ledger.book(now_ns, round(cost_ns * self._options.track.at(now_ns)))
         return super().retire(sequence, first, last, block_tokens)
 
 

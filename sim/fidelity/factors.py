@@ -60,12 +60,16 @@ class ByCount:
     """Factors by the class of a count."""
 
     factors: dict[int, float] = field(default_factory=dict)
+    _found: dict[int, float] = field(default_factory=dict, repr=False, compare=False)  # by the counts so far
 
     def factor(self, count: int) -> float:
         """That of a count: of the nearest class that is known."""
-        own = class_of(count)
-        nearest = min(self.factors, key=lambda each: (abs(each - own), each), default=None)
-        return 1.0 if nearest is None else self.factors[nearest]
+        found = self._found.get(count)
+        if found is None:
+            own = class_of(count)
+            nearest = min(self.factors, key=lambda each: (abs(each - own), each), default=None)
+            found = self._found[count] = 1.0 if nearest is None else self.factors[nearest]
+        return found
 
 
 @dataclass(slots=True)

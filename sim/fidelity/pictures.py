@@ -16,8 +16,9 @@ from sim.plots.frame import logarithmic_if_possible
 from sim.plots.generic import draw_agreement, draw_residuals
 
 CAPTIONS = {
-    "errors.png": "Signed errors of means and p99 by case: simulated over real, less 1; lines are two noise floors.",
-    "by_load.png": "Signed errors of the Poisson cases by load, with two noise floors to both sides.",
+    "errors.png": "Signed errors of means and p99 by case: simulated over real, less 1; lines are two spreads, "
+    "which is how far the errors of two rounds lie apart.",
+    "by_load.png": "Signed errors of the Poisson cases by load, with two spreads to both sides.",
     "floors.png": "Every judged cell: its error against its noise floor. Below the line it is within two floors.",
     "pairs.png": "Each request in both worlds: simulated against real, y = x, and 5 % to both sides.",
     "distributions.png": "Share of requests that took at most so long: a line for each run.",
@@ -119,11 +120,11 @@ def errors(results: Sequence[CaseResult]) -> Figure:
             ]
             places = np.arange(len(names)) + position * width
             heights = [100 * (cell.error or 0.0) for cell in found]
-            floors = [200 * (cell.floor or 0.0) for cell in found]
-            axes.bar(places, heights, width, label=metric, color=COLOURS[position], yerr=floors, capsize=2)
+            spans = [200 * (cell.spread or 0.0) for cell in found]
+            axes.bar(places, heights, width, label=metric, color=COLOURS[position], yerr=spans, capsize=2)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_ylabel(f"error of the {statistic}, %")
-    panels[0].set_title("Simulated over real, less 1; the lines are two noise floors to both sides")
+    panels[0].set_title("Simulated over real, less 1; the lines are two spreads to both sides")
     panels[0].legend(frameon=False, ncols=len(LATENCIES))
     panels[1].set_xticks(np.arange(len(names)) + width, names)
     return figure
@@ -135,7 +136,7 @@ def by_load(results: Sequence[CaseResult]) -> Figure:
     for axes, statistic in zip(figure.subplots(1, 2, sharey=True), ("mean", "p99"), strict=True):
         for position, metric in enumerate(LATENCIES):
             found = [
-                (100 * result.load + position - 1, 100 * cell.error, 200 * (cell.floor or 0.0))
+                (100 * result.load + position - 1, 100 * cell.error, 200 * (cell.spread or 0.0))
                 for result in results
                 for cell in result.cells
                 if (cell.metric, cell.statistic) == (metric, statistic) and cell.error is not None

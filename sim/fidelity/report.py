@@ -13,12 +13,11 @@ from rich.table import Table
 
 from sim.fidelity.bench import CaseResult
 from sim.fidelity.compare import ALL_DECISIONS, FAIL, INCONCLUSIVE, LATENCIES, PASS, Cell, Distance, Share
-from sim.fidelity.device import Pace
 from sim.fidelity.pictures import CAPTIONS, kind_of
 from sim.fidelity.settings import FidelitySettings, Protocol
 from sim.report import STYLE
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 PUBLISHED: tuple[tuple[str, str, str], ...] = (
     ("Vidur", "request latency below 9 %, worst near capacity", "arXiv 2405.05465"),
@@ -131,11 +130,10 @@ def cell_rows(cells: Sequence[Cell]) -> Rows:
 
 SUMMARY_CELLS = ("TTFT mean", "TPOT mean", "E2E mean", "TTFT p99", "TPOT p99", "E2E p99", "throughput")
 SUMMARY_HEADS = ("case", "load", *SUMMARY_CELLS, "equal decisions", "verdict")
-PACED_HEADS = ("case", "prefill took", "decode took", *SUMMARY_CELLS)
-PACED = (
-    "The same errors where each run is simulated at its own pace: with two numbers more, how many times as long as "
-    "in the calibration its turns took, those that prefill and those that decode. Nothing is judged by these: they "
-    "tell what the machine's speed leaves of an error, which is the simulator's."
+UNTOLD_HEADS = ("case", *SUMMARY_CELLS, "spread of E2E mean", "where it is told")
+UNTOLD = (
+    "The same errors where the simulation is not told how fast the machine was, moment by moment: what is worse here "
+    "was the machine. Nothing is judged by these."
 )
 PUBLISHED_HEADS = ("system", "error", "source")
 OTHERS = "Other engines, machines and loads: beside these figures, never instead of them."
@@ -292,8 +290,8 @@ def tables(results: Sequence[CaseResult]) -> list[str]:
         *grid(SUMMARY_HEADS, summary_rows(results)),
         "",
     ]
-    if paced := paced_rows(results):
-        parts += [PACED, "", *grid(PACED_HEADS, paced), ""]
+    if untold := untold_rows(results):
+        parts += [UNTOLD, "", *grid(UNTOLD_HEADS, untold), ""]
     parts += [
         f"- {name}: {capacity:.2f} requests/s at most" for name, capacity in capacities(results).items()
     ]
@@ -332,8 +330,8 @@ def html(
     title = "Simulation against reality"
     parts = [f"<h1>{title}</h1>", *(f"<p>{escape(line)}.</p>" for line in closing_lines(results))]
     parts.append(html_grid(SUMMARY_HEADS, summary_rows(results)))
-    if paced := paced_rows(results):
-        parts += [f"<p>{escape(PACED)}</p>", html_grid(PACED_HEADS, paced)]
+    if untold := untold_rows(results):
+        parts += [f"<p>{escape(UNTOLD)}</p>", html_grid(UNTOLD_HEADS, untold)]
     parts.append("<ul>")
     parts += [
         f"<li>{escape(name)}: {most:.2f} requests/s at most</li>"
@@ -410,13 +408,16 @@ def summary_rows(results: Sequence[CaseResult]) -> Rows:
     return rows
 
 
-def paced_rows(results: Sequence[CaseResult]) -> Rows:
-    """A line a case: the signed errors at the runs' own pace. Folders of before do not know them."""
+def untold_rows(results: Sequence[CaseResult]) -> Rows:
+    """A line a case: the signed errors without the yardstick. Where it was not taken there are none."""
     rows: Rows = []
     for result in results:
-        if result.paced:
-            paces = [f"{min(kind):.3f} to {max(kind):.3f}" for kind in zip(*result.paces, strict=True)]
-            rows.append((result.name, *paces, *summary_errors(result.paced)))
+        if result.untold:
+            spreads = [
+                percent(next(cell.spread for cell in found if cell.name == "E2E mean"), sign="")
+                for found in (result.untold, result.cells)
+            ]
+            rows.append((result.name, *summary_errors(result.untold), *spreads))
     return rows
 
 
@@ -436,8 +437,7 @@ def as_json(result: CaseResult) -> dict[str, Any]:
     """A case for fidelity.json: every cell, nothing left out but the single requests."""
     made = {name: getattr(result, name) for name in PLAIN}
     made["verdict"], made["speed_up"] = result.verdict, result.speed_up
-    made["paces"] = [list(each) for each in result.paces]
-    for name in ("cells", "paced", "shares", "distances"):
+    for name in ("cells", "untold", "shares", "distances"):
         made[name] = [asdict(each) for each in getattr(result, name)]
     return made
 
@@ -469,17 +469,16 @@ OF_BEFORE: dict[str, Any] = {"yard_share": 0.0, "speeds": ()}
 
 def from_json(values: dict[str, Any]) -> CaseResult:
     """The case that `as_json` made this of."""
-    cells, paced = (
+    cells, untold = (
         [Cell(**{**each, "interval": _pair(each["interval"])}) for each in told]
-        for told in (values["cells"], values.get("paced", ()))
+        for told in (values["cells"], values.get("untold", ()))
     )
     shares = [Share(**each) for each in values["shares"]]
     spread = [Distance(**each) for each in values["distances"]]
     return CaseResult(
         **{name: (OF_BEFORE | values)[name] for name in PLAIN},
         cells=cells,
-        paced=paced,
-        paces=[Pace(*each) for each in values.get("paces", ())],
+        untold=untold,
         shares=shares,
         distances=spread,
     )

@@ -47,7 +47,7 @@ class Protocol:
     simulated: str = "profile"
     profile: str | None = None
     profile_s: float = 20.0
-    yard_every_s: float = 0.1  # 0: never
+    yard_every_s: float = 0.04  # 0: never
     max_schedule_delay: float = 0.02  # its p99, as a share of the mean latency
     folder: str = "fidelity"
     resume: str | None = None

@@ -12,7 +12,7 @@ from engine.clock import NS_PER_S, stopwatch_ns
 from engine.engine import Engine
 from engine.settings import CacheSettings, EngineSettings, ExecutorSettings
 from sim.config import TimedFault
-from sim.fidelity.device import AS_SAID, SIMULATED, Course, HostCosts, Ledger, Pace
+from sim.fidelity.device import SIMULATED, Course, HostCosts, Ledger
 from sim.fidelity.steplog import Reading
 from sim.fidelity.track import Track
 from sim.stage import Stage
@@ -41,17 +41,15 @@ def simulate(
     models: dict[str, ExecutorSettings],
     host: HostCosts,
     seed: int,
-    pace: Pace = AS_SAID,
     track: Track | None = None,
 ) -> SimulatedRun:
     """One run. `seed` draws the spread of the steps and all delays, nothing else. Raises BadSettings.
 
-    `pace`: turns take so many times what `host` and `models` say; `track`: and so many more or less, by the time.
+    `track`: at each time everything takes so many times what `host` and `models` say.
     """
     begun_ns = stopwatch_ns()
-    stage = Stage(
-        twin(settings, models, host, seed, pace, track or Track()), on_the_way(trace, host), SAMPLE_EVERY_S
-    )
+    engine = twin(settings, models, host, seed, track or Track())
+    stage = Stage(engine, on_the_way(trace, host), SAMPLE_EVERY_S)
     try:
         stage.door = door(stage, host, seed)
         slow_down(stage.engine, host, seed)
@@ -74,7 +72,7 @@ def on_the_way(trace: Trace, host: HostCosts) -> Trace:
 def door(stage: Stage, host: HostCosts, seed: int) -> Callable[[], Awaitable[None]]:
     """What lets requests in when the real engine would; on one line nobody overtakes."""
     clock, options = stage.clock, stage.engine.settings.executor.options
-    ledger, track, arrive_ns = options["ledger"], options["track"], host.arrive_ns * options["pace"].decode
+    ledger, track = options["ledger"], options["track"]
     random, least_ns, latest_ns = stream(seed, "fidelity.in"), round(host.in_ns.min()), 0
 
     async def pass_through() -> None:
@@ -91,7 +89,7 @@ def door(stage: Stage, host: HostCosts, seed: int) -> Callable[[], Awaitable[Non
         if latest_ns > now_ns:
             await clock.sleep(latest_ns - now_ns)
         now_ns = clock.now_ns()
-        ledger.lengthen(now_ns, round(arrive_ns * track.at(now_ns)))
+        ledger.lengthen(now_ns, round(host.arrive_ns * track.at(now_ns)))
 
     return pass_through
 
@@ -120,12 +118,11 @@ def twin(
     models: dict[str, ExecutorSettings],
     host: HostCosts,
     seed: int,
-    pace: Pace,
     track: Track,
 ) -> EngineSettings:
     """The same engine with cost models for executors, and tiers that are only sizes and times."""
     course = Course(host.ranks, stream(seed, "fidelity.turns"))
-    options = {"models": models, "host": host, "course": course, "pace": pace, "track": track}
+    options = {"models": models, "host": host, "course": course, "track": track}
     ledger = Ledger(yards=[(each.due_ns, yard_ns(each, host, track)) for each in reversed(track.readings)])
     executor = ExecutorSettings(name=SIMULATED, options=options | {"ledger": ledger})
     return replace(settings, executor=executor, cache=without_stores(settings.cache, host))

@@ -1,7 +1,7 @@
 """What a live run notes of its steps: numbers only, whatever the executor was."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engine.execution import Batch
 
@@ -70,23 +70,17 @@ class StepLog:
 
     def since(self, zero_ns: int) -> "StepLog":
         """The same log, its times counted from that reading of the stopwatch."""
-        steps = [
-            each._replace(
-                asked_ns=each.asked_ns - zero_ns,
-                begun_ns=each.begun_ns - zero_ns,
-                ended_ns=each.ended_ns - zero_ns,
-            )
-            for each in self.steps
-        ]
-        readings = [
-            each._replace(
-                due_ns=each.due_ns - zero_ns,
-                begun_ns=each.begun_ns - zero_ns,
-                ended_ns=each.ended_ns - zero_ns,
-            )
-            for each in self.readings
-        ]
+        steps, readings = ([moved(each, zero_ns) for each in rows] for rows in (self.steps, self.readings))
         return StepLog(steps, list(self.left), readings)
+
+
+READ = ("due_ns", "asked_ns", "begun_ns", "ended_ns")
+"""What is read from the stopwatch."""
+
+
+def moved(row: Any, zero_ns: int) -> Any:
+    """The same row, its times counted from that reading of the stopwatch."""
+    return row._replace(**{name: getattr(row, name) - zero_ns for name in READ if name in row._fields})
 
 
 def shape_of(batch: Batch) -> Shape:

@@ -7,7 +7,6 @@ import pytest
 from sim.fidelity.bench import COST_NAMES, DELAY_NAMES, CaseResult, points
 from sim.fidelity.cases import CASES
 from sim.fidelity.compare import cells, distances, shares
-from sim.fidelity.device import Pace
 
 MS = 1_000_000
 
@@ -73,8 +72,7 @@ def made_case(run, name="poisson70", factor=1.0, real_factor=1.0, voids=()):
         schedule_delay=0.001,
         host=dict.fromkeys((*COST_NAMES, *DELAY_NAMES), 1.0) | {"tier_wait_s": 0.0},
         turns=[0.99, 1.02],
-        paced=cells(real, [slower(run, 1.01)] * 2, None),
-        paces=[Pace(0.98, 1.02), Pace(1.01, 1.03)],
+        untold=cells(real, [slower(run, 1.01)] * 2, None),
         core_share=0.98,
         yard_share=0.03,
         speeds=[1.04, 0.97],

@@ -16,7 +16,6 @@ from sim.fidelity.calibrate import (
     host_costs,
     idle_delays,
     joined,
-    pace_of,
     residuals,
     starts_of,
     tier_waits,
@@ -201,18 +200,10 @@ def test_who_came_while_the_yardstick_was_taken_tells_nothing_of_the_way_or_the_
     assert door_of([run], 2.0) == Door()
 
 
-def test_the_pace_of_a_run_is_that_of_its_turns_with_prefill_and_of_those_without():
-    log, said, arrivals = made_log(rest_at=range(10, 400, 10))
-    turns, starts = turns_of(log, said, arrivals), starts_of(log, said, arrivals)
-    costs = turn_costs(turns)
-    costs.wake_ns = 2.0 * MS  # all of it: what is found of few rests is drawn towards 0
-    assert pace_of(turns, starts, costs) == pytest.approx((1.0, 1.0), abs=0.02)
-    turns.took_ns = turns.took_ns * np.where(turns.is_prefill, 1.0, 1.5)
-    assert pace_of(turns, starts, costs) == pytest.approx((1.0, 1.5), abs=0.03)
-    turns.took_ns, starts.took_ns = turns.took_ns * np.where(turns.is_prefill, 2.0, 1.0), starts.took_ns * 2
-    assert pace_of(turns, starts, costs) == pytest.approx((2.0, 1.5), abs=0.04)
-    nothing = turns_of(StepLog(), np.empty(0), arrivals)
-    assert pace_of(nothing, starts_of(StepLog(), np.empty(0), arrivals), costs) == (1.0, 1.0)
+def test_a_run_without_steps_has_no_turns_and_no_starts():
+    nobody = np.empty(0)
+    assert len(turns_of(StepLog(), nobody, nobody)) == 0
+    assert len(starts_of(StepLog(), nobody, nobody).took_ns) == 0
 
 
 def test_a_door_remembers_what_was_left_of_the_turn_and_when_each_was_let_in():

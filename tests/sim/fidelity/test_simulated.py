@@ -8,16 +8,7 @@ from engine.clock import WallClock
 from engine.engine import Engine
 from engine.settings import ExecutorSettings
 from sim.fidelity.cases import CASES, at_once, faults, run_settings, traffic
-from sim.fidelity.device import (
-    AS_SAID,
-    STRETCH_TURNS,
-    Course,
-    Door,
-    HostCosts,
-    Ledger,
-    Pace,
-    Spread,
-)
+from sim.fidelity.device import STRETCH_TURNS, Course, Door, HostCosts, Ledger, Spread
 from sim.fidelity.factors import ByCount, ModelFactors, Scales
 from sim.fidelity.server import WARM_UP_TOKENS, in_turns, warm_up
 from sim.fidelity.simulated import simulate, without_stores
@@ -27,14 +18,14 @@ from sim.fidelity.track import Track
 PHASES = (("arrival_ns", "first_token_ns"), ("first_token_ns", "finished_ns"))
 
 
-def run_of(case="poisson70", host=None, seed=1, overrides=(), count=40, rate=20.0, pace=AS_SAID, track=None):
+def run_of(case="poisson70", host=None, seed=1, overrides=(), count=40, rate=20.0, track=None):
     case = CASES[case]
     run = run_settings(case, count, overrides)
     names = [model.name for model in run.engine.fleet.models]
     models = {name: ExecutorSettings(name="roofline") for name in names}
     trace = traffic(case, run, count, rate, run.seed)
     struck = faults(case, run, trace)
-    return simulate(run.engine, trace, struck, models, host or HostCosts(), seed, pace, track)
+    return simulate(run.engine, trace, struck, models, host or HostCosts(), seed, track)
 
 
 def played(*given, **settings):
@@ -271,34 +262,6 @@ def test_a_prefix_from_files_takes_what_it_took_in_the_calibration_and_turns_wai
 def test_replicas_of_one_machine_take_turns():
     ledger = Ledger()
     assert [ledger.book(0, 10), ledger.book(3, 10), ledger.book(50, 10)] == [10, 20, 60]
-
-
-def test_at_another_pace_turns_take_so_many_times_as_long():
-    host = HostCosts(step_ns=5e6, leave_ns=1e6)
-    alone = {"count": 20, "rate": 0.001, "host": host, "overrides": ["health.enabled=false"]}
-    plain, both = played(**alone), played(**alone, pace=Pace(1.5, 1.5))
-    assert e2e_ns(both) / e2e_ns(plain) == pytest.approx(1.5, rel=1e-5)
-    ttft, decoding = ((plain[end] - plain[begin]).to_numpy(float) for begin, end in PHASES)
-    for pace in (Pace(1.5, 1.0), Pace(1.0, 2.0)):
-        found = played(**alone, pace=pace)
-        for (begin, end), before, times in zip(PHASES, (ttft, decoding), pace, strict=True):
-            assert (found[end] - found[begin]).to_numpy(float) == pytest.approx(before * times, rel=1e-5)
-    leaving = {
-        "count": 40,
-        "rate": 1e6,
-        "host": HostCosts(scale=0.0, leave_ns=5e6),
-    }  # nothing else takes time
-    took, longer = (played(**leaving, pace=Pace(1.0, times))["finished_ns"].max() for times in (1.0, 2.0))
-    assert longer / took == pytest.approx(2.0, rel=0.02)
-    coming = {"count": 40, "rate": 1e6, "overrides": ["health.enabled=false"]}
-    first = []
-    for arrive_ns, times in ((0.0, 1.0), (2e6, 1.0), (2e6, 2.0)):
-        costs = HostCosts(step_ns=1e6, arrive_ns=arrive_ns)
-        first.append(played(**coming, host=costs, pace=Pace(1.0, times))["first_token_ns"].min())
-    assert first[1] - first[0] > 10e6  # the others come while the first one's prefill is under way
-    assert first[2] - first[0] == 2 * (first[1] - first[0])
-    crowd = {"count": 40, "rate": 20.0, "host": host}
-    assert (e2e_ns(played(**crowd, pace=Pace(1.5, 1.5))) / e2e_ns(played(**crowd))).mean() > 1.5
 
 
 def test_turns_take_so_many_times_as_long_as_the_track_says_at_their_time():

@@ -18,15 +18,15 @@ from sim.fidelity.calibrate import (
 )
 from sim.fidelity.cases import CASES, run_settings
 from sim.fidelity.device import Ledger
-from sim.fidelity.steplog import Reading, Shape, Step, StepLog
+from sim.fidelity.steplog import Leaving, Reading, Shape, Step, StepLog
 from sim.fidelity.track import Track, standard_ns, track_of
-from sim.fidelity.yardstick import Yardstick
+from sim.fidelity.yardstick import WARM_UPS, Yardstick
 
 US, MS, S = 1_000, 1_000_000, 1_000_000_000
 
 
 def readings(took_ms, every_ms=100):
-    """A log with one each `every_ms`, of two takes each, and no steps."""
+    """A log with one each `every_ms`, which has the machine for twice as long as it takes, and no steps."""
     found = [
         Reading(due, due + MS, due + MS + round(2 * took * MS), round(took * MS))
         for due, took in zip(range(0, len(took_ms) * every_ms * MS, every_ms * MS), took_ms, strict=True)
@@ -89,11 +89,13 @@ def test_a_reading_after_a_longer_rest_tells_nothing_of_a_machine_at_work_unless
 
 
 def test_times_of_readings_are_counted_from_the_start_of_the_load_as_those_of_steps():
-    (moved,) = StepLog(readings=[Reading(100, 110, 150, 20)]).since(100).readings
-    assert moved == Reading(0, 10, 50, 20)
-    log = StepLog(readings=[moved])
+    shape = Shape((), ())
+    log = StepLog([Step("m", 110, 120, 130, 9, shape)], [Leaving(1, 2)], [Reading(100, 110, 150, 20)])
+    moved = log.since(100)
+    assert moved.steps == [Step("m", 10, 20, 30, 9, shape)]
+    assert (moved.left, moved.readings) == (log.left, [Reading(0, 10, 50, 20)])
     log.clear()
-    assert log.readings == []
+    assert log == StepLog()
 
 
 def slow_log(yards_ms=4.0, host_us=300, yard_us=200, rest_at=()):
@@ -217,6 +219,14 @@ def test_the_smallest_model_of_a_fleet_is_its_yardstick_and_takes_about_as_long_
 
 
 @pytest.mark.torch
+def test_a_yardstick_that_takes_long_is_taken_less_often(yardstick, monkeypatch):
+    assert yardstick.every_ns >= 20 * MS
+    takes = iter([90 * MS] * (WARM_UPS - 1) + [30 * MS])  # the first ones warm it up
+    monkeypatch.setattr(Yardstick, "take", lambda _: next(takes))
+    assert Yardstick(run_settings(CASES["five"], 1, []).engine, 20 * MS).every_ns == 300 * MS
+
+
+@pytest.mark.torch
 def test_the_yardstick_has_its_turn_at_its_times_until_the_run_is_over(yardstick):
     found, spans = [], []
 
@@ -237,7 +247,7 @@ def test_the_yardstick_has_its_turn_at_its_times_until_the_run_is_over(yardstick
 
     start_ns = asyncio.run(live())
     assert len(found) > 3
-    assert all((each.due_ns - start_ns) % (20 * MS) == 0 for each in found)
+    assert all((each.due_ns - start_ns) % yardstick.every_ns == 0 for each in found)
     assert all(one.due_ns < other.due_ns for one, other in pairwise(found))
     for each in found:
         assert each.due_ns <= each.begun_ns < each.begun_ns + each.took_ns <= each.ended_ns
