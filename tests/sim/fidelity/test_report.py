@@ -4,7 +4,7 @@ import pytest
 
 from sim.fidelity.compare import FAIL
 from sim.fidelity.folder import FidelityFolder, read_cases
-from sim.fidelity.pictures import CAPTIONS, kind_of, save_all
+from sim.fidelity.pictures import CAPTIONS, by_load, errors, kind_of, save_all
 from sim.fidelity.report import (
     UNTOLD,
     as_json,
@@ -127,6 +127,16 @@ def test_errors_without_the_yardstick_stand_beside_and_are_judged_by_nobody(make
     before = as_json(case)
     del before["untold"]
     assert UNTOLD not in tables([from_json(before)])
+
+
+def test_the_lines_at_an_error_are_two_spreads_to_both_sides(make_case):
+    case = make_case(factor=1.2, real_factor=1.5)
+    (mean,) = [cell for cell in case.cells if cell.name == "TTFT mean"]
+    mean.spread = 0.07  # another than the floor
+    for figure in (errors([case]), by_load([case])):
+        lines = figure.axes[0].containers[0].lines[2][0]
+        (_, low), (_, high) = lines.get_segments()[0]
+        assert high - low == pytest.approx(400 * mean.spread)
 
 
 def test_pictures_need_no_p99_and_no_single_requests(make_case, make_run, drawn, tmp_path):
