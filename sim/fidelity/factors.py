@@ -57,10 +57,10 @@ def class_of(count: int) -> int:
 
 @dataclass(slots=True)
 class ByCount:
-    """Factors by the class of a count."""
+    """Factors by the class of a count, which do not change: what was found once is remembered."""
 
     factors: dict[int, float] = field(default_factory=dict)
-    _found: dict[int, float] = field(default_factory=dict, repr=False, compare=False)  # by the counts so far
+    _found: dict[int, float] = field(default_factory=dict, repr=False, compare=False)  # by count
 
     def factor(self, count: int) -> float:
         """That of a count: of the nearest class that is known."""

@@ -71,8 +71,8 @@ def step_factors(
             together = by_count(counts[chosen], seen.took_ns[chosen], said_ns[chosen])
             for number, model in enumerate(found):
                 own = chosen & (seen.model == number)
-                made = by_count(counts[own], seen.took_ns[own], said_ns[own])
-                made.factors = together.factors | made.factors
+                alone = by_count(counts[own], seen.took_ns[own], said_ns[own])
+                made = ByCount(together.factors | alone.factors)
                 setattr(model, name, made)
                 factors[name][own] = [made.factor(count) for count in counts[own].tolist()]
     return dict(zip(models, found, strict=True))

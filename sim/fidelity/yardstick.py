@@ -19,9 +19,8 @@ from sim.world import SimClock
 YARD = Shape(((0, 0, 4, 4),), ())
 """A short prompt: no longer than what a machine does for most of its time, the decode steps of a few."""
 WARM_UPS = 20
-LEAST_REST = (
-    10  # times as long as it takes, from one to the next: a large model would leave nothing to the load
-)
+LEAST_APART = 10
+"""From one to the next, at least so many times as long as it takes: a large model would leave nothing to the load."""
 
 
 class Yardstick:
@@ -42,7 +41,7 @@ class Yardstick:
         self.model = model.name
         machine = Machine(model, settings.hardware, self._clock, 1, settings.seed)
         self._executor = make_inner(executor, machine)
-        self.every_ns = max(every_ns, LEAST_REST * min(self.take() for _ in range(WARM_UPS)))
+        self.every_ns = max(every_ns, LEAST_APART * min(self.take() for _ in range(WARM_UPS)))
 
     def take(self) -> int:
         """Its step, once; what it took, in ns."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.clock import stopwatch_ns
-from sim.fidelity.bench import steps_at_standard
+from sim.fidelity import bench
 from sim.fidelity.calibrate import (
     FEW_RESTS,
     foreseen_ns,
@@ -143,16 +143,19 @@ def test_what_turns_cost_is_found_whatever_the_pace_was_and_whatever_the_yardsti
     assert foreseen_ns(untold, turn_costs(untold))[middle].sum() < 0.9 * untold.took_ns[middle].sum()
 
 
+def starts_and_costs(log, said, comes):
+    """The starts of such a log, and what its turns cost; starts, which prefill, spread as turns do."""
+    track = track_of(log, 2.0 * MS)
+    costs = turn_costs(turns_of(log, said, comes, track=track))
+    costs.prefill_spread = costs.decode_spread
+    return starts_of(log, said, comes, track=track), costs
+
+
 def test_what_a_start_takes_more_is_found_whatever_the_pace_was():
     rests = range(12, 600, 10)
     log, said, comes = slow_log(rest_at=rests)
-    track = track_of(log, 2.0 * MS)
-    starts, costs = (
-        starts_of(log, said, comes, track=track),
-        turn_costs(turns_of(log, said, comes, track=track)),
-    )
+    starts, costs = starts_and_costs(log, said, comes)
     assert len(starts.took_ns) == len(rests)
-    costs.prefill_spread = costs.decode_spread
     assert starts.pace.max() == pytest.approx(2.0)
     assert waking_ns([starts], costs) == pytest.approx(2 * MS, rel=0.3)  # few rests are drawn towards 0
     late = StepLog(
@@ -165,12 +168,7 @@ def test_what_a_start_takes_more_is_found_whatever_the_pace_was():
 def test_a_start_on_a_slow_machine_tells_what_it_would_take_more_at_the_standard():
     rests = range(232, 372, 10)
     log, said, comes = slow_log(rest_at=rests)
-    track = track_of(log, 2.0 * MS)
-    starts, costs = (
-        starts_of(log, said, comes, track=track),
-        turn_costs(turns_of(log, said, comes, track=track)),
-    )
-    costs.prefill_spread = costs.decode_spread
+    starts, costs = starts_and_costs(log, said, comes)
     assert starts.pace.min() > 1.5
     drawn_to_none = len(rests) / (len(rests) + FEW_RESTS)
     assert waking_ns([starts], costs) == pytest.approx(2 * MS * drawn_to_none, rel=0.15)
@@ -180,8 +178,24 @@ def test_a_start_on_a_slow_machine_tells_what_it_would_take_more_at_the_standard
 
 def test_steps_are_as_long_as_they_would_have_been_at_the_standard():
     steps = [Step("m", at, at, at + 90, 90, Shape((), ())) for at in (0, 100)]
-    found = steps_at_standard(SimpleNamespace(log=StepLog(steps)), Track([50], [1.0, 3.0]))
+    found = bench.steps_at_standard(SimpleNamespace(log=StepLog(steps)), Track([50], [1.0, 3.0]))
     assert [step.duration_ns for step in found] == [90, 30]
+
+
+def test_costs_are_found_by_the_tracks_of_the_calibrations_and_simulations_by_the_runs_own(monkeypatch):
+    monkeypatch.setattr(bench, "host_costs", lambda around, engine, models, tracks: (around, tracks))
+    monkeypatch.setattr(bench, "simulate", lambda *given: given[-3:])
+    own, *beside = tracks = [Track([], [pace]) for pace in (1.0, 2.0, 3.0)]
+    play = bench.Play(None, None, [], {"m": None}, [3, 4])
+    host = ("before and after", beside)
+    assert play.simulated("before and after", tracks)[1:] == (host, [(host, 3, own), (host, 4, own)])
+
+
+def test_who_is_not_told_knows_when_the_yardstick_was_taken_and_not_what_it_said():
+    runs = [SimpleNamespace(log=readings([took_ms] * 20)) for took_ms in (2.0, 3.0, 4.0)]
+    play = SimpleNamespace(simulated=lambda _, tracks: (None, None, tracks))
+    assert bench.untold(play, runs[0], runs[1:]) == [Track([], [1.0], run.log.readings) for run in runs]
+    assert bench.untold(play, SimpleNamespace(log=StepLog()), runs[1:]) == []
 
 
 def test_who_asks_first_has_the_device_first_and_the_yardstick_is_one_of_them():
